@@ -1,0 +1,115 @@
+"""Files and directories that appear whole or not at all.
+
+Everything is written beside its final name, flushed to the disk, and renamed: a crash at any byte, a full
+disk or a Ctrl-C leaves what was there before. (Only a kill between the two renames that replace a directory
+leaves the old one, whole, under NAME.old-….)
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and takes the name `path`.
+
+    On any exception the temporary file is removed and `path` is what it was. An OSError names `path`, not the
+    temporary file. Where `path` is a link, what it points to is replaced.
+    """
+    target = _real(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target)
+    try:
+        with _errors_name(path, temporary):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary directory beside `path`; on success it takes the name `path`.
+
+    An existing non-empty `path` is refused (FileExistsError) unless `overwrite`; then the old directory
+    keeps its name until the new one is complete, and is deleted only after the swap. Errors and links as in
+    `atomic_write`.
+    """
+    check_destination(path, overwrite)
+    target = _real(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target)
+    try:
+        with _errors_name(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            for item in sorted(temporary.rglob("*")):
+                _sync(item)
+            _sync(temporary)
+            _swap(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_destination(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path}: is a file; name a directory")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise FileExistsError(f"{path}: exists and is not empty; choose another name or pass --overwrite")
+
+
+def _swap(new: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(new, target)
+        _sync(target.parent)
+        return
+    old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
+    try:
+        os.rename(target, old)
+        os.rename(new, target)
+        _sync(target.parent)
+    finally:  # whatever happened, a Ctrl-C included, one of the two has the name
+        if not target.exists():
+            os.rename(old, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _errors_name(path: str | Path, temporary: Path) -> Iterator[None]:
+    """Make an OSError about the temporary path, or about no path at all (a full disk), name `path`."""
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(temporary)
+        if error.errno is not None and (error.filename is None or inside):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _real(path: str | Path) -> Path:
+    """Links followed, "." and ".." resolved: a name that has a parent and can be renamed."""
+    return Path(os.path.realpath(path))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

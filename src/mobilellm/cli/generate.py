@@ -1,0 +1,66 @@
+"""Complete a prompt (or several at once) and stream the text.
+
+MODEL is a model directory, a training run, or a Hub id. Without a prompt, standard input is the prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from mobilellm.sampling import Sampling
+
+
+@dataclass
+class Arguments:
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Model directory, training run, or Hub id (org/name)."""
+    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT")] = ()
+    """Texts to complete; several are one batch. None reads standard input."""
+    max_tokens: int | None = None
+    """Most new tokens for each prompt; by default up to the model's context."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End at this text and leave it out; may be given several times."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; by default as stored (float16 becomes float32 on a CPU)."""
+    device: str = "cpu"
+    """torch device, e.g. cpu or cuda."""
+    json: bool = False
+    """Print one JSON object with every completion at the end instead of streaming."""
+
+
+def run(arguments: Arguments) -> None:
+    import mobilellm
+    from mobilellm.model.api import load
+
+    prompts = arguments.prompts or (sys.stdin.read().removesuffix("\n"),)
+    loaded = load(arguments.model, arguments.dtype, arguments.device, say=_say)
+    options = (arguments.sampling, arguments.max_tokens, arguments.stop)
+    if arguments.json or len(prompts) > 1:
+        completions = mobilellm.generate(loaded, prompts, *options)
+        if arguments.json:
+            rows = [
+                {"prompt": prompt, **completion._asdict()}
+                for prompt, completion in zip(prompts, completions, strict=True)
+            ]
+            print(json.dumps({"sampling": dataclasses.asdict(arguments.sampling), "completions": rows}))
+        else:
+            for prompt, completion in zip(prompts, completions, strict=True):
+                print(f"{prompt}{completion.text}\n")
+        return
+    print(prompts[0], end="", flush=True)
+    for piece in loaded.stream(prompts[0], *options):
+        print(piece.text, end="", flush=True)
+        if piece.finish == "context":
+            _say("the model's context is full")
+    print()
+
+
+def _say(message: str) -> None:
+    print(f"mobilellm: {message}", file=sys.stderr)

@@ -1,0 +1,318 @@
+"""Train, evaluate and talk to a small deep-and-thin model with layer sharing, on this machine, in minutes.
+
+Text -> tokenizer -> shards -> pretraining -> held-out perplexity -> report -> a streamed completion. The text
+is the documentation that every Python installation carries, or your own with --text. Stop it at any moment;
+the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilellm.atomic import atomic_write
+from mobilellm.config import ModelConfig
+from mobilellm.data.documents import Document, paragraphs, python_documentation, text_files
+from mobilellm.data.loader import PackedLoader
+from mobilellm.data.shards import ShardIndex, read_index, read_split, write_shards
+from mobilellm.presets import preset
+from mobilellm.sampling import Sampling
+from mobilellm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mobilellm.model.transformer import MobileLLM
+    from mobilellm.train.settings import TrainSettings
+
+_STAGES = 6
+_PROMPT = "Return a list of"
+_SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=0)
+
+
+@dataclass
+class Arguments:
+    out: Path = Path("runs/quickstart")
+    """Folder of the run."""
+    text: tuple[Path, ...] = ()
+    """Your own UTF-8 text files instead of Python's documentation."""
+    steps: int = 400
+    """Training steps."""
+    prompt: str | None = None
+    """What to complete at the end."""
+    seed: int = 0
+    """Seed of the weights, the order of the data and the completion."""
+    fresh: bool = False
+    """Delete the run in --out and start over."""
+
+
+def run(arguments: Arguments) -> None:
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is done is kept in {arguments.out}; the same command goes on from there.")
+        sys.exit(130)
+
+
+def _run(arguments: Arguments) -> None:
+    started = time.perf_counter()
+    out = arguments.out
+    _claim(arguments)
+    if (out / "report.json").is_file():
+        results = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        print(f"This run is complete ({out}); --fresh trains it again. Its results:\n")
+        _print_results(results)
+        _talk(arguments, load_only=True)
+        _print_next(out)
+        return
+    tokenizer, index = _prepare(arguments)
+    config = replace(preset("tiny-ls"), vocab_size=tokenizer.vocab_size)
+    finished = _pretrain(arguments, config, tokenizer, index)
+    if not finished:
+        return
+    results = _evaluate_and_report(arguments, config, index, time.perf_counter() - started)
+    _print_results(results)
+    _talk(arguments)
+    _print_next(out)
+
+
+def _claim(arguments: Arguments) -> None:
+    """Make the folder this run's own, or refuse a folder that holds something else."""
+    out, file = arguments.out, arguments.out / "quickstart.json"
+    identity = {
+        "text": [_sha256(path) for path in arguments.text] or f"python {platform.python_version()}",
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+    }
+    if arguments.fresh and file.is_file():
+        shutil.rmtree(out)
+    if file.is_file():
+        if json.loads(file.read_text(encoding="utf-8")) != identity:
+            raise ValueError(
+                f"{out}: holds a run with other text, steps or seed; choose another --out, or --fresh to "
+                "delete it and start over"
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out}: exists and is not a quickstart run; choose another --out")
+    else:
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
+    """Stages 1 to 3: text, tokenizer, shards; each is skipped when it is there."""
+    out = arguments.out
+    if not (out / "shards" / "index.json").is_file():
+        _say(1, "reading text")
+        documents = list(_documents(arguments))
+        size = sum(len(document.text.encode()) for document in documents)
+        print(f"      {len(documents):,} documents, {size / 1e6:.1f} MB")
+        vocab_size = preset("tiny-ls").vocab_size if size > 1_000_000 else 1024
+        _say(2, f"training a tokenizer of {vocab_size:,} tokens")
+        tokenizer = Tokenizer.train((document.text for document in documents), vocab_size)
+        shutil.rmtree(out / "tokenizer", ignore_errors=True)
+        tokenizer.save(out / "tokenizer")
+        _say(3, "writing shards")
+        source = "your text" if arguments.text else f"documentation of Python {platform.python_version()}"
+        licence = "as your text" if arguments.text else "Python Software Foundation License 2"
+        write_shards(out / "shards", documents, tokenizer, source, licence, overwrite=True)
+    index, tokenizer = read_index(out / "shards"), Tokenizer.load(out / "tokenizer")
+    print(
+        f"      {index.total('train', 'tokens'):,} tokens to train on, {index.total('held-out', 'tokens'):,} "
+        f"held out, {index.total('train', 'bytes') / index.total('train', 'tokens'):.2f} bytes a token"
+    )
+    return tokenizer, index
+
+
+def _documents(arguments: Arguments) -> Iterator[Document]:
+    for document in text_files(arguments.text) if arguments.text else python_documentation():
+        yield from paragraphs(document, size=4000)
+
+
+def _settings(arguments: Arguments) -> TrainSettings:
+    from mobilellm.train.settings import TrainSettings
+
+    return TrainSettings(
+        steps=arguments.steps,
+        sequence_length=256,
+        sequences_per_step=8,
+        micro_batch=8,
+        learning_rate=6e-3,
+        warmup_steps=max(1, arguments.steps // 20),
+        seed=arguments.seed,
+        evaluate_every=max(1, arguments.steps // 4),
+        checkpoint_every=max(1, arguments.steps // 8),
+    )
+
+
+def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, index: ShardIndex) -> bool:
+    """Stage 4. True when all steps are done; else the run was stopped and can go on."""
+    import torch
+
+    from mobilellm.eval.perplexity import windowed
+    from mobilellm.model import checkpoint
+    from mobilellm.model.transformer import MobileLLM
+    from mobilellm.report.progress import TrainingProgress
+    from mobilellm.train.loop import train
+    from mobilellm.train.state import checkpoints
+
+    out, settings = arguments.out, _settings(arguments)
+    held_out = read_split(out / "shards", "held-out", tokenizer)
+    num_bytes = index.total("held-out", "bytes")
+    model = MobileLLM(config, torch.Generator().manual_seed(arguments.seed))
+    loader = PackedLoader(
+        read_split(out / "shards", "train", tokenizer),
+        settings.sequence_length,
+        settings.sequences_per_step,
+        settings.seed,
+    )
+
+    def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
+        result = windowed(model, held_out, settings.sequence_length)
+        return {
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "bits_per_byte": result.bits_per_byte(num_bytes),
+        }
+
+    before = checkpoints(out / "checkpoints")
+    at = f", going on from {before[-1].name}" if before else ""
+    count = sum(p.numel() for p in model.parameters())
+    _say(
+        4,
+        f"pretraining {count / 1e6:.1f}M parameters: {config.num_layers} blocks of width "
+        f"{config.hidden_size}, each run {config.repeats} times{at}",
+    )
+    first = int(before[-1].name.removeprefix("step-")) if before else 0
+    with TrainingProgress(settings.steps, first) as progress:
+        done = train(model, loader, settings, out, evaluate, progress.update)
+    checkpoint.save(out / "model", model, tokenizer, overwrite=True)
+    if done == settings.steps:
+        return True
+    print(
+        f"\nStopped after step {done} of {settings.steps}. The model so far is usable:\n"
+        f'  mobilellm generate {out} "{_PROMPT}"\nThe same command goes on from there.'
+    )
+    return False
+
+
+def _evaluate_and_report(
+    arguments: Arguments, config: ModelConfig, index: ShardIndex, seconds: float
+) -> dict[str, Any]:
+    """Stages 5 and 6: the held-out numbers before and after, the picture, the page."""
+    from mobilellm import __version__
+    from mobilellm.model.api import generate
+    from mobilellm.report.page import run_page
+    from mobilellm.report.plots import loss_curve
+    from mobilellm.train.metrics import read_metrics
+
+    out, settings = arguments.out, _settings(arguments)
+    _say(5, "writing loss.png and report.html")
+    records = read_metrics(out / "metrics.jsonl")
+    evaluations = [record["eval"] for record in records if "eval" in record]
+    steps = [record for record in records if "loss" in record]
+    rate = steps[-1]["tokens"] / sum(record["seconds"] for record in steps)
+    results = {
+        "before": evaluations[0],
+        "after": evaluations[-1],
+        "tokens_per_second": rate,
+        "held_out_bytes": index.total("held-out", "bytes"),
+        "protocol": f"every held-out token once, windows of {settings.sequence_length}",
+        "config": config.to_dict(),
+        "settings": asdict(settings),
+        "source": index.source,
+        "version": __version__,
+    }
+    prompt = arguments.prompt or _prompt(arguments)
+    said = generate(out, prompt, _SAMPLING, max_new_tokens=80)[0].text
+    picture = loss_curve(
+        records, f"quickstart: {config.num_steps} steps deep, {config.num_layers} blocks stored"
+    )
+    page = run_page(
+        title="MobileLLM quickstart",
+        lead=f"{config.num_layers} blocks, each run {config.repeats} times, trained on the {index.source}.",
+        results=_table(results),
+        facts={
+            "training tokens seen": f"{steps[-1]['tokens']:,}",
+            "tokens per second": f"{rate:,.0f}",
+            "this command": f"{seconds:.0f} s",
+            "width, heads, KV heads": f"{config.hidden_size}, {config.num_heads}, {config.num_kv_heads}",
+            "vocabulary": f"{config.vocab_size:,}",
+            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+            "protocol": str(results["protocol"]),
+        },
+        picture=picture,
+        samples=[(prompt, said)],
+        commands=_next_commands(out),
+    )
+    with atomic_write(out / "loss.png") as temporary:
+        temporary.write_bytes(picture)
+    with atomic_write(out / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    with atomic_write(out / "report.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def _talk(arguments: Arguments, load_only: bool = False) -> None:
+    """Stage 6: stream a completion from the saved model."""
+    from mobilellm.model.api import load
+
+    _say(6, "it talks:")
+    loaded = load(arguments.out)
+    prompt = arguments.prompt or _prompt(arguments)
+    print(f"\n{prompt}", end="", flush=True)
+    for piece in loaded.stream(prompt, _SAMPLING, max_new_tokens=80):
+        print(piece.text, end="", flush=True)
+    print("\n")
+
+
+def _prompt(arguments: Arguments) -> str:
+    """For the user's own text, the first words of what was held out."""
+    if not arguments.text:
+        return _PROMPT
+    tokenizer = Tokenizer.load(arguments.out / "tokenizer")
+    return tokenizer.decode(read_split(arguments.out / "shards", "held-out", tokenizer)[:8].tolist())
+
+
+def _table(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    before, after = results["before"], results["after"]
+    return [
+        ("held-out text", "before", "after"),
+        ("perplexity (per token)", f"{before['perplexity']:,.1f}", f"{after['perplexity']:,.1f}"),
+        ("bits per byte", f"{before['bits_per_byte']:.3f}", f"{after['bits_per_byte']:.3f}"),
+    ]
+
+
+def _print_results(results: Mapping[str, Any]) -> None:
+    for row in _table(results):
+        print("      " + row[0].ljust(26) + row[1].rjust(10) + row[2].rjust(10))
+
+
+def _print_next(out: Path) -> None:
+    print(f"Report: {out / 'report.html'}\nGo on:\n  " + "\n  ".join(_next_commands(out)))
+
+
+def _next_commands(out: Path) -> list[str]:
+    return [
+        f'mobilellm generate {out} "{_PROMPT}" --temperature 0.7',
+        f"mobilellm info {out}",
+        f"mobilellm convert {out} {out}-llama --to llama --unroll",
+    ]
+
+
+def _say(stage: int, what: str) -> None:
+    print(f"[{stage}/{_STAGES}] {what}", flush=True)
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such text file")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""What a model is worth, in numbers whose protocol has a name."""

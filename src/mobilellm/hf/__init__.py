@@ -1,0 +1,25 @@
+"""The transformers face of MobileLLM. Importing it is what makes the Auto classes know the models:
+
+    import mobilellm.hf
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+loads the official directories as they are, without executing the code that lies in them.
+"""
+
+from mobilellm.hf.configuration_mobilellm import MobileLLMConfig
+from mobilellm.hf.convert import from_mobilellm, to_mobilellm
+from mobilellm.hf.modeling_mobilellm import MobileLLMForCausalLM, MobileLLMModel
+from mobilellm.hf.register import register
+from mobilellm.hf.tokenization import load_tokenizer
+
+__all__ = [
+    "MobileLLMConfig",
+    "MobileLLMForCausalLM",
+    "MobileLLMModel",
+    "from_mobilellm",
+    "load_tokenizer",
+    "register",
+    "to_mobilellm",
+]
+
+register()

@@ -1,0 +1,144 @@
+"""`mobilellm.load` and `mobilellm.generate`: a model and its tokenizer, text in and text out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mobilellm.config import ModelConfig
+from mobilellm.model import checkpoint, hub
+from mobilellm.model.generate import FinishReason, NewToken, generate_tokens
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.sampling import Sampling
+from mobilellm.text_stream import TextStream
+from mobilellm.tokenizer import Tokenizer
+
+_log = logging.getLogger("mobilellm")
+
+
+class Completion(NamedTuple):
+    """What was generated for one prompt; the prompt itself is not repeated.
+
+    `finish` is "eos", "stop" (a stop string, not part of the text), "length" (max_new_tokens) or "context"
+    (the model's context is full).
+    """
+
+    text: str
+    tokens: list[int]
+    finish: FinishReason
+
+
+class Piece(NamedTuple):
+    """One new token of one prompt and the text that can be shown after it (often several, or none)."""
+
+    row: int
+    token: int
+    text: str
+    finish: FinishReason | None  # set on the row's last piece
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, its tokenizer, where they came from, and what had to be repaired on the way."""
+
+    model: MobileLLM
+    tokenizer: Tokenizer | None
+    source: str
+    repairs: tuple[str, ...] = ()
+
+    def stream(
+        self,
+        prompts: str | Sequence[str],
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """Generate for one prompt or several at once and yield every token's text, never half a character.
+
+        Raises at once ValueError for a prompt that does not fit the context, FileNotFoundError without a
+        tokenizer.
+        """
+        if self.tokenizer is None:
+            raise FileNotFoundError(
+                f"{self.source}: has no tokenizer.json or tokenizer.model, so it cannot read text; "
+                "put one beside the weights"
+            )
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        streams = [TextStream(self.tokenizer, stop, first=not prompt) for prompt in prompts]
+        shown = ""
+
+        def until(row: int, token: int) -> bool:
+            nonlocal shown
+            shown = streams[row].push(token)
+            return streams[row].stopped
+
+        def pieces(tokens: Iterator[NewToken]) -> Iterator[Piece]:
+            nonlocal shown
+            for row, token, finish in tokens:
+                text, shown = shown, ""
+                yield Piece(row, token, text + streams[row].finish() if finish else text, finish)
+
+        encoded = self.tokenizer.encode_batch(prompts)
+        vocabulary = self.tokenizer.vocab_size
+        return pieces(
+            generate_tokens(self.model, encoded, sampling, max_new_tokens, until=until, vocabulary=vocabulary)
+        )
+
+
+def load(
+    source: str | Path,
+    dtype: str | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+    say: Callable[[str], None] = _log.warning,
+) -> LoadedModel:
+    """Load a model directory, a training run, or a Hub id, in any official layout.
+
+    Every repair of a known fault is kept in `.repairs` and told to `say` (by default the "mobilellm" logger);
+    anything else that is wrong is refused. `dtype` is "float32", "bfloat16", "float16", or None for the
+    stored one (float16 becomes float32 on a CPU).
+    """
+    wanted = checkpoint.torch_dtype(dtype) if dtype else None
+    checkpoint.check_device(device)
+    directory = hub.resolve(source, say, revision)
+    weights = checkpoint.read_weights(directory)
+    tokenizer = read_tokenizer(directory, weights.config)
+    repairs = weights.repairs + (tokenizer.repairs if tokenizer else ())
+    for repair in repairs:
+        say(f"{source}: repaired: {repair}")
+    model = checkpoint.build(weights, wanted, device)
+    return LoadedModel(model, tokenizer, str(source), repairs)
+
+
+def generate(
+    model: LoadedModel | str | Path,
+    prompts: str | Sequence[str],
+    sampling: Sampling | None = None,
+    max_new_tokens: int | None = None,
+    stop: Sequence[str] = (),
+) -> list[Completion]:
+    """Complete one prompt or a batch; always a list, one Completion a prompt. Greedy unless told otherwise.
+
+    `model` is what `load` returned, or what it takes. For text as it is generated see `LoadedModel.stream`.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    count = 1 if isinstance(prompts, str) else len(prompts)
+    texts, tokens = [""] * count, [list[int]() for _ in range(count)]
+    reasons: list[FinishReason] = ["length"] * count
+    for piece in loaded.stream(prompts, sampling, max_new_tokens, stop):
+        texts[piece.row] += piece.text
+        tokens[piece.row].append(piece.token)
+        reasons[piece.row] = piece.finish or reasons[piece.row]
+    return [Completion(*row) for row in zip(texts, tokens, reasons, strict=True)]
+
+
+def read_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer of a model directory, checked against the embedding; None if there is none."""
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    tokenizer = Tokenizer.load(directory)
+    checkpoint.check_fit(tokenizer, config, str(directory))
+    return tokenizer

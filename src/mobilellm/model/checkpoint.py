@@ -1,0 +1,342 @@
+"""Model directories, strict both ways: config.json + weights in, one clean verified directory out.
+
+What is read: safetensors or pytorch_model.bin (weights-only unpickling), whole or sharded, in every layout
+the official checkpoints are found in. What is known to be broken is repaired and said; anything else is
+refused. No tensor is ever left at an initial value. docs/official-checkpoints.md lists the layouts and their
+faults.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import re
+from functools import reduce
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mobilellm.atomic import atomic_directory
+from mobilellm.config import ModelConfig
+from mobilellm.layouts import ConfigFile, config_json, read_config_file
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+REMOTE_CODE = ("configuration_mobilellm.py", "modeling_mobilellm.py")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name. Raises ValueError."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype = {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+class CheckpointError(ValueError):
+    """Weights that are not, tensor for tensor, those of the model the config describes."""
+
+
+class Weights(NamedTuple):
+    """A checkpoint as read: exactly the parameters of MobileLLM(config), and what was repaired."""
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    model_type: str
+    repairs: tuple[str, ...]
+
+
+def read_weights(directory: str | Path) -> Weights:
+    """Read and check the weights of a model directory, in the dtype they are stored in.
+
+    Raises FileNotFoundError, ConfigError or CheckpointError, each naming file, tensor, value and mend.
+    """
+    directory = Path(directory)
+    described = read_config_file(directory)
+    source, tensors = _read_tensors(directory)
+    tensors, repairs = _repair(tensors, described, source)
+    if problems := _problems(tensors, described.config):
+        raise CheckpointError(
+            f"{source}: {problems}; weights and config.json must be of one model, fetch both again"
+        )
+    return Weights(described.config, tensors, described.model_type, described.repairs + repairs)
+
+
+def build(weights: Weights, dtype: torch.dtype | None = None, device: str = "cpu") -> MobileLLM:
+    """A model in evaluation mode holding these very tensors.
+
+    Without a dtype the stored one is kept (of several, one that holds them all), except float16 on a CPU,
+    which becomes float32 (exact, and fast). Raises CheckpointError for a weight too large for `dtype`.
+    """
+    if dtype is None:
+        dtype = reduce(torch.promote_types, {tensor.dtype for tensor in weights.tensors.values()})
+        if dtype == torch.float16 and torch.device(device).type == "cpu":
+            dtype = torch.float32
+    with torch.device("meta"):
+        model = MobileLLM(weights.config)
+    tensors, addresses = {}, set()
+    for name, stored in weights.tensors.items():
+        tensor = stored.to(device, dtype).contiguous()
+        if torch.finfo(dtype).max < torch.finfo(stored.dtype).max and not _finite(tensor):
+            raise CheckpointError(f"{name} has values too large for {dtype}; load it in bfloat16 or float32")
+        if tensor.data_ptr() in addresses:  # two names of one tensor in the file; here they are two weights
+            tensor = tensor.clone()
+        addresses.add(tensor.data_ptr())
+        tensors[name] = tensor
+    model.load_state_dict(tensors, strict=True, assign=True)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    return model.eval()
+
+
+def save(
+    directory: str | Path,
+    model: MobileLLM,
+    tokenizer: Tokenizer | None,
+    layout: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a clean model directory, whole or not at all, read back and compared before it gets its name.
+
+    `layout` is "llama" (loads in stock transformers; no sharing) or "mobilellm" (carries its modelling code
+    for `trust_remote_code`); by default "mobilellm" when layers are shared, else "llama". Raises what
+    `atomic_directory` raises, and CheckpointError for what could not be loaded again, e.g. NaN.
+    """
+    config = model.config
+    layout = layout or ("mobilellm" if config.shares_layers else "llama")
+    check_fit(tokenizer, config, str(directory))
+    dtype = str(model.head_weight.dtype).removeprefix("torch.")
+    values = config_json(config, layout, dtype)
+    if problems := _problems(model.state_dict(), config):
+        raise CheckpointError(f"{directory}: not saved, for it could not be loaded: {problems}")
+    with atomic_directory(directory, overwrite) as temporary:
+        _write_json(temporary / "config.json", values)
+        _write_json(
+            temporary / "generation_config.json",
+            {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID},
+        )
+        _write_tensors(temporary / "model.safetensors", model)
+        if tokenizer is not None:
+            tokenizer.save(temporary, model_max_length=config.max_position_embeddings)
+        if layout == "mobilellm":
+            for name in REMOTE_CODE:
+                code = (files("mobilellm") / "hf" / name).read_text(encoding="utf-8")
+                (temporary / name).write_text(code, encoding="utf-8")
+        _compare(temporary, model, tokenizer)
+
+
+def _compare(directory: Path, model: MobileLLM, tokenizer: Tokenizer | None) -> None:
+    """Read a written directory back, strictly, and compare it with what it was made from."""
+    written = read_weights(directory)
+    different = [
+        name for name, tensor in model.state_dict().items() if not _same(written.tensors[name], tensor.cpu())
+    ]
+    if different or written.repairs:
+        raise CheckpointError(f"{directory}: reads back different ({different or written.repairs}); not kept")
+    if tokenizer is not None and Tokenizer.load(directory).fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(f"{directory}: the tokenizer reads back different; not kept")
+
+
+def check_fit(tokenizer: Tokenizer | None, config: ModelConfig, source: str) -> None:
+    """A tokenizer must not produce ids that the embedding does not have. Raises CheckpointError."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens and the embedding "
+            f"{config.vocab_size} rows; they do not belong together, use the model's own tokenizer"
+        )
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that torch does not know or this machine does not have."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device = {device!r} cannot be used ({reason}); use cpu") from None
+
+
+def unroll(model: MobileLLM) -> MobileLLM:
+    """The same function without sharing: every executed step becomes a stored block (copied weights)."""
+    with torch.device("meta"):
+        twin = MobileLLM(model.config.unrolled())
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".layers." not in name}
+    for step, index in enumerate(model.config.schedule):
+        for name, tensor in model.model.layers[index].state_dict().items():
+            tensors[f"model.layers.{step}.{name}"] = tensor.clone()
+    twin.load_state_dict(tensors, strict=True, assign=True)
+    return twin.train(model.training)
+
+
+def _read_tensors(directory: Path) -> tuple[str, dict[str, Tensor]]:
+    """Every tensor of the directory and the name of the file they came from (for messages)."""
+    for whole, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickle)):
+        index = directory / f"{whole}.index.json"
+        if (directory / whole).is_file():
+            return str(directory / whole), read(directory / whole)
+        if index.is_file():
+            tensors: dict[str, Tensor] = {}
+            for shard in _shards(index):
+                found = read(shard)
+                if twice := sorted(tensors.keys() & found.keys()):
+                    raise CheckpointError(
+                        f"{shard}: holds {_some(twice)}, as another shard does; keep one of them"
+                    )
+                tensors |= found
+            return str(index), tensors
+    raise FileNotFoundError(
+        f"{directory}: no weights there; expected model.safetensors or pytorch_model.bin (or their index)"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = [index.parent / name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{index}: not a weight index; fetch it again") from None
+    for name, shard in zip(names, shards, strict=True):
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: shard {name!r} lies outside the directory; refused")
+        if not shard.is_file():
+            raise FileNotFoundError(f"{shard}: named by {index.name} and missing; fetch it again")
+    return shards
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except Exception as error:  # a damaged pickle makes the unpickler raise almost anything
+        if isinstance(error, OSError) and error.errno is not None:  # not readable: says so by itself
+            raise
+        if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{file}: the pickle wants {forbidden[1]}, which no tensor needs and which could run code; "
+                "refused, nothing was run. Ask its author for safetensors"
+            ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file}: damaged or truncated ({reason}); fetch it again") from None
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{file}: expected a state dict of tensors, got {type(loaded).__name__}")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{file}: expected a state dict of tensors, but {name!r} is {type(value).__name__}; keep the "
+                "state dict of the model alone"
+            )
+    return {name: tensor.detach() for name, tensor in loaded.items()}
+
+
+def _is_zip(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def _repair(
+    tensors: dict[str, Tensor], described: ConfigFile, source: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Undo the known faults of official and converted checkpoints; say which were found."""
+    tensors, repairs = dict(tensors), []
+    buffers = [name for name in tensors if name.endswith(".rotary_emb.inv_freq")]
+    for name in buffers:
+        _check_rotary_table(tensors.pop(name), described.config, f"{source}: {name}")
+    if buffers:
+        repairs.append(f"{len(buffers)} stored rotary tables dropped (they follow from rope_theta)")
+    if not described.config.tie_word_embeddings or HEAD not in tensors:
+        return tensors, tuple(repairs)
+    if EMBEDDING not in tensors:
+        tensors[EMBEDDING] = tensors.pop(HEAD)
+        repairs.append(
+            f"{EMBEDDING} was missing and its tensor stored as {HEAD} (the automatic safetensors "
+            "conversion does this): put back"
+        )
+    elif _same(tensors[HEAD], tensors[EMBEDDING]):
+        del tensors[HEAD]
+        repairs.append(f"{HEAD} was stored a second time beside the tied {EMBEDDING}: dropped")
+    elif described.model_type == "mobilellm":
+        del tensors[HEAD]
+        repairs.append(
+            f"{HEAD} is stored and differs from {EMBEDDING}, but share_embedding is true and the official "
+            "code never uses it (so in MobileLLM-1B): dropped"
+        )
+    else:
+        raise CheckpointError(
+            f"{source}: config.json says tie_word_embeddings = true but {HEAD} differs from {EMBEDDING}; "
+            "delete one of them or set tie_word_embeddings to false"
+        )
+    return tensors, tuple(repairs)
+
+
+def _check_rotary_table(table: Tensor, config: ModelConfig, source: str) -> None:
+    """A stored table must be the one config.json describes, to the precision of 16 bits."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    wanted = config.rope_theta**-exponents
+    if table.shape != wanted.shape or not torch.allclose(table.float(), wanted, rtol=0.01, atol=1e-6):
+        raise CheckpointError(
+            f"{source} is not the rotary table of head_dim = {config.head_dim} and rope_theta = "
+            f"{config.rope_theta}; correct config.json, or remove the tensor"
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _problems(tensors: dict[str, Tensor], config: ModelConfig) -> str:
+    """All that is wrong with names, shapes, dtypes and values, or ""."""
+    with torch.device("meta"):
+        expected = MobileLLM(config).state_dict()
+    problems = []
+    if missing := sorted(expected.keys() - tensors.keys()):
+        problems.append(f"missing tensors {_some(missing)}")
+        if missing == [HEAD]:
+            problems.append("set tie_word_embeddings to true in config.json if the embedding was shared")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        problems.append(f"unknown tensors {_some(extra)}")
+    for name in [name for name in expected if name in tensors]:
+        tensor, wanted = tensors[name], tuple(expected[name].shape)
+        if tuple(tensor.shape) != wanted:
+            problems.append(f"{name} has shape {tuple(tensor.shape)} where config.json gives {wanted}")
+        elif tensor.dtype not in DTYPES.values():
+            problems.append(f"{name} has dtype {tensor.dtype}; only {', '.join(DTYPES)} are weights")
+        elif tensor.is_meta or tensor.layout != torch.strided:
+            problems.append(f"{name} is a tensor without plain values")
+        elif not _finite(tensor):
+            problems.append(f"{name} holds NaN or infinity")
+    return _some(problems, "; ")
+
+
+def _finite(tensor: Tensor) -> bool:
+    # A sum is one quick pass and carries any NaN or infinity; only its own overflow needs the slow check.
+    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(torch.isfinite(tensor).all())
+
+
+def _some(items: list[str], separator: str = ", ", limit: int = 8) -> str:
+    rest = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + rest
+
+
+def _write_json(file: Path, values: dict[str, object]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tensors(file: Path, model: MobileLLM) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # the library does not keep the errno
+        reason = str(error)
+        code = errno.ENOSPC if "StorageFull" in reason or "code: 28" in reason else errno.EIO
+        raise OSError(code, f"could not write the weights ({reason})", str(file)) from None

@@ -1,0 +1,50 @@
+"""Any layout in, one clean directory out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mobilellm.model import checkpoint, hub
+from mobilellm.model.api import read_tokenizer
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    layout: str,
+    dtype: str | None,
+    unrolled: bool,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Convert a model and return what was done; repairs and notices go to `say`, a line each.
+
+    Without a dtype the stored one is kept. Raises what reading and `checkpoint.save` raise.
+    """
+    directory = hub.resolve(source, say)
+    weights = checkpoint.read_weights(directory)
+    tokenizer = read_tokenizer(directory, weights.config)
+    repairs = weights.repairs + (tokenizer.repairs if tokenizer else ())
+    for repair in repairs:
+        say(f"{source}: repaired: {repair}")
+    if tokenizer is None:
+        say(f"{source}: has no tokenizer, so the result has none")
+    stored = weights.tensors[checkpoint.EMBEDDING].dtype
+    model = checkpoint.build(weights, checkpoint.torch_dtype(dtype) if dtype else stored)
+    if unrolled and weights.config.shares_layers:
+        model = checkpoint.unroll(model)
+        say(f"unrolled: {weights.config.num_layers} stored blocks become {model.config.num_layers}")
+    checkpoint.save(destination, model, tokenizer, layout, overwrite)
+    return {
+        "source": str(source),
+        "destination": str(destination),
+        "layout": layout,
+        "dtype": str(model.head_weight.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stored blocks": model.config.num_layers,
+        "executed steps": model.config.num_steps,
+        "tokens": tokenizer.vocab_size if tokenizer else None,
+        "repairs": list(repairs),
+    }

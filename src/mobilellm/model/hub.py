@@ -1,0 +1,71 @@
+"""From what a person types to a model directory: a path, a run, or a Hub id that is downloaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+_WANTED = ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve(source: str | Path, say: Callable[[str], None], revision: str | None = None) -> Path:
+    """The local directory of a model; `say` gets one-line notices (the licence, a fallback to the cache).
+
+    A directory of a training run stands for the `model` directory inside it. Raises FileNotFoundError when
+    there is neither such a directory nor, on the Hub or in its cache, such a repository.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inner = path / "model"
+        return inner if not (path / "config.json").exists() and (inner / "config.json").exists() else path
+    if path.exists():
+        raise FileNotFoundError(f"{source}: is a file; name the directory that holds it")
+    if not _HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(
+            f"{source}: no such directory; name a model directory, or a Hub id such as "
+            "facebook/MobileLLM-125M"
+        )
+    return _download(str(source), say, revision)
+
+
+def _download(repository: str, say: Callable[[str], None], revision: str | None) -> Path:
+    """Fetch (with huggingface_hub's progress bar) or find in its cache; say the licence first."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    say(f"{repository}: licence {_licence(repository, revision)}")
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+    except GatedRepoError:
+        reason = "it is gated; accept its licence on the Hub and log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = "there is no such repository on the Hub, or it is private; check the spelling"
+    except RevisionNotFoundError:
+        reason = f"it has no revision {revision!r}"
+    except LocalEntryNotFoundError:
+        reason = (
+            "the Hub cannot be reached and nothing of it is in the local cache; download it where there is "
+            "a network and name the directory"
+        )
+    except HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+    raise FileNotFoundError(f"{repository}: no such directory, and as a Hub id: {reason}")
+
+
+def _licence(repository: str, revision: str | None) -> str:
+    """The licence of the model card: it is the user's to obey, so it is shown before anything is fetched."""
+    from huggingface_hub import model_info
+
+    try:
+        card = model_info(repository, revision=revision, timeout=10).card_data
+    except Exception:  # offline, gated, absent: the download itself says which
+        return "unknown (the model card cannot be reached)"
+    return str(card.license) if card is not None and card.license else "not stated on the model card"

@@ -1,0 +1,236 @@
+"""MobileLLM, whole: embedding, a schedule of pre-norm blocks, final norm, (tied) head.
+
+Module and parameter names are those of Llama checkpoints. Shapes in comments:
+B batch, T new tokens, S cached and new tokens, E hidden_size, H heads, K key/value heads, D head_dim,
+F intermediate_size, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilellm.config import ModelConfig
+from mobilellm.model.cache import KVCache
+from mobilellm.model.rope import Rotation, rotate, rotation
+
+if TYPE_CHECKING:
+    from mobilellm.model.fused import FusedBlock, FusedWeights
+
+
+class MobileLLM(nn.Module):
+    """Decoder-only language model (Liu et al. 2024, arXiv 2402.14905).
+
+    A fresh model is initialised from N(0, config.initializer_range), norms at one. Under
+    `with torch.device("meta")` it holds shapes only.
+    """
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        target = torch.get_default_device()
+        with torch.device("meta"):  # skip torch's own random initialisation, which ours would overwrite
+            self.model = Decoder(config)
+            self.lm_head = (
+                None
+                if config.tie_word_embeddings
+                else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            )
+        self.inference_layout: FusedWeights | None = None  # kept by model/generate.py; never saved
+        self.to_empty(device=target)
+        if target.type != "meta":
+            self.initialize(generator)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of token ids (B, T); arguments as in `hidden`."""
+        return self.logits(self.hidden(tokens, cache, positions, mask))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        fused: FusedWeights | None = None,
+    ) -> Tensor:
+        """Final normalised hidden states (B, T, E).
+
+        Without a mask attention is causal. `positions` (T,) or (B, T) and the boolean `mask`, broadcastable
+        to (B, 1, T, S) with True where a query may look, serve packed documents and left padding; with a
+        cache both follow from it, and must be left out. `fused` holds the same weights in the layout of
+        `model/fused.py`, for inference.
+        """
+        T = tokens.shape[1]
+        if cache is not None:
+            if positions is not None or mask is not None:
+                raise ValueError("positions and mask follow from the cache; leave them out")
+            cache.reserve(*tokens.shape)
+            positions, mask = _cached_view(cache, T, tokens.device)
+        elif positions is None:
+            positions = torch.arange(T, device=tokens.device)
+        x = F.embedding(tokens, self.model.embed_tokens.weight)
+        rope = rotation(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for step, index in enumerate(self.config.schedule):
+            block_fused = fused.blocks[index] if fused is not None else None
+            x = self.model.layers[index](x, rope, mask, cache, step, block_fused)
+        if cache is not None:
+            cache.advance(T)
+        norm: Tensor = self.model.norm(x)
+        return norm
+
+    def logits(self, hidden: Tensor, fused: FusedWeights | None = None) -> Tensor:
+        """Logits (..., V) of hidden states (..., E); compute only the rows you need."""
+        return F.linear(hidden, self.head_weight) if fused is None else fused.head(hidden)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection (V, E): the embedding itself when tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "inference_layout": None}  # it holds kernels, which cannot be pickled
+
+    def new_cache(self, batch: int, capacity: int, padding: Tensor | None = None) -> KVCache:
+        """An empty cache for `capacity` tokens (padding included) in the weights' dtype and device."""
+        weight = self.model.embed_tokens.weight
+        return KVCache(self.config, batch, capacity, weight.dtype, weight.device, padding)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights: N(0, 0.02) without depth scaling (as the reference code), norms at one."""
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+
+
+class Decoder(nn.Module):
+    """Holds the stored blocks; MobileLLM runs them. Exists so that names read `model.layers.N…`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). It does not know where in the schedule it stands."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, T, E)
+        rope: Rotation,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        step: int = 0,
+        fused: FusedBlock | None = None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, step, fused)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x), fused)
+        return out
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023): H query heads share K key/value heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rotation,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        step: int,
+        fused: FusedBlock | None,
+    ) -> Tensor:
+        B, T, _ = x.shape
+        H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
+        if fused is None:
+            q = rotate(self.q_proj(x).view(B, T, H, D), rope)
+            k = rotate(self.k_proj(x).view(B, T, K, D), rope)
+            v = self.v_proj(x).view(B, T, K, D)
+        else:
+            qkv = fused.qkv(x).view(B, T, H + 2 * K, D)
+            rotated, v = rotate(qkv[:, :, : H + K], rope), qkv[:, :, H + K :]
+            q, k = rotated[:, :, :H], rotated[:, :, H:]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D)
+        if cache is not None:
+            k, v = cache.append(step, k, v)
+        out = _attend(q, k, v, mask).transpose(1, 2).reshape(B, T, H * D)
+        projected: Tensor = self.o_proj(out) if fused is None else fused.o(out)
+        return projected
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, fused: FusedBlock | None = None) -> Tensor:
+        if fused is None:
+            out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+            return out
+        gate, up = fused.gate_up(x).chunk(2, dim=-1)
+        return fused.down(F.silu(gate) * up)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of q (B, H, T, D) over k, v (B, K, S, D)."""
+    H, K, T = q.shape[1], k.shape[1], q.shape[2]
+    # One new token sees every key: nothing to mask. Without a mask, T == S and attention is causal.
+    causal = mask is None and T > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=H != K)
+
+
+def _cached_view(cache: KVCache, T: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Positions and mask of T new tokens after `cache.length` old ones, left padding respected."""
+    columns = torch.arange(cache.length, cache.length + T, device=device)  # (T,)
+    if cache.padding is None:
+        if T == 1 or cache.length == 0:
+            return columns, None
+        keys = torch.arange(cache.length + T, device=device)
+        return columns, keys <= columns[:, None]  # (T, S)
+    return left_padding_view(cache.padding, columns)
+
+
+def left_padding_view(padding: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) and mask (B, 1, T, S) for rows that begin with padding[b] tokens of padding.
+
+    Padding tokens may look at themselves: a row with nothing to look at would be NaN and spread.
+    """
+    keys = torch.arange(int(columns[-1]) + 1, device=columns.device)
+    positions = (columns - padding[:, None]).clamp(min=0)
+    visible = (keys >= padding[:, None])[:, None, :] & (keys <= columns[:, None])
+    mask = visible | (keys == columns[:, None])
+    return positions, mask[:, None]

@@ -1,0 +1,59 @@
+"""Progress of a training run: a live bar on a terminal, a line now and then in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Feed it the loop's records. Shows step, loss (mean of the last ten), tokens/s and time left."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self._steps, self._losses = steps, list[float]()
+        self._seconds = self._tokens = 0.0
+        self._last_tokens: int | None = None
+        self._lines_at = max(1, steps // 10)
+        self._started = time.perf_counter()
+        self._bar = Progress(
+            TextColumn("      "),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=Console(file=sys.stderr),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("train", total=steps, completed=done, text="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        if "loss" not in record:
+            return
+        step = int(record["step"])
+        tokens = record["tokens"] - (self._last_tokens or record["tokens"] * (step - 1) // step)
+        self._last_tokens = record["tokens"]
+        # A running rate that forgets: the machine may be busy for a while.
+        self._seconds, self._tokens = 0.9 * self._seconds + record["seconds"], 0.9 * self._tokens + tokens
+        self._losses = [*self._losses[-9:], record["loss"]]
+        text = (
+            f"step {step}/{self._steps}  loss {sum(self._losses) / len(self._losses):.3f}  "
+            f"{self._tokens / self._seconds:,.0f} tokens/s"
+        )
+        self._bar.update(self._task, completed=step, text=text)
+        if self._bar.disable and (step % self._lines_at == 0 or step == self._steps):
+            print(f"      {text}", flush=True)

@@ -1,0 +1,255 @@
+"""The tokenizer: byte-fallback BPE in the Llama layout, token for token what SentencePiece gives.
+
+    pieces 0 1 2      <unk> <s> </s>
+    pieces 3 .. 258   the bytes <0x00> .. <0xFF>, which spell what no piece covers
+    pieces 259 ..     everything else, with a space written as ▁
+
+A text is encoded as one word: a ▁ is put in front, every space becomes ▁, and pairs of pieces are merged in
+the order of their rank. (A pre-tokenizer that splits before each run of ▁ gives the same ids and measured no
+faster.) `encode` never makes a special id out of text: a typed "</s>" becomes ordinary pieces, as in
+SentencePiece, so text cannot end or restart a document. Stock transformers does turn it into id 2, unless it
+is loaded or called with `split_special_tokens=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE, SPECIAL_PIECES, read_sentencepiece_model
+from mobilellm.tokenizer_files import (
+    NORMALIZER,
+    Merge,
+    added_pieces,
+    backend,
+    config_repairs,
+    json_disagreement,
+    read_tokenizer_json,
+    write_tokenizer_files,
+)
+from mobilellm.tokenizer_training import train_pieces
+
+UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
+PAD_ID = UNK_ID  # never eos: masking the padding must not mask the end of a text; <unk> never appears in one
+
+_PROBES = (
+    "Hello, world! It's 3.14 o'clock.",
+    " one leading space",
+    "    four, then  two   and three ",
+    "def f(x):\n\tif x:\n        return  x\n\n\n",
+    "naïve café — “quotes” … 中文 日本語 한국어 русский عربي",
+    "🙂👩\u200d👩\u200d👧 e\u0301 \u00a0 \u200b ▁ \x00 \x7f",
+    " ",
+    "  ",
+    "\n",
+    "</s> <s> <0x41>",
+    "1234567890 000 ======== ---- ////",
+)
+"""Texts on which a wrong conversion of a SentencePiece model shows."""
+
+
+class Tokenizer:
+    """Text to ids and back. Make one with `load`, `from_sentencepiece` or `train`.
+
+    `pieces` are in id order. `merges` are pairs of pieces, the pair to be joined first before the others.
+    `repairs` says in words what was wrong with the files it was loaded from and what was done about it.
+    """
+
+    def __init__(self, pieces: Sequence[str], merges: Sequence[Merge], repairs: Sequence[str] = ()) -> None:
+        _check_vocabulary(pieces, merges)
+        self.pieces = tuple(pieces)
+        self.merges = tuple(merges)
+        self.repairs = tuple(repairs)
+        self._bytes = [_token_bytes(index, piece) for index, piece in enumerate(self.pieces)]
+        self._backend = backend(self.pieces, self.merges)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """From a tokenizer.json, a tokenizer.model, or a directory with either or both.
+
+        With both, the tokenizer.model is used, and a tokenizer.json that encodes differently is reported
+        in `repairs`. Raises FileNotFoundError, or ValueError with one line naming the file and the fault.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or directory")
+        if not path.is_dir():
+            return cls._from_json(path) if path.suffix == ".json" else cls.from_sentencepiece(path)
+        json_file, model_file = path / "tokenizer.json", path / "tokenizer.model"
+        if not json_file.is_file() and not model_file.is_file():
+            raise FileNotFoundError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
+        repairs = config_repairs(path / "tokenizer_config.json")
+        if not model_file.is_file():
+            return cls._from_json(json_file, repairs)
+        tokenizer = cls.from_sentencepiece(model_file)
+        if json_file.is_file():
+            extra = added_pieces(json_file)
+            if extra:
+                raise ValueError(
+                    f"{json_file}: adds {extra[0]!r}, which tokenizer.model lacks; remove one of the two"
+                )
+            repairs += json_disagreement(json_file, _PROBES, tokenizer.encode_batch(_PROBES, bos=False))
+        tokenizer.repairs = tuple(repairs)
+        return tokenizer
+
+    @classmethod
+    def _from_json(cls, path: Path, repairs: Sequence[str] = ()) -> Tokenizer:
+        pieces, merges = read_tokenizer_json(path)
+        try:
+            return cls(pieces, merges, repairs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_sentencepiece(cls, path: str | Path) -> Tokenizer:
+        """From a Llama-style BPE tokenizer.model. Raises FileNotFoundError or ValueError (one line)."""
+        model = read_sentencepiece_model(path)
+        return cls(model.pieces, merges_of(model.ranked, model.pieces))
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        character_coverage: float = 0.9995,
+        min_frequency: int = 2,
+        max_piece_length: int = 16,
+    ) -> Tokenizer:
+        """A new tokenizer of exactly `vocab_size` pieces, the same for the same texts: see `train_pieces`."""
+        ranked, characters = train_pieces(
+            texts, vocab_size, character_coverage, min_frequency, max_piece_length
+        )
+        pieces = LAYOUT_HEAD + ranked + characters
+        return cls(pieces, merges_of(ranked, pieces))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over vocabulary, merges and normaliser: where it is equal, every text has the same ids."""
+        content = json.dumps([self.pieces, self.merges, NORMALIZER], separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """Ids of `text`, which may hold anything but lone surrogates (ValueError). "" has none of its own."""
+        return self.encode_batch([text], bos, eos)[0]
+
+    def encode_batch(self, texts: Sequence[str], bos: bool = True, eos: bool = False) -> list[list[int]]:
+        """As `encode` for each text, several at a time on the threads of the tokenizers library."""
+        if isinstance(texts, str):
+            raise ValueError("encode_batch takes a list of texts; encode takes one text")
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:
+            raise ValueError(_why_not_text(texts)) from None
+        before, after = [BOS_ID] * bos, [EOS_ID] * eos
+        return [before + encoding.ids + after for encoding in encodings]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of `ids`, less the one space that encoding put in front.
+
+        Bytes that are no UTF-8 become U+FFFD, as `bytes.decode(errors="replace")` does it. Special ids
+        leave nothing, or their names with `skip_special=False`.
+        """
+        table = self._bytes
+        if not skip_special:
+            table = [piece.encode() for piece in SPECIAL_PIECES] + table[len(SPECIAL_PIECES) :]
+        data = b"".join([table[self._checked(index)] for index in ids])
+        return data.decode("utf-8", errors="replace").removeprefix(" ")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes a token adds to running text: a space for ▁, one byte for <0xNN>, none for specials."""
+        return self._bytes[self._checked(id)]
+
+    def scores(self) -> tuple[float, ...]:
+        """A SentencePiece score for each piece, such that merging by score gives the ids that `merges` give.
+
+        0 for special and byte pieces; 0, -1, -2, ... for the others by rank, single characters last. Raises
+        ValueError if scores cannot say it, because the merges are not all that make a piece (`merges_of`).
+        """
+        ranked = tuple(dict.fromkeys(left + right for left, right in self.merges))
+        if sorted(merges_of(ranked, self.pieces)) != sorted(self.merges):
+            raise ValueError(
+                "this tokenizer leaves out merges that SentencePiece would do; scores cannot say that"
+            )
+        unmerged = dict.fromkeys(self.pieces[len(LAYOUT_HEAD) :]).keys() - set(ranked)
+        order = (*ranked, *(piece for piece in self.pieces if piece in unmerged))
+        score = {piece: float(-rank) for rank, piece in enumerate(order)}
+        return tuple(score.get(piece, 0.0) for piece in self.pieces)
+
+    def save(self, directory: str | Path, model_max_length: int | None = None) -> None:
+        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json for us and transformers.
+
+        Stock `AutoTokenizer` loads them as they are, puts <s> in front as `encode` does, and pads with
+        <unk>. `model_max_length` is in tokens. Raises ValueError if a different tokenizer.model lies there,
+        because `load` would go by that one.
+        """
+        directory = Path(directory)
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"{directory}: is a file; a tokenizer is saved in a directory")
+        if model_max_length is not None and model_max_length < 1:
+            raise ValueError(f"model_max_length is {model_max_length}; it is a number of tokens, at least 1")
+        model_file = directory / "tokenizer.model"
+        if model_file.is_file() and Tokenizer.from_sentencepiece(model_file).fingerprint != self.fingerprint:
+            raise ValueError(f"{model_file}: belongs to another tokenizer; remove it or save elsewhere")
+        write_tokenizer_files(directory, self.pieces, self.merges, model_max_length)
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self.pieces):
+            raise ValueError(f"token id {index} is outside the vocabulary of {len(self.pieces)} pieces")
+        return index
+
+
+def merges_of(ranked: Iterable[str], pieces: Iterable[str]) -> list[Merge]:
+    """Every way to make each of the `ranked` pieces out of two others, in their order.
+
+    SentencePiece joins any two neighbours that together are a piece, the best piece first, and the leftmost
+    pair first where the same piece can be made twice; hence the shorter left side first.
+    """
+    known = frozenset(pieces)
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in ranked
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+
+
+def _token_bytes(index: int, piece: str) -> bytes:
+    if index < len(SPECIAL_PIECES):
+        return b""
+    if index < len(LAYOUT_HEAD):
+        return bytes([index - len(SPECIAL_PIECES)])
+    return piece.replace(SPACE, " ").encode()
+
+
+def _check_vocabulary(pieces: Sequence[str], merges: Sequence[Merge]) -> None:
+    for index, expected in enumerate(LAYOUT_HEAD):
+        if index >= len(pieces) or pieces[index] != expected:
+            found = f"is {pieces[index]!r}" if index < len(pieces) else "is missing"
+            raise ValueError(f"token {index} {found}; a Llama-style vocabulary has {expected!r} there")
+    known = frozenset(pieces)
+    if len(known) != len(pieces):
+        raise ValueError("the vocabulary holds a piece twice")
+    if SPACE not in known:
+        raise ValueError(f"the vocabulary has no piece {SPACE!r} for a space")
+    for left, right in merges:
+        if not {left, right, left + right} <= known:
+            raise ValueError(f"the merge of {left!r} and {right!r} is not made of pieces in the vocabulary")
+
+
+def _why_not_text(texts: Sequence[object]) -> str:
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            return f"text {index} is {type(text).__name__}, not str"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            where = f"{text[error.start]!r} at character {error.start}"
+            return f"text {index} is no Unicode text: it has the lone surrogate {where}"
+    raise AssertionError("the tokenizers library refused what is text")

@@ -1,0 +1,1 @@
+"""One training loop: batches, loss, optimiser, schedule, checkpoints that resume exactly."""

@@ -1,0 +1,170 @@
+"""The training loop. Everything that differs between kinds of run is handed in."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mobilellm.data.loader import Batch
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.loss import weighted_loss
+from mobilellm.train.metrics import MetricsLog, Record
+from mobilellm.train.optim import adamw
+from mobilellm.train.schedule import cosine
+from mobilellm.train.settings import TrainSettings
+from mobilellm.train.state import RunState, checkpoints, load_state, save_state
+
+Evaluator = Callable[[MobileLLM, int], Mapping[str, float]]
+Loss = Callable[[MobileLLM, Tensor, Tensor, Tensor], Tensor]
+
+
+class Loader(Protocol):
+    def next(self) -> Batch: ...
+    def state(self) -> dict[str, int]: ...
+    def restore(self, state: dict[str, int]) -> None: ...
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says where and what to try."""
+
+
+def train(
+    model: MobileLLM,
+    loader: Loader,
+    settings: TrainSettings,
+    directory: Path,
+    evaluate: Evaluator | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    loss_function: Loss = weighted_loss,
+) -> int:
+    """Train `model` in place up to `settings.steps`, going on from the newest checkpoint in `directory`.
+
+    Returns the number of steps done: fewer than `settings.steps` when SIGINT or SIGTERM asked to stop, after
+    a checkpoint was written. Metrics go to `directory/metrics.jsonl` and, a record at a time, to `on_record`:
+    every step's loss (nats a token), learning rate, gradient norm, tokens and seconds; evaluations under
+    "eval". Raises TrainingError when the loss is no longer a number.
+    """
+    optimizer = adamw(model, settings)
+    folder, identity = directory / "checkpoints", run_identity(model, settings)
+    done = 0
+    if existing := checkpoints(folder):
+        state = load_state(existing[-1], model, optimizer, identity)
+        loader.restore(state.loader)
+        done = state.step
+    saved, log = done, MetricsLog(directory / "metrics.jsonl", done)
+
+    def record(values: Record) -> None:
+        log.write(values)
+        if on_record is not None:
+            on_record(values)
+
+    def save() -> None:
+        state = RunState(done, loader.state(), identity)
+        save_state(folder, state, model, optimizer, settings.keep_checkpoints)
+
+    if evaluate is not None and done == 0:
+        record({"step": 0, "eval": dict(evaluate(model, 0))})
+    try:
+        with _stop_requests() as stop_requested:
+            while done < settings.steps and not stop_requested():
+                values = _step(model, optimizer, loader, settings, done, loss_function)
+                done += 1
+                record(values)
+                last = done == settings.steps
+                if evaluate is not None and (last or done % settings.evaluate_every == 0):
+                    record({"step": done, "eval": dict(evaluate(model, done))})
+                if last or done % settings.checkpoint_every == 0:
+                    save()
+                    saved = done
+            if saved < done:
+                save()
+    finally:
+        log.close()
+    return done
+
+
+def run_identity(model: MobileLLM, settings: TrainSettings) -> str:
+    """What must not change between a checkpoint and its resumption: architecture, optimisation, order."""
+    cadence = {"evaluate_every", "checkpoint_every", "keep_checkpoints", "micro_batch"}
+    fixed = {name: value for name, value in asdict(settings).items() if name not in cadence}
+    return hashlib.sha256(f"{model.config.to_json()}{sorted(fixed.items())}".encode()).hexdigest()
+
+
+def _step(
+    model: MobileLLM,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
+    settings: TrainSettings,
+    index: int,
+    loss_function: Loss,
+) -> Record:
+    """One optimiser step over all micro-batches; the record of it."""
+    started = time.perf_counter()
+    device = model.head_weight.device
+    factor = cosine(index, settings.steps, settings.warmup_steps, settings.final_fraction)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * factor
+    address = loader.state()
+    batch = [torch.from_numpy(array).to(device) for array in loader.next()]
+    total_weight = batch[2].sum()
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=device)
+    for tokens, targets, weights in zip(
+        *(torch.split(part, settings.micro_batch) for part in batch), strict=True
+    ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            part = loss_function(model, tokens, targets, weights) / total_weight
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += part.detach()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+        raise TrainingError(
+            f"step {index + 1}: loss {loss.item()} and gradient norm {norm.item()} are not both finite "
+            f"(batch at {address}); lower the learning rate "
+            f"({settings.learning_rate}) and start from a checkpoint"
+        )
+    optimizer.step()
+    return {
+        "step": index + 1,
+        "tokens": (index + 1) * settings.tokens_per_step,
+        "loss": loss.item(),
+        "learning_rate": settings.learning_rate * factor,
+        "gradient_norm": norm.item(),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after this step; a second one interrupts."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
