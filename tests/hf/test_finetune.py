@@ -73,8 +73,8 @@ def test_trainer_takes_the_steps_that_stock_llama_takes(tmp_path: Path) -> None:
 
 
 def test_peft_lora_trains_merges_and_saves(tmp_path: Path) -> None:
-    base = shared_model("all-over", initializer_range=0.05)
-    base.save_pretrained(tmp_path / "base")
+    shared_model("all-over", initializer_range=0.05).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     config = peft.LoraConfig(
         r=8, lora_alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
         task_type="CAUSAL_LM",
@@ -90,6 +90,9 @@ def test_peft_lora_trains_merges_and_saves(tmp_path: Path) -> None:
     assert not torch.allclose(fresh(some_tokens()).logits, expected, atol=1e-3)
     loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
     torch.testing.assert_close(loaded(some_tokens()).logits, expected)
+
+    at_once = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(at_once(some_tokens()).logits, expected)
 
     merged = loaded.merge_and_unload()
     assert type(merged) is MobileLLMForCausalLM

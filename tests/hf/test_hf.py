@@ -154,6 +154,7 @@ def test_arguments_of_forward() -> None:
     )  # rotation is relative
     as_tuple = model(ids, labels=ids, return_dict=False)
     assert isinstance(as_tuple, tuple)
+    assert isinstance(shared_model(return_dict=False)(ids), tuple)
     close(as_tuple[1], logits)
     by_hand = torch.nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, SHAPE["vocab_size"]), ids[:, 1:].flatten()

@@ -153,6 +153,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, change: Any, message: s
         MobileLLMForCausalLM.from_pretrained(tmp_path)
 
 
+def test_rotary_tables_in_old_files_are_not_needed(tmp_path: Path) -> None:
+    model = shared_model()
+    model.save_pretrained(tmp_path)
+    damage(tmp_path, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    again = MobileLLMForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(some_tokens()).logits, model(some_tokens()).logits)
+
+
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     shared_model().save_pretrained(tmp_path)
     damage(tmp_path, lambda t: t.update({"model.norm.weight": torch.ones(3)}))

@@ -20,6 +20,7 @@ import torch
 import transformers
 from hf_models import plain_model, shared_model, some_tokens, stock_twin
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from mobilellm.hf import MobileLLMForCausalLM, MobileLLMModel, to_mobilellm
 from mobilellm.model.checkpoint import save
@@ -209,6 +210,10 @@ def test_other_llama_tokenizers_stay_stock(tmp_path: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert type(loaded) is transformers.LlamaTokenizer
     assert loaded("a").input_ids == transformers.LlamaTokenizer.from_pretrained(tmp_path)("a").input_ids
+    (tmp_path / "config.json").unlink()
+    assert type(tokenizer_class_from_name("LlamaTokenizer").from_pretrained(tmp_path)) is type(loaded)
+    # AutoTokenizer prefers a class from outside transformers to tokenizer code in a directory: ours is none.
+    assert tokenizer_class_from_name("LlamaTokenizer").__module__.startswith("transformers.")
 
 
 def test_a_mobilellm_directory_without_tokenizer_config(official: tuple[Path, Any]) -> None:
@@ -249,7 +254,8 @@ for directory in sys.argv[2:]:
     common = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     found["cached"] = model.generate(ids, **common)
     found["uncached"] = model.generate(ids, use_cache=False, **common)
-    found["ids"] = AutoTokenizer.from_pretrained(directory)("Hello world").input_ids
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
+    found["ids"] = tokenizer("Hello world").input_ids
     model.save_pretrained(directory + "-again")
     torch.save(found, directory + ".pt")
 assert not any(name.split(".")[0] == "mobilellm" for name in sys.modules)
@@ -274,7 +280,15 @@ def test_saved_directories_load_where_this_package_is_absent(
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
     }
     command = [sys.executable, "-I", "-c", ELSEWHERE, tmp_path / "ids.pt", by_transformers, by_us]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     expected = model(ids).logits
     for directory in (by_transformers, by_us):

@@ -6,10 +6,10 @@
 loads the official directories as they are, without executing the code that lies in them.
 """
 
+from mobilellm.hf.auto_classes import register
 from mobilellm.hf.configuration_mobilellm import MobileLLMConfig
 from mobilellm.hf.convert import from_mobilellm, to_mobilellm
 from mobilellm.hf.modeling_mobilellm import MobileLLMForCausalLM, MobileLLMModel
-from mobilellm.hf.register import register
 from mobilellm.hf.tokenization import load_tokenizer
 
 __all__ = [

@@ -6,7 +6,7 @@ every directory in `mobilellm` layout and load there with `trust_remote_code=Tru
 
 import copy
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -82,7 +82,7 @@ class MobileLLMConfig(PreTrainedConfig):  # type: ignore[misc]
             return tuple(i for turn in range(repeats) for i in (blocks if turn % 2 == 0 else blocks[::-1]))
         return tuple(i for i in blocks for _ in range(repeats))
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "MobileLLMConfig":
         """With `decoder=True`, the config of the same computation with every step stored as its own block.
 
         Transformers calls it so wherever it makes a cache, and gives that `num_hidden_layers` slots.

@@ -39,6 +39,7 @@ class MobileLLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MobileLLMDecoderLayer"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012 (follows from the config)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -82,7 +83,7 @@ class MobileLLMModel(MobileLLMPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(  # noqa: PLR0917 (the order is LlamaModel's)
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -133,7 +134,8 @@ class MobileLLMModel(MobileLLMPreTrainedModel):
 
         hidden_states, attentions = [], []
         for step, index in enumerate(config.schedule):
-            hidden_states.append(x)
+            if output_hidden_states:
+                hidden_states.append(x)
             x, weights = self.layers[index](
                 x,
                 step=step,
@@ -144,7 +146,8 @@ class MobileLLMModel(MobileLLMPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-            attentions.append(weights)
+            if output_attentions:
+                attentions.append(weights)
         x = self.norm(x)
 
         output = BaseModelOutputWithPast(
@@ -168,7 +171,7 @@ class MobileLLMForCausalLM(MobileLLMPreTrainedModel, GenerationMixin):  # type: 
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def forward(  # noqa: PLR0917 (the order is LlamaForCausalLM's)
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,

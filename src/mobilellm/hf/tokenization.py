@@ -71,13 +71,16 @@ class LlamaTokenizer(transformers.LlamaTokenizer):  # type: ignore[misc]
 
 def _is_mobilellm(source: str | Path, hub: dict[str, Any]) -> bool:
     """Either the config says so, or the special tokens are empty: the 1.5B is a plain Llama otherwise."""
-    if not Path(source).is_file():
-        tokens = get_tokenizer_config(source, **hub)
-        if all(tokens.get(f"{name}_token") == "" for name in ("bos", "eos", "unk")):
-            return True
+    if Path(source).is_file():
+        return False
+    tokens = get_tokenizer_config(source, **hub)
+    if all(tokens.get(f"{name}_token") == "" for name in ("bos", "eos", "unk")):
+        return True
+    try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(source, **hub)
-        return bool(config.get("model_type") == "mobilellm")
-    return False
+    except OSError:  # a tokenizer without a model
+        return False
+    return bool(config.get("model_type") == "mobilellm")
 
 
 def _directory(source: str | Path, hub: dict[str, Any]) -> Path:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import pickle
 import re
+import warnings
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
@@ -201,7 +204,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{index}: not a weight index; fetch it again") from None
     for name, shard in zip(names, shards, strict=True):
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"{index}: shard {name!r} lies outside the directory; refused")
         if not shard.is_file():
             raise FileNotFoundError(f"{shard}: named by {index.name} and missing; fetch it again")
@@ -217,9 +220,10 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+        with warnings.catch_warnings(action="ignore"):  # of torch, about a pickle it then refuses
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except Exception as error:  # a damaged pickle makes the unpickler raise almost anything
-        if isinstance(error, OSError) and error.errno is not None:  # not readable: says so by itself
+        if isinstance(error, OSError) and error.filename is not None:  # cannot be opened: says so by itself
             raise
         if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
@@ -227,6 +231,8 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
                 "refused, nothing was run. Ask its author for safetensors"
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's text recommends to load without care
+            reason = "not a pickle of tensors"
         raise CheckpointError(f"{file}: damaged or truncated ({reason}); fetch it again") from None
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{file}: expected a state dict of tensors, got {type(loaded).__name__}")
@@ -336,7 +342,8 @@ def _write_tensors(file: Path, model: MobileLLM) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     try:
         safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # the library does not keep the errno
-        reason = str(error)
-        code = errno.ENOSPC if "StorageFull" in reason or "code: 28" in reason else errno.EIO
-        raise OSError(code, f"could not write the weights ({reason})", str(file)) from None
+    except safetensors.SafetensorError as error:  # the library keeps the errno in its text only
+        found = re.search(r"os error (\d+)", str(error))
+        code = int(found[1]) if found else errno.EIO
+        reason = os.strerror(code) if found else str(error)
+        raise OSError(code, f"the weights could not be written: {reason}", str(file)) from None

@@ -16,7 +16,10 @@ def resolve(source: str | Path, say: Callable[[str], None], revision: str | None
     A directory of a training run stands for the `model` directory inside it. Raises FileNotFoundError when
     there is neither such a directory nor, on the Hub or in its cache, such a repository.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # ~ of a user there is not
+        path = Path(source)
     if path.is_dir():
         inner = path / "model"
         return inner if not (path / "config.json").exists() and (inner / "config.json").exists() else path

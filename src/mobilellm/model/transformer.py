@@ -69,6 +69,8 @@ class MobileLLM(nn.Module):
         cache both follow from it, and must be left out. `fused` holds the same weights in the layout of
         `model/fused.py`, for inference.
         """
+        if tokens.ndim != 2 or tokens.numel() == 0:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (batch, length), not empty")
         T = tokens.shape[1]
         if cache is not None:
             if positions is not None or mask is not None:
@@ -207,10 +209,15 @@ class SwiGLU(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention of q (B, H, T, D) over k, v (B, K, S, D)."""
-    H, K, T = q.shape[1], k.shape[1], q.shape[2]
-    # One new token sees every key: nothing to mask. Without a mask, T == S and attention is causal.
-    causal = mask is None and T > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=H != K)
+    B, H, T, D = q.shape
+    K = k.shape[1]
+    if T == 1:
+        # One new token sees every key, so the H/K queries that share a key/value head can stand as rows of
+        # one small matrix: on a CPU in bfloat16 5 times faster than the grouped kernel (docs/log.md).
+        rows = q.reshape(B, K, H // K, D)
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view(B, H, 1, D)
+    # Without a mask, T == S and attention is causal.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != K)
 
 
 def _cached_view(cache: KVCache, T: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
