@@ -40,7 +40,9 @@ print(model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1:].tolist
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="125m")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
@@ -89,7 +91,9 @@ def _decode(directory: Path, tokens: int, runs: int) -> dict[str, Any]:
     prompt = inputs["input_ids"][0].tolist()
 
     def run_ours() -> list[int]:
-        return [new.token for new in generate_tokens(ours.model, [prompt], max_new_tokens=tokens, stop_ids=())]
+        return [
+            new.token for new in generate_tokens(ours.model, [prompt], max_new_tokens=tokens, stop_ids=())
+        ]
 
     def run_theirs() -> list[int]:
         with torch.inference_mode():

@@ -15,3 +15,13 @@ def shared() -> Path:
     if not (_SHARED / "data").is_dir():
         pytest.skip("needs the real data of ../shared, which is not beside this checkout")
     return _SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of about 200 kB of real prose that every Python installation carries."""
+    from pydoc_data.topics import topics
+
+    file = tmp_path_factory.mktemp("text") / "topics.txt"
+    file.write_text("\n\n".join(topics[name] for name in sorted(topics))[:200_000], encoding="utf-8")
+    return file

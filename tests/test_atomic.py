@@ -97,6 +97,21 @@ def test_a_directory_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     assert everything(tmp_path) == {"full": None, "full/new": b"new"}
 
 
+def test_only_what_has_the_marker_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old").write_bytes(b"old")
+    before = everything(tmp_path)
+    with pytest.raises(FileExistsError, match=r"full: holds other things \(there is no index\.json\)"):
+        atomic_directory(tmp_path / "full", overwrite=True, marker="index.json").__enter__()
+    assert everything(tmp_path) == before
+    for marker in ("old", None):
+        check_destination(tmp_path / "full", overwrite=True, marker=marker)
+    check_destination(tmp_path, overwrite=True, marker="full/old")
+    for absent in (tmp_path / "absent", tmp_path / "empty"):
+        check_destination(absent, marker="index.json")
+        (tmp_path / "empty").mkdir(exist_ok=True)
+
+
 @pytest.mark.parametrize("stop", STOPS)
 def test_an_interrupted_directory_is_as_before(tmp_path: Path, stop: type[BaseException]) -> None:
     (tmp_path / "full").mkdir()

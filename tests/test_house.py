@@ -28,7 +28,7 @@ FLOORS = {
     2: {"model", "hf", "data", "runtime"},
     3: {"train", "eval", "quant"},
     4: {"export", "serve", "report"},
-    5: {"cli"},
+    5: {"cli", "__main__"},
 }  # fmt: skip
 STRANGERS = {("data", "model"), ("data", "hf"), ("train", "eval"), ("eval", "train")}
 """Rooms that must not know each other, though their floors would let them: (importer, imported)."""

@@ -185,7 +185,7 @@ def test_tokens_of_no_probability_are_never_drawn() -> None:
     logits = np.full(50, -np.inf, dtype=np.float32)
     logits[[7, 30]] = 0.0
     for filters in ({}, {"top_k": 40}, {"top_p": 0.99}, {"min_p": 0.1}):
-        sampler = Sampler(Sampling(temperature=1.0, seed=0, **filters))  # type: ignore[arg-type]
+        sampler = Sampler(Sampling(temperature=1.0, seed=0, **filters))
         assert {sampler(logits) for _ in range(50)} == {7, 30}
 
 

@@ -37,14 +37,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(path: str | Path, overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path`; on success it takes the name `path`.
 
-    An existing non-empty `path` is refused (FileExistsError) unless `overwrite`; then the old directory
+    An existing non-empty `path` is refused as `check_destination` says; with `overwrite` the old directory
     keeps its name until the new one is complete, and is deleted only after the swap. Errors and links as in
     `atomic_write`.
     """
-    check_destination(path, overwrite)
+    check_destination(path, overwrite, marker)
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target)
@@ -61,13 +61,23 @@ def atomic_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path
         raise
 
 
-def check_destination(path: str | Path, overwrite: bool = False) -> None:
-    """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError."""
+def check_destination(path: str | Path, overwrite: bool = False, marker: str | None = None) -> None:
+    """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError.
+
+    A directory that is not empty needs `overwrite`, and must hold the file `marker` if one is given: what
+    does not look like an older version of the same thing is never deleted.
+    """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path}: is a file; name a directory")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
         raise FileExistsError(f"{path}: exists and is not empty; choose another name or pass --overwrite")
+    if marker is not None and not (path / marker).is_file():
+        raise FileExistsError(
+            f"{path}: holds other things (there is no {marker}) and is not overwritten; choose another name"
+        )
 
 
 def _swap(new: Path, target: Path) -> None:

@@ -116,7 +116,8 @@ def write_safetensors(directory: Path, tensors: dict[str, Tensor]) -> Path:
 def write_shards(directory: Path, tensors: dict[str, Tensor], count: int, safe: bool) -> list[Path]:
     """Split over `count` files with an index, as transformers does it."""
     stem, ending = ("model", "safetensors") if safe else ("pytorch_model", "bin")
-    weight_map, files = {}, []
+    weight_map: dict[str, str] = {}
+    files = []
     for number in range(count):
         name = f"{stem}-{number + 1:05d}-of-{count:05d}.{ending}"
         part = {key: tensors[key] for key in list(tensors)[number::count]}

@@ -82,3 +82,8 @@ def stock_twin(model: MobileLLM, schedule: tuple[int, ...]) -> LlamaForCausalLM:
                 tensors[f"model.layers.{step}.{rest}"] = tensor
     unrolled = replace(model.config, num_layers=len(schedule), repeats=1, order="immediate")
     return stock_llama(unrolled, tensors)
+
+
+def assert_near(ours: Tensor, theirs: Tensor) -> None:
+    """float32 logits of the same function, summed in another order; they differ by around 1 among themselves."""
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

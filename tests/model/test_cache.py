@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import SHARED, TINY, random_model, shared_model, some_tokens, stock_twin
+from random_models import SHARED, TINY, assert_near, random_model, shared_model, some_tokens, stock_twin
 from torch import Tensor
 
 from mobilellm.model.cache import KVCache
@@ -17,7 +17,6 @@ from mobilellm.model.checkpoint import unroll
 from mobilellm.model.fused import FusedWeights, fuse
 from mobilellm.model.transformer import MobileLLM
 
-TOLERANCE = {"atol": 1e-4, "rtol": 0.0}  # logits differ by around 1
 by_schedule = pytest.mark.parametrize("how", SHARED, ids=lambda how: f"{how[0]}-{how[1]}")
 
 
@@ -40,7 +39,7 @@ def test_one_token_at_a_time_equals_no_cache(how: tuple[str, int]) -> None:
     with torch.inference_mode():
         expected = model(tokens)
     logits = in_pieces(model, tokens, list(range(1, 16)), model.new_cache(2, 16))
-    torch.testing.assert_close(logits, expected, **TOLERANCE)
+    assert_near(logits, expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,8 +55,8 @@ def test_any_pieces_equal_no_cache_and_the_twin(data: st.DataObject) -> None:
     logits = in_pieces(model, tokens, cuts, cache, fused)
     assert cache.length == length
     with torch.inference_mode():
-        torch.testing.assert_close(logits, model(tokens), **TOLERANCE)
-        torch.testing.assert_close(logits, unroll(model)(tokens), **TOLERANCE)
+        assert_near(logits, model(tokens))
+        assert_near(logits, unroll(model)(tokens))
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,7 +82,18 @@ def test_a_left_padded_row_equals_the_row_alone(data: st.DataObject) -> None:
     assert torch.isfinite(logits).all()
     for row, gap, together in zip(rows, padding, logits, strict=True):
         with torch.inference_mode():
-            torch.testing.assert_close(together[None, int(gap) :], model(row), **TOLERANCE)
+            assert_near(together[None, int(gap) :], model(row))
+
+
+def test_positions_start_after_the_padding() -> None:
+    """Logits depend on distances alone; the keys show where a row is thought to begin."""
+    model = shared_model("immediate", 2)
+    row, cache = some_tokens(101, 1, 6), model.new_cache(2, 9, torch.tensor([3, 0]))
+    alone = model.new_cache(1, 6)
+    with torch.inference_mode():
+        model(row, alone)
+        model(torch.cat([torch.zeros(1, 3, dtype=torch.long), row], dim=1).expand(2, -1), cache)
+    torch.testing.assert_close(cache.keys[:, :1, :, 3:], alone.keys, atol=1e-4, rtol=0)
 
 
 def test_padding_of_zero_equals_none() -> None:
@@ -91,7 +101,7 @@ def test_padding_of_zero_equals_none() -> None:
     tokens = some_tokens(101, 2, 9)
     cache = model.new_cache(2, 9, torch.zeros(2, dtype=torch.long))
     with torch.inference_mode():
-        torch.testing.assert_close(in_pieces(model, tokens, [4, 5], cache), model(tokens), **TOLERANCE)
+        assert_near(in_pieces(model, tokens, [4, 5], cache), model(tokens))
 
 
 @by_schedule
@@ -113,8 +123,8 @@ def test_one_slot_for_every_step(how: tuple[str, int]) -> None:
         config.num_steps
     ):  # in the split-half rotary layout of Llama, as transformers caches it
         theirs = stock_cache.layers[step]
-        torch.testing.assert_close(histories[step], theirs.keys, **TOLERANCE)
-        torch.testing.assert_close(cache.values[step, ..., :6, :], theirs.values, **TOLERANCE)
+        assert_near(histories[step], theirs.keys)
+        assert_near(cache.values[step, ..., :6, :], theirs.values)
 
 
 def test_overflow_is_refused_before_anything_is_written() -> None:
@@ -129,7 +139,7 @@ def test_overflow_is_refused_before_anything_is_written() -> None:
             model(tokens[:, :3], cache)
         assert cache.length == 4
         assert torch.equal(cache.keys[..., :4, :], before)
-        torch.testing.assert_close(model(tokens[:, 4:], cache), expected[:, 4:], **TOLERANCE)
+        assert_near(model(tokens[:, 4:], cache), expected[:, 4:])
         with pytest.raises(ValueError, match="cache holds 6 of 6 tokens and cannot take 1 more"):
             model(tokens[:, :1], cache)
 
@@ -180,9 +190,9 @@ def test_truncating_forgets(padded: bool) -> None:
         model(draft, cache)
         cache.truncate(7)
         assert cache.length == 7
-        torch.testing.assert_close(model(tokens[:, 7:], cache), expected[:, 7:], **TOLERANCE)
+        assert_near(model(tokens[:, 7:], cache), expected[:, 7:])
         cache.truncate(0)
-        torch.testing.assert_close(model(tokens, cache), expected, **TOLERANCE)
+        assert_near(model(tokens, cache), expected)
     for length in (-1, 13):
         with pytest.raises(ValueError, match=f"cannot truncate a cache of 12 tokens to {length}"):
             cache.truncate(length)
@@ -206,7 +216,7 @@ def test_fused_equals_plain_in_float32(how: tuple[str, int], tied: bool) -> None
     with torch.inference_mode():
         fused = fuse(model)
         logits = model.logits(model.hidden(tokens, fused=fused), fused)
-        torch.testing.assert_close(logits, model(tokens), atol=1e-4, rtol=0)
+        assert_near(logits, model(tokens))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17])

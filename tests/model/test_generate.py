@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import TINY, random_model, shared_model, some_tokens
-from tokenizer_oracles import trained
 
 import mobilellm
 from mobilellm.model import generate as generation
@@ -23,6 +22,7 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.sampling import Sampler, Sampling
 from mobilellm.text_stream import TextStream
 from mobilellm.tokenizer import EOS_ID
+from tokenizer_oracles import trained
 
 
 def by_hand(model: MobileLLM, prompt: list[int], count: int) -> list[int]:
@@ -46,7 +46,7 @@ def greedy(model: MobileLLM, prompt: list[int], count: int) -> list[int]:
 
 
 def a_prompt(length: int, seed: int = 0) -> list[int]:
-    return some_tokens(TINY.vocab_size, length, seed=seed).tolist()  # type: ignore[no-any-return]
+    return some_tokens(TINY.vocab_size, length, seed=seed).tolist()
 
 
 @pytest.mark.parametrize("how", [("immediate", 1), ("immediate", 2), ("reverse", 3)], ids=str)
@@ -219,8 +219,8 @@ def one_row_through_data(model: MobileLLM) -> None:
     model.head_weight.data[row] *= -1
 
 
-def by_optimizer(model: MobileLLM, **options: bool) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3, **options)
+def by_optimizer(model: MobileLLM, fused: bool) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3, fused=fused, foreach=not fused)
     model(torch.tensor([a_prompt(30)])).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -231,7 +231,7 @@ def fused_optimizer(model: MobileLLM) -> None:
 
 
 def foreach_optimizer(model: MobileLLM) -> None:
-    by_optimizer(model, foreach=True)
+    by_optimizer(model, fused=False)
 
 
 def copied_state(model: MobileLLM) -> None:
@@ -251,8 +251,8 @@ def many_assigned_states(model: MobileLLM) -> None:
 
 
 def another_parameter(model: MobileLLM) -> None:
-    block = model.model.layers[0].self_attn
-    block.o_proj.weight = torch.nn.Parameter(-3 * block.o_proj.weight.detach())  # type: ignore[union-attr]
+    projection = model.get_submodule("model.layers.0.self_attn.o_proj")
+    projection.weight = torch.nn.Parameter(-3 * projection.get_parameter("weight").detach())
 
 
 def swapped_data(model: MobileLLM) -> None:

@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import SHARED, TINY, random_model, shared_model, some_tokens, stock_llama, stock_twin
+from random_models import (
+    SHARED,
+    TINY,
+    assert_near,
+    random_model,
+    shared_model,
+    some_tokens,
+    stock_llama,
+    stock_twin,
+)
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
@@ -32,7 +41,6 @@ SCHEDULES = {  # of blocks 0 1 2, written out by hand
     ("reverse", 3): (0, 1, 2, 2, 1, 0, 0, 1, 2),
     ("reverse", 4): (0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0),
 }
-TOLERANCE = {"atol": 1e-4, "rtol": 0.0}  # logits differ by around 1
 
 
 def shrunk(name: str, tied: bool) -> ModelConfig:
@@ -62,7 +70,7 @@ def test_logits_equal_llama(name: str, tied: bool) -> None:
     with torch.inference_mode():
         ours, theirs = model(tokens), stock_llama(config, model.state_dict())(tokens).logits
     assert theirs.std() > 0.1
-    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    assert_near(ours, theirs)
 
 
 def test_logits_of_the_whole_125m_equal_llama() -> None:
@@ -73,7 +81,7 @@ def test_logits_of_the_whole_125m_equal_llama() -> None:
     with torch.inference_mode():
         ours, theirs = model(tokens), stock_llama(config, model.state_dict())(tokens).logits
     assert theirs.std() > 0.1
-    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    assert_near(ours, theirs)
 
 
 @pytest.mark.parametrize("theta", [500.0, 1e6])
@@ -84,7 +92,7 @@ def test_rope_and_norm_settings_are_obeyed(theta: float, eps: float) -> None:
     tokens = some_tokens(config.vocab_size, 1, 100)
     with torch.inference_mode():
         expected = stock_llama(config, model.state_dict())(tokens).logits
-        torch.testing.assert_close(model(tokens), expected, **TOLERANCE)
+        assert_near(model(tokens), expected)
         other = stock_llama(replace(config, rope_theta=1e4, rms_norm_eps=1e-5), model.state_dict())
         assert (other(tokens).logits - expected).abs().max() > 0.01
 
@@ -113,7 +121,7 @@ def test_sharing_equals_a_llama_with_copied_layers(how: tuple[str, int], tied: b
     stock = stock_twin(model, SCHEDULES[how])
     tokens = some_tokens(model.config.vocab_size, 2, 15)
     logits, theirs = model(tokens), stock(tokens).logits
-    torch.testing.assert_close(logits, theirs, **TOLERANCE)
+    assert_near(logits, theirs)
     next_token_loss(logits, tokens).backward()
     next_token_loss(theirs, tokens).backward()
     copies = dict(stock.named_parameters())
@@ -140,7 +148,7 @@ def test_unroll_gives_the_twin(how: tuple[str, int]) -> None:
     assert twin.state_dict().keys() == stored.keys() - {"lm_head.weight"}
     tokens = some_tokens(model.config.vocab_size, 2, 15)
     with torch.inference_mode():
-        torch.testing.assert_close(twin(tokens), model(tokens), **TOLERANCE)
+        assert_near(twin(tokens), model(tokens))
     before = model(tokens)
     with torch.no_grad():
         for parameter in twin.parameters():  # copies, not views
@@ -169,7 +177,7 @@ def test_no_position_sees_the_future(data: st.DataObject) -> None:
     other[:, changed:] = some_tokens(101, 2, length - changed, seed=1)
     with torch.inference_mode():
         ours, theirs = model(tokens), model(other)
-    torch.testing.assert_close(ours[:, :changed], theirs[:, :changed], **TOLERANCE)
+    assert_near(ours[:, :changed], theirs[:, :changed])
 
 
 def test_packed_documents_are_as_if_alone() -> None:
@@ -188,8 +196,8 @@ def test_packed_documents_are_as_if_alone() -> None:
         a_mask_a_row = model(
             packed.expand(2, -1), positions=positions.expand(2, -1), mask=(same & causal).expand(2, 1, -1, -1)
         )
-    torch.testing.assert_close(shared_mask, expected, **TOLERANCE)
-    torch.testing.assert_close(a_mask_a_row, expected.expand(2, -1, -1), **TOLERANCE)
+    assert_near(shared_mask, expected)
+    assert_near(a_mask_a_row, expected.expand(2, -1, -1))
     with torch.inference_mode():
         assert (model(packed) - expected).abs().max() > 0.01
 
@@ -201,7 +209,7 @@ def test_hidden_and_logits_are_the_two_halves_of_forward() -> None:
         hidden = model.hidden(tokens)
         assert hidden.shape == (2, 7, model.config.hidden_size)
         assert torch.equal(model.logits(hidden), model(tokens))
-        torch.testing.assert_close(model.logits(hidden[:, -1]), model(tokens)[:, -1], **TOLERANCE)
+        assert_near(model.logits(hidden[:, -1]), model(tokens)[:, -1])
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

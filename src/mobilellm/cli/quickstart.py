@@ -63,19 +63,19 @@ def run(arguments: Arguments) -> None:
 def _run(arguments: Arguments) -> None:
     started = time.perf_counter()
     out = arguments.out
+    if arguments.steps < 1:
+        raise ValueError(f"quickstart: steps = {arguments.steps} must be at least 1")
     _claim(arguments)
     if (out / "report.json").is_file():
         results = json.loads((out / "report.json").read_text(encoding="utf-8"))
         print(f"This run is complete ({out}); --fresh trains it again. Its results:\n")
         _print_results(results)
-        _talk(arguments, load_only=True)
+        _talk(arguments)
         _print_next(out)
         return
     tokenizer, index = _prepare(arguments)
     config = replace(preset("tiny-ls"), vocab_size=tokenizer.vocab_size)
-    finished = _pretrain(arguments, config, tokenizer, index)
-    if not finished:
-        return
+    _pretrain(arguments, config, tokenizer, index)
     results = _evaluate_and_report(arguments, config, index, time.perf_counter() - started)
     _print_results(results)
     _talk(arguments)
@@ -113,7 +113,7 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
         documents = list(_documents(arguments))
         size = sum(len(document.text.encode()) for document in documents)
         print(f"      {len(documents):,} documents, {size / 1e6:.1f} MB")
-        vocab_size = preset("tiny-ls").vocab_size if size > 1_000_000 else 1024
+        vocab_size = 2048 if size > 1_000_000 else 1024 if size > 100_000 else 512
         _say(2, f"training a tokenizer of {vocab_size:,} tokens")
         tokenizer = Tokenizer.train((document.text for document in documents), vocab_size)
         shutil.rmtree(out / "tokenizer", ignore_errors=True)
@@ -131,8 +131,12 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
 
 
 def _documents(arguments: Arguments) -> Iterator[Document]:
-    for document in text_files(arguments.text) if arguments.text else python_documentation():
-        yield from paragraphs(document, size=4000)
+    """The text, cut at blank lines into documents of a few pages."""
+    documents = list(text_files(arguments.text) if arguments.text else python_documentation())
+    total = sum(len(document.text) for document in documents)
+    size = min(4000, max(500, total // 100))  # enough documents to hold some out, even of one short book
+    for document in documents:
+        yield from paragraphs(document, size)
 
 
 def _settings(arguments: Arguments) -> TrainSettings:
@@ -151,8 +155,8 @@ def _settings(arguments: Arguments) -> TrainSettings:
     )
 
 
-def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, index: ShardIndex) -> bool:
-    """Stage 4. True when all steps are done; else the run was stopped and can go on."""
+def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, index: ShardIndex) -> None:
+    """Stage 4. Ends the program when the run was stopped: it can go on."""
     import torch
 
     from mobilellm.eval.perplexity import windowed
@@ -194,12 +198,12 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
         done = train(model, loader, settings, out, evaluate, progress.update)
     checkpoint.save(out / "model", model, tokenizer, overwrite=True)
     if done == settings.steps:
-        return True
+        return
     print(
         f"\nStopped after step {done} of {settings.steps}. The model so far is usable:\n"
         f'  mobilellm generate {out} "{_PROMPT}"\nThe same command goes on from there.'
     )
-    return False
+    sys.exit(130)
 
 
 def _evaluate_and_report(
@@ -260,7 +264,7 @@ def _evaluate_and_report(
     return results
 
 
-def _talk(arguments: Arguments, load_only: bool = False) -> None:
+def _talk(arguments: Arguments) -> None:
     """Stage 6: stream a completion from the saved model."""
     from mobilellm.model.api import load
 

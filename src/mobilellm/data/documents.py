@@ -44,7 +44,7 @@ def text_files(paths: Sequence[Path]) -> Iterator[Document]:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such text file")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
         if not text.strip():
@@ -53,27 +53,33 @@ def text_files(paths: Sequence[Path]) -> Iterator[Document]:
 
 
 def paragraphs(document: Document, size: int) -> Iterator[Document]:
-    """Cut a long text at blank lines into documents of at least `size` characters (the last may be less).
+    """Cut a long text into documents of about `size` characters: a single book gives enough to hold some out.
 
-    A single book still gives enough documents to hold some out.
+    A cut falls on the first blank line (white space is blank) after `size` characters; in text without blank
+    lines, at the end of a line before 4 * size. Line ends around a cut go, and so do parts without text; all
+    the rest stays.
     """
+    lines = document.text.splitlines(keepends=True)
     part: list[str] = []
     length = count = 0
-    for paragraph in document.text.split("\n\n"):
-        part.append(paragraph)
-        length += len(paragraph) + 2
-        if length >= size:
-            yield Document(f"{document.name}#{count}", "\n\n".join(part))
-            part, length, count = [], 0, count + 1
-    if part and (rest := "\n\n".join(part)).strip():
-        yield Document(f"{document.name}#{count}", rest)
+    for number, line in enumerate(lines, 1):
+        part.append(line)
+        length += len(line)
+        following = len(lines[number]) if number < len(lines) else 0
+        last, blank = number == len(lines), not line.strip()
+        if last or (length >= size and (blank or length + following > 4 * size)):
+            text = "".join(part).strip("\r\n")
+            if text.strip():
+                yield Document(f"{document.name}#{count}", text)
+                count += 1
+            part, length = [], 0
 
 
 def _docstrings(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
-        return  # a template or a test of the parser itself
+    except (OSError, SyntaxError, ValueError):
+        return  # a dangling link, a template, not UTF-8, a null byte
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+_SAMPLES, _SAMPLE = 64, 1024
+"""Blocks of tokens that tell one stream from another without reading all of it, and their length."""
 
 
 class Batch(NamedTuple):
@@ -22,7 +26,7 @@ class PackedLoader:
     Window i covers tokens [i*T, (i+1)*T] (one more, for the last target), so an epoch predicts every token
     but the first of the stream, and a tail shorter than T, exactly once. The global order follows from
     `seed`; of every step's windows rank r takes its equal share. After `restore(state)` the next batch is
-    bit-identical to what it would have been.
+    bit-identical to what it would have been. Raises ValueError naming the argument.
     """
 
     def __init__(
@@ -34,21 +38,24 @@ class PackedLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.num_windows = (len(stream) - 1) // sequence_length
+        _check(sequence_length, sequences_per_step, seed, rank, world_size)
+        self.num_windows = max(0, len(stream) - 1) // sequence_length
         if self.num_windows < sequences_per_step:
             raise ValueError(
-                f"data: {len(stream)} tokens give {max(0, self.num_windows)} windows of {sequence_length}, "
+                f"data: {len(stream)} tokens give {self.num_windows} windows of {sequence_length}, "
                 f"fewer than the {sequences_per_step} of one step; give more text or a smaller batch"
-            )
-        if sequences_per_step % world_size:
-            raise ValueError(
-                f"batch: {sequences_per_step} sequences a step cannot be shared by {world_size} devices"
             )
         self._stream, self._length = stream, sequence_length
         self._per_step, self._seed = sequences_per_step, seed
         self._rank, self._world_size = rank, world_size
         self._window = 0  # windows dealt out so far, over all epochs and ranks
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._identity = {
+            "tokens": len(stream),
+            "fingerprint": _fingerprint(stream),
+            "sequence_length": sequence_length,
+            "seed": seed,
+        }
 
     def next(self) -> Batch:
         """This rank's share of the next step."""
@@ -64,22 +71,53 @@ class PackedLoader:
         return self._window / self.num_windows
 
     def state(self) -> dict[str, int]:
-        return {"window": self._window, "num_windows": self.num_windows, "seed": self._seed}
+        """Where the loader stands and in which data, the same on every rank."""
+        return {"window": self._window, **self._identity}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on after `state`. Raises ValueError if it belongs to other data or another seed."""
-        mine = self.state()
-        for name in ("num_windows", "seed"):
-            if state.get(name) != mine[name]:
+        """Go on after `state`. Raises ValueError if it belongs to other data, another length or seed."""
+        for name, mine in self._identity.items():
+            if state.get(name) != mine:
                 raise ValueError(
-                    f"resume: the loader has {name} = {mine[name]} and the checkpoint {state.get(name)}; "
+                    f"resume: the loader has {name} = {mine} and the checkpoint {state.get(name)}; "
                     "resume with the same data, sequence length and seed"
                 )
-        self._window = state["window"]
+        window = state.get("window")
+        if type(window) is not int or window < 0:
+            raise ValueError(f"resume: window = {window!r} in the checkpoint is no number of windows")
+        self._window = window
 
     def _window_at(self, index: int) -> int:
         epoch, position = divmod(index, self.num_windows)
         if epoch != self._epoch:
-            random = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-            self._epoch, self._order = epoch, random.permutation(self.num_windows)
+            # Sorting raw bits: numpy keeps those the same in every version, but not its permutations.
+            keys = np.random.PCG64([self._seed, epoch]).random_raw(self.num_windows)
+            self._epoch, self._order = epoch, np.argsort(keys, kind="stable")
         return int(self._order[position])
+
+
+def _check(sequence_length: int, sequences_per_step: int, seed: int, rank: int, world_size: int) -> None:
+    for name, value in (
+        ("sequence_length", sequence_length),
+        ("sequences_per_step", sequences_per_step),
+        ("world_size", world_size),
+    ):
+        if value < 1:
+            raise ValueError(f"batch: {name} = {value} must be at least 1")
+    if seed < 0:
+        raise ValueError(f"batch: seed = {seed} must be 0 or above")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"batch: rank = {rank} must lie in 0 … {world_size - 1} (world_size = {world_size})")
+    if sequences_per_step % world_size:
+        raise ValueError(
+            f"batch: {sequences_per_step} sequences a step cannot be shared by {world_size} devices"
+        )
+
+
+def _fingerprint(stream: NDArray[np.integer[Any]]) -> int:
+    """Checksum of evenly spaced blocks, both ends too: sees other data, but not every changed token."""
+    starts = np.linspace(0, max(0, len(stream) - _SAMPLE), _SAMPLES).astype(np.int64)
+    checksum = 0
+    for start in np.unique(starts):
+        checksum = zlib.crc32(stream[start : start + _SAMPLE].astype("<i8").tobytes(), checksum)
+    return checksum

@@ -15,6 +15,9 @@ from mobilellm.model.transformer import MobileLLM
 
 Stream = Sequence[int] | NDArray[np.integer[Any]]
 
+_LOGITS_AT_ONCE = 2**25
+"""Elements of the float32 logits held at a time: 128 MiB, whatever window, batch and vocabulary."""
+
 
 class Perplexity(NamedTuple):
     """Totals over all predicted tokens; `nats` is the summed negative log-likelihood."""
@@ -30,10 +33,12 @@ class Perplexity(NamedTuple):
     @property
     def perplexity(self) -> float:
         """Per token: comparable only between models with the same tokenizer."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
     def bits_per_byte(self, num_bytes: int) -> float:
         """Per UTF-8 byte of the text: comparable between tokenizers. Boundary tokens count as cost."""
+        if num_bytes < 1:
+            raise ValueError(f"bits per byte: num_bytes = {num_bytes} must be at least 1")
         return self.nats / math.log(2) / num_bytes
 
 
@@ -43,17 +48,40 @@ def windowed(model: MobileLLM, stream: Stream, window: int, batch: int = 8) -> P
 
     Window i reads tokens [i*window, (i+1)*window] and predicts all but its first, so that nothing is skipped
     and nothing counted twice; the last window is shorter. Contexts do not reach across windows.
-    Raises ValueError for fewer than two tokens.
+    Raises ValueError for fewer than two tokens, ids outside the vocabulary, and a window that the model's
+    context cannot hold.
     """
-    if len(stream) < 2:
-        raise ValueError(f"perplexity: {len(stream)} tokens predict nothing; give at least 2")
-    device = model.head_weight.device
-    tokens = torch.as_tensor(np.asarray(stream, dtype=np.int64), device=device)
+    tokens = np.asarray(stream)
+    _check(model, tokens, window, batch)
     nats, count = 0.0, len(tokens) - 1
-    whole = count // window
-    rows = tokens[: whole * window + 1].unfold(0, window + 1, window) if whole else tokens[:0].view(0, 0)
-    for part in (*torch.split(rows, batch), tokens[whole * window :][None]):
-        if part.shape[0] and part.shape[1] > 1:
-            logits = model.logits(model.hidden(part[:, :-1])).float()
-            nats += F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
+    device = model.head_weight.device
+    starts = range(0, count, window)
+    whole = [start for start in starts if start + window <= count]
+    groups = [whole[i : i + batch] for i in range(0, len(whole), batch)]
+    for group in [*groups, *([start] for start in starts[len(whole) :])]:
+        rows = np.stack([tokens[start : start + window + 1] for start in group]).astype(np.int64)
+        part = torch.from_numpy(rows).to(device)
+        hidden = model.hidden(part[:, :-1]).flatten(0, 1)
+        at_once = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+        targets = torch.split(part[:, 1:].flatten(), at_once)
+        for states, wanted in zip(torch.split(hidden, at_once), targets, strict=True):
+            losses = F.cross_entropy(model.logits(states).float(), wanted, reduction="none")
+            nats += losses.double().sum().item()
     return Perplexity(nats, count)
+
+
+def _check(model: MobileLLM, tokens: NDArray[np.integer[Any]], window: int, batch: int) -> None:
+    context, vocabulary = model.config.max_position_embeddings, model.config.vocab_size
+    if tokens.ndim != 1 or len(tokens) < 2:
+        raise ValueError(f"perplexity: {tokens.size} tokens predict nothing; give at least 2 in a row")
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(f"perplexity: token ids are {tokens.dtype}; they must be whole numbers")
+    if not 1 <= window <= context:
+        raise ValueError(f"perplexity: window = {window} must lie in 1 … {context}, the model's context")
+    if batch < 1:
+        raise ValueError(f"perplexity: batch = {batch} must be at least 1")
+    if not 0 <= tokens.min() <= tokens.max() < vocabulary:
+        raise ValueError(
+            f"perplexity: token ids {tokens.min()} … {tokens.max()} do not lie in the vocabulary of "
+            f"{vocabulary}; the tokens were made with another tokenizer"
+        )

@@ -12,9 +12,7 @@ import errno
 import json
 import math
 import os
-import pickle
 import re
-import warnings
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch import Tensor
 from mobilellm.atomic import atomic_directory
 from mobilellm.config import ModelConfig
 from mobilellm.layouts import ConfigFile, config_json, read_config_file
+from mobilellm.model.tensor_files import CheckpointError, read_tensors, some
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 
@@ -41,10 +40,6 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype = {name!r} is not known; choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-class CheckpointError(ValueError):
-    """Weights that are not, tensor for tensor, those of the model the config describes."""
 
 
 class Weights(NamedTuple):
@@ -63,7 +58,7 @@ def read_weights(directory: str | Path) -> Weights:
     """
     directory = Path(directory)
     described = read_config_file(directory)
-    source, tensors = _read_tensors(directory)
+    source, tensors = read_tensors(directory)
     tensors, repairs = _repair(tensors, described, source)
     if problems := _problems(tensors, described.config):
         raise CheckpointError(
@@ -72,14 +67,19 @@ def read_weights(directory: str | Path) -> Weights:
     return Weights(described.config, tensors, described.model_type, described.repairs + repairs)
 
 
+def stored_dtype(weights: Weights) -> torch.dtype:
+    """The dtype of the stored tensors; of several, one that holds them all exactly."""
+    return reduce(torch.promote_types, {tensor.dtype for tensor in weights.tensors.values()})
+
+
 def build(weights: Weights, dtype: torch.dtype | None = None, device: str = "cpu") -> MobileLLM:
     """A model in evaluation mode holding these very tensors.
 
-    Without a dtype the stored one is kept (of several, one that holds them all), except float16 on a CPU,
-    which becomes float32 (exact, and fast). Raises CheckpointError for a weight too large for `dtype`.
+    Without a dtype the stored one is kept, except float16 on a CPU, which becomes float32 (exact, and fast).
+    Raises CheckpointError for a weight too large for `dtype`.
     """
     if dtype is None:
-        dtype = reduce(torch.promote_types, {tensor.dtype for tensor in weights.tensors.values()})
+        dtype = stored_dtype(weights)
         if dtype == torch.float16 and torch.device(device).type == "cpu":
             dtype = torch.float32
     with torch.device("meta"):
@@ -118,7 +118,7 @@ def save(
     values = config_json(config, layout, dtype)
     if problems := _problems(model.state_dict(), config):
         raise CheckpointError(f"{directory}: not saved, for it could not be loaded: {problems}")
-    with atomic_directory(directory, overwrite) as temporary:
+    with atomic_directory(directory, overwrite, marker="config.json") as temporary:
         _write_json(temporary / "config.json", values)
         _write_json(
             temporary / "generation_config.json",
@@ -174,80 +174,6 @@ def unroll(model: MobileLLM) -> MobileLLM:
             tensors[f"model.layers.{step}.{name}"] = tensor.clone()
     twin.load_state_dict(tensors, strict=True, assign=True)
     return twin.train(model.training)
-
-
-def _read_tensors(directory: Path) -> tuple[str, dict[str, Tensor]]:
-    """Every tensor of the directory and the name of the file they came from (for messages)."""
-    for whole, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickle)):
-        index = directory / f"{whole}.index.json"
-        if (directory / whole).is_file():
-            return str(directory / whole), read(directory / whole)
-        if index.is_file():
-            tensors: dict[str, Tensor] = {}
-            for shard in _shards(index):
-                found = read(shard)
-                if twice := sorted(tensors.keys() & found.keys()):
-                    raise CheckpointError(
-                        f"{shard}: holds {_some(twice)}, as another shard does; keep one of them"
-                    )
-                tensors |= found
-            return str(index), tensors
-    raise FileNotFoundError(
-        f"{directory}: no weights there; expected model.safetensors or pytorch_model.bin (or their index)"
-    )
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        shards = [index.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{index}: not a weight index; fetch it again") from None
-    for name, shard in zip(names, shards, strict=True):
-        if Path(name).name != name or name in ("", ".."):
-            raise CheckpointError(f"{index}: shard {name!r} lies outside the directory; refused")
-        if not shard.is_file():
-            raise FileNotFoundError(f"{shard}: named by {index.name} and missing; fetch it again")
-    return shards
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
-
-
-def _read_pickle(file: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of torch, about a pickle it then refuses
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
-    except Exception as error:  # a damaged pickle makes the unpickler raise almost anything
-        if isinstance(error, OSError) and error.filename is not None:  # cannot be opened: says so by itself
-            raise
-        if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{file}: the pickle wants {forbidden[1]}, which no tensor needs and which could run code; "
-                "refused, nothing was run. Ask its author for safetensors"
-            ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's text recommends to load without care
-            reason = "not a pickle of tensors"
-        raise CheckpointError(f"{file}: damaged or truncated ({reason}); fetch it again") from None
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{file}: expected a state dict of tensors, got {type(loaded).__name__}")
-    for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{file}: expected a state dict of tensors, but {name!r} is {type(value).__name__}; keep the "
-                "state dict of the model alone"
-            )
-    return {name: tensor.detach() for name, tensor in loaded.items()}
-
-
-def _is_zip(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
 
 
 def _repair(
@@ -306,11 +232,11 @@ def _problems(tensors: dict[str, Tensor], config: ModelConfig) -> str:
         expected = MobileLLM(config).state_dict()
     problems = []
     if missing := sorted(expected.keys() - tensors.keys()):
-        problems.append(f"missing tensors {_some(missing)}")
+        problems.append(f"missing tensors {some(missing)}")
         if missing == [HEAD]:
             problems.append("set tie_word_embeddings to true in config.json if the embedding was shared")
     if extra := sorted(tensors.keys() - expected.keys()):
-        problems.append(f"unknown tensors {_some(extra)}")
+        problems.append(f"unknown tensors {some(extra)}")
     for name in [name for name in expected if name in tensors]:
         tensor, wanted = tensors[name], tuple(expected[name].shape)
         if tuple(tensor.shape) != wanted:
@@ -321,17 +247,12 @@ def _problems(tensors: dict[str, Tensor], config: ModelConfig) -> str:
             problems.append(f"{name} is a tensor without plain values")
         elif not _finite(tensor):
             problems.append(f"{name} holds NaN or infinity")
-    return _some(problems, "; ")
+    return some(problems, "; ")
 
 
 def _finite(tensor: Tensor) -> bool:
     # A sum is one quick pass and carries any NaN or infinity; only its own overflow needs the slow check.
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(torch.isfinite(tensor).all())
-
-
-def _some(items: list[str], separator: str = ", ", limit: int = 8) -> str:
-    rest = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
-    return separator.join(items[:limit]) + rest
 
 
 def _write_json(file: Path, values: dict[str, object]) -> None:
@@ -340,8 +261,11 @@ def _write_json(file: Path, values: dict[str, object]) -> None:
 
 def _write_tensors(file: Path, model: MobileLLM) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    file.touch()
+    mode = file.stat().st_mode  # the library makes files that only their owner can read
     try:
         safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(mode)
     except safetensors.SafetensorError as error:  # the library keeps the errno in its text only
         found = re.search(r"os error (\d+)", str(error))
         code = int(found[1]) if found else errno.EIO

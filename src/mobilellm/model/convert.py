@@ -31,8 +31,8 @@ def convert(
         say(f"{source}: repaired: {repair}")
     if tokenizer is None:
         say(f"{source}: has no tokenizer, so the result has none")
-    stored = weights.tensors[checkpoint.EMBEDDING].dtype
-    model = checkpoint.build(weights, checkpoint.torch_dtype(dtype) if dtype else stored)
+    wanted = checkpoint.torch_dtype(dtype) if dtype else checkpoint.stored_dtype(weights)
+    model = checkpoint.build(weights, wanted)
     if unrolled and weights.config.shares_layers:
         model = checkpoint.unroll(model)
         say(f"unrolled: {weights.config.num_layers} stored blocks become {model.config.num_layers}")

@@ -17,6 +17,11 @@ from mobilellm.tokenizer import EOS_ID, PAD_ID
 PREFILL_CHUNK = 512
 """Prompt tokens per forward call: large enough for full matrix speed, small enough to bound memory."""
 
+SHORT_PROMPT = 64
+"""Laying the weights out for inference takes some ten tokens' time, and pays from the second token on. The first
+token after a prompt no longer than this does not wait for it; the rule looks at nothing but the length, so that
+the same prompt always gives the same text."""
+
 FinishReason = Literal["eos", "stop", "length", "context"]
 
 
@@ -60,7 +65,8 @@ def _generate(
     limits = [_limit(n, max_new_tokens, model.config.max_position_embeddings) for n in lengths]
     # All rows share the columns of the longest; the last token drawn is never fed back and needs none.
     capacity = max(lengths) + max(count for count, _ in limits) - 1
-    cache, fused = _new_cache(model, lengths, capacity), _fused(model)
+    cache = _new_cache(model, lengths, capacity)
+    fused = _fused(model) if max(lengths) > SHORT_PROMPT else None
     logits = _prefill(model, cache, fused, prompts)
     samplers = [Sampler(sampling, prompt, row) for row, prompt in enumerate(prompts)]
     drawn = [0] * len(prompts)
@@ -82,6 +88,7 @@ def _generate(
                 live.remove(row)
             yield NewToken(row, token, finish)
         if live:
+            fused = fused or _fused(model)
             step = torch.tensor(fed, device=logits.device)[:, None]
             logits = model.logits(model.hidden(step, cache, fused=fused)[:, -1], fused)
 
@@ -124,7 +131,7 @@ def _new_cache(model: MobileLLM, lengths: Sequence[int], capacity: int) -> KVCac
 def _prefill(
     model: MobileLLM,
     cache: KVCache,
-    fused: FusedWeights,
+    fused: FusedWeights | None,
     prompts: Sequence[Sequence[int]],
 ) -> Tensor:
     """Feed the left-padded prompts in chunks; logits (B, V) of the last position."""

@@ -14,7 +14,8 @@ p.lead { margin-top: 0; opacity: .8; }
 table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: left; }
 td + td, th + th { text-align: right; font-variant-numeric: tabular-nums; }
 tr { border-bottom: 1px solid #8884; } img { max-width: 100%; background: #fff; border-radius: 6px; }
-pre { white-space: pre-wrap; background: #8881; padding: .8rem 1rem; border-radius: 6px; }
+pre { background: #8881; padding: .8rem 1rem; border-radius: 6px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
@@ -49,6 +50,8 @@ def run_page(
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
     head, *body = rows
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join(

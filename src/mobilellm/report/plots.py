@@ -10,7 +10,11 @@ _INK, _PALE, _ACCENT = "#1f3a5f", "#b8c7d9", "#d1495b"
 
 
 def loss_curve(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Training loss (nats a token) over tokens, its running mean, and held-out loss where evaluated."""
+    """Training loss (nats a token) over tokens, its running mean, and held-out loss where evaluated.
+
+    `records` are those of a training run; evaluations without a "loss", or of steps that are not in the
+    records, have no place in the picture. The title is taken as it is, dollar signs too.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -18,7 +22,11 @@ def loss_curve(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
     steps = [record for record in records if "loss" in record]
     tokens_at = {0: 0} | {record["step"]: record["tokens"] for record in steps}
     tokens, losses = [record["tokens"] for record in steps], [record["loss"] for record in steps]
-    held_out = [(tokens_at[r["step"]], r["eval"]["loss"]) for r in records if "eval" in r]
+    held_out = [
+        (tokens_at[record["step"]], record["eval"]["loss"])
+        for record in records
+        if "loss" in record.get("eval", {}) and record["step"] in tokens_at
+    ]
 
     figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -31,7 +39,8 @@ def loss_curve(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
             f"{held_out[-1][1]:.2f}", held_out[-1], textcoords="offset points", xytext=(0, 8), ha="center",
             color=_ACCENT,
         )  # fmt: skip
-    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

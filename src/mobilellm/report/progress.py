@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -20,7 +19,6 @@ class TrainingProgress:
         self._seconds = self._tokens = 0.0
         self._last_tokens: int | None = None
         self._lines_at = max(1, steps // 10)
-        self._started = time.perf_counter()
         self._bar = Progress(
             TextColumn("      "),
             BarColumn(bar_width=28),
@@ -52,7 +50,7 @@ class TrainingProgress:
         self._losses = [*self._losses[-9:], record["loss"]]
         text = (
             f"step {step}/{self._steps}  loss {sum(self._losses) / len(self._losses):.3f}  "
-            f"{self._tokens / self._seconds:,.0f} tokens/s"
+            f"{self._tokens / max(self._seconds, 1e-9):,.0f} tokens/s"
         )
         self._bar.update(self._task, completed=step, text=text)
         if self._bar.disable and (step % self._lines_at == 0 or step == self._steps):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import signal
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from mobilellm.train.metrics import MetricsLog, Record
 from mobilellm.train.optim import adamw
 from mobilellm.train.schedule import cosine
 from mobilellm.train.settings import TrainSettings
-from mobilellm.train.state import RunState, checkpoints, load_state, save_state
+from mobilellm.train.state import RunState, checkpoints, drop_old, load_state, only_run, save_state
 
 Evaluator = Callable[[MobileLLM, int], Mapping[str, float]]
 Loss = Callable[[MobileLLM, Tensor, Tensor, Tensor], Tensor]
@@ -54,37 +53,67 @@ def train(
     Returns the number of steps done: fewer than `settings.steps` when SIGINT or SIGTERM asked to stop, after
     a checkpoint was written. Metrics go to `directory/metrics.jsonl` and, a record at a time, to `on_record`:
     every step's loss (nats a token), learning rate, gradient norm, tokens and seconds; evaluations under
-    "eval". Raises TrainingError when the loss is no longer a number.
+    "eval". Raises TrainingError when the loss is no longer a number, ValueError for a checkpoint that is
+    damaged or another run's, for settings that do not fit model or loader, and while another process trains
+    in `directory`.
     """
+    context = model.config.max_position_embeddings
+    if settings.sequence_length > context:
+        raise ValueError(
+            f"train: sequence_length = {settings.sequence_length} is longer than the model's context of "
+            f"{context} (max_position_embeddings)"
+        )
+    with only_run(directory / "checkpoints"):
+        return _train(model, loader, settings, directory, evaluate, on_record, loss_function)
+
+
+def _train(
+    model: MobileLLM,
+    loader: Loader,
+    settings: TrainSettings,
+    directory: Path,
+    evaluate: Evaluator | None,
+    on_record: Callable[[Record], None] | None,
+    loss_function: Loss,
+) -> int:
     optimizer = adamw(model, settings)
     folder, identity = directory / "checkpoints", run_identity(model, settings)
-    done = 0
-    if existing := checkpoints(folder):
+    existing = checkpoints(folder)
+    done = saved = 0
+    torch.manual_seed(settings.seed)
+    if existing:
         state = load_state(existing[-1], model, optimizer, identity)
         loader.restore(state.loader)
-        done = state.step
-    saved, log = done, MetricsLog(directory / "metrics.jsonl", done)
+        done = saved = state.step
+        drop_old(folder, settings.keep_checkpoints)
+    log = MetricsLog(directory / "metrics.jsonl", done if existing else -1)
 
     def record(values: Record) -> None:
         log.write(values)
         if on_record is not None:
             on_record(values)
 
+    def evaluation() -> None:
+        if evaluate is not None:
+            numbers = {name: float(value) for name, value in evaluate(model, done).items()}
+            record({"step": done, "eval": numbers})
+
     def save() -> None:
+        log.sync()
         state = RunState(done, loader.state(), identity)
         save_state(folder, state, model, optimizer, settings.keep_checkpoints)
 
-    if evaluate is not None and done == 0:
-        record({"step": 0, "eval": dict(evaluate(model, 0))})
     try:
         with _stop_requests() as stop_requested:
+            if not existing:
+                evaluation()
             while done < settings.steps and not stop_requested():
                 values = _step(model, optimizer, loader, settings, done, loss_function)
                 done += 1
                 record(values)
                 last = done == settings.steps
-                if evaluate is not None and (last or done % settings.evaluate_every == 0):
-                    record({"step": done, "eval": dict(evaluate(model, done))})
+                if last or done % settings.evaluate_every == 0:
+                    evaluation()
                 if last or done % settings.checkpoint_every == 0:
                     save()
                     saved = done
@@ -95,11 +124,11 @@ def train(
     return done
 
 
-def run_identity(model: MobileLLM, settings: TrainSettings) -> str:
+def run_identity(model: MobileLLM, settings: TrainSettings) -> dict[str, Any]:
     """What must not change between a checkpoint and its resumption: architecture, optimisation, order."""
     cadence = {"evaluate_every", "checkpoint_every", "keep_checkpoints", "micro_batch"}
     fixed = {name: value for name, value in asdict(settings).items() if name not in cadence}
-    return hashlib.sha256(f"{model.config.to_json()}{sorted(fixed.items())}".encode()).hexdigest()
+    return model.config.to_dict() | fixed
 
 
 def _step(
@@ -118,7 +147,17 @@ def _step(
         group["lr"] = settings.learning_rate * factor
     address = loader.state()
     batch = [torch.from_numpy(array).to(device) for array in loader.next()]
+    expected = (settings.sequences_per_step, settings.sequence_length)
+    if batch[0].shape != expected:
+        raise ValueError(
+            f"train: the loader gives batches of {tuple(batch[0].shape)}, the settings {expected}"
+        )
     total_weight = batch[2].sum()
+    if not total_weight.item() > 0:
+        raise TrainingError(
+            f"step {index + 1}: no target of the batch counts (weights sum to {total_weight.item()}; batch "
+            f"at {address}); leave such samples out of the data"
+        )
     model.train()
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
@@ -133,8 +172,8 @@ def _step(
     if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
         raise TrainingError(
             f"step {index + 1}: loss {loss.item()} and gradient norm {norm.item()} are not both finite "
-            f"(batch at {address}); lower the learning rate "
-            f"({settings.learning_rate}) and start from a checkpoint"
+            f"(batch at {address}); train in a fresh folder with a learning_rate below "
+            f"{settings.learning_rate}; the checkpoints before it are kept"
         )
     optimizer.step()
     return {
@@ -149,12 +188,17 @@ def _step(
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after this step; a second one interrupts."""
+    """Turn the first SIGINT or SIGTERM into a request to stop after this step; a second one interrupts.
+
+    A signal that the process was started to ignore (a job in the background, nohup) stays ignored.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None stands for a handler that was not set from Python and cannot be put back.
+    previous = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received:

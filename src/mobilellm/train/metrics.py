@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ Record = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends records to a JSONL file. Opening it at step N drops what was logged after step N."""
+    """Appends records to a JSONL file. Opening it at step N drops what was logged after step N.
+
+    A run that starts afresh opens it at -1, which drops everything. Only one process may write at a time.
+    """
 
     def __init__(self, file: Path, step: int) -> None:
-        kept = [record for record in read_metrics(file) if record["step"] <= step]
+        for remains in file.parent.glob(f"{file.name}.tmp-*"):  # of a process that was killed here
+            remains.unlink()
+        kept = [record for record in read_metrics(file) if record["step"] <= step] if step >= 0 else []
         with atomic_write(file) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._stream = file.open("a", encoding="utf-8")
@@ -24,18 +30,33 @@ class MetricsLog:
         self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
 
+    def sync(self) -> None:
+        """To the disk: a checkpoint must not outlive the records before it."""
+        os.fsync(self._stream.fileno())
+
     def close(self) -> None:
         self._stream.close()
 
 
 def read_metrics(file: Path) -> list[Record]:
-    """All whole lines; a last line cut short by a crash is left out."""
+    """All records of a run; none if there is no file. What a crash cut short at the end is left out.
+
+    Raises ValueError naming file and line for damage with whole records after it.
+    """
     if not file.is_file():
         return []
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = [_record(line) for line in lines]
+    while records and records[-1] is None:
+        records.pop()
+    if None in records:
+        raise ValueError(f"{file}: line {records.index(None) + 1} is damaged; correct it or delete it")
+    return [record for record in records if record is not None]
+
+
+def _record(line: str) -> Record | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and type(value.get("step")) is int else None

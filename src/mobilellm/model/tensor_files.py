@@ -1,0 +1,98 @@
+"""The tensors of a model directory, read from whichever files hold them, without trusting any of them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """Weights that are not, tensor for tensor, those of the model the config describes, or files that are damaged."""
+
+
+def read_tensors(directory: Path) -> tuple[str, dict[str, Tensor]]:
+    """Every tensor of the directory and the name of the file they came from (for messages)."""
+    for whole, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickle)):
+        index = directory / f"{whole}.index.json"
+        if (directory / whole).is_file():
+            return str(directory / whole), read(directory / whole)
+        if index.is_file():
+            tensors: dict[str, Tensor] = {}
+            for shard in _shards(index):
+                found = read(shard)
+                if twice := sorted(tensors.keys() & found.keys()):
+                    raise CheckpointError(
+                        f"{shard}: holds {some(twice)}, as another shard does; keep one of them"
+                    )
+                tensors |= found
+            return str(index), tensors
+    raise FileNotFoundError(
+        f"{directory}: no weights there; expected model.safetensors or pytorch_model.bin (or their index)"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = [index.parent / name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{index}: not a weight index; fetch it again") from None
+    for name, shard in zip(names, shards, strict=True):
+        if Path(name).name != name or name in ("", ".."):
+            raise CheckpointError(f"{index}: shard {name!r} lies outside the directory; refused")
+        if not shard.is_file():
+            raise FileNotFoundError(f"{shard}: named by {index.name} and missing; fetch it again")
+    return shards
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of torch, about a pickle it then refuses
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except Exception as error:  # a damaged pickle makes the unpickler raise almost anything
+        if isinstance(error, OSError) and error.filename is not None:  # cannot be opened: says so by itself
+            raise
+        if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{file}: the pickle wants {forbidden[1]}, which no tensor needs and which could run code; "
+                "refused, nothing was run. Ask its author for safetensors"
+            ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's text recommends to load without care
+            reason = "not a pickle of tensors"
+        raise CheckpointError(f"{file}: damaged or truncated ({reason}); fetch it again") from None
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{file}: expected a state dict of tensors, got {type(loaded).__name__}")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{file}: expected a state dict of tensors, but {name!r} is {type(value).__name__}; keep the "
+                "state dict of the model alone"
+            )
+    return {name: tensor.detach() for name, tensor in loaded.items()}
+
+
+def _is_zip(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def some(items: list[str], separator: str = ", ", limit: int = 8) -> str:
+    """The first `limit` items and how many more there are."""
+    rest = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + rest

@@ -1,0 +1,60 @@
+"""The commands and snippets of the README run, in its order, on a tiny quickstart."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", _README, flags=re.DOTALL)
+
+
+def _commands() -> list[str]:
+    """Every `mobilellm …` line; those that download from the Hub need a network and are left out."""
+    lines = [
+        line for block in _blocks("console") for line in block.splitlines() if line.startswith("mobilellm ")
+    ]
+    return [line for line in lines if "facebook/" not in line]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    _run(folder, ["mobilellm", "quickstart", "--steps", "6", "--text", str(small_text)])
+    return folder
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(_commands()) >= 6
+    assert len(_blocks("python")) >= 2
+
+
+def test_commands(workplace: Path) -> None:
+    for line in _commands():
+        if line != "mobilellm quickstart":  # run by the fixture, smaller
+            assert _run(workplace, shlex.split(line)).strip(), line
+
+
+def test_snippets(workplace: Path) -> None:
+    for block in _blocks("python"):
+        assert _run(workplace, [sys.executable, "-c", block]).strip(), block
+
+
+def _run(folder: Path, command: list[str]) -> str:
+    if command[0] == "mobilellm":
+        command = [sys.executable, "-m", "mobilellm", *command[1:]]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
