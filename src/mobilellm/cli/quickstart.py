@@ -145,9 +145,10 @@ def _settings(arguments: Arguments) -> TrainSettings:
     return TrainSettings(
         steps=arguments.steps,
         sequence_length=256,
-        sequences_per_step=8,
-        micro_batch=8,
-        learning_rate=6e-3,
+        sequences_per_step=4,
+        micro_batch=4,
+        optimizer="muon",
+        learning_rate=2e-2,
         warmup_steps=max(1, arguments.steps // 20),
         seed=arguments.seed,
         evaluate_every=max(1, arguments.steps // 4),

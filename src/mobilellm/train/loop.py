@@ -20,7 +20,7 @@ from mobilellm.data.loader import Batch
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import MetricsLog, Record
-from mobilellm.train.optim import adamw
+from mobilellm.train.optim import build_optimizer
 from mobilellm.train.schedule import cosine
 from mobilellm.train.settings import TrainSettings
 from mobilellm.train.state import RunState, checkpoints, drop_old, load_state, only_run, save_state
@@ -76,7 +76,7 @@ def _train(
     on_record: Callable[[Record], None] | None,
     loss_function: Loss,
 ) -> int:
-    optimizer = adamw(model, settings)
+    optimizer = build_optimizer(model, settings)
     folder, identity = directory / "checkpoints", run_identity(model, settings)
     existing = checkpoints(folder)
     done = saved = 0

@@ -23,6 +23,8 @@ class TrainSettings:
     sequence_length: int
     sequences_per_step: int
     micro_batch: int
+    optimizer: str = "adamw"
+    """"adamw" as published, or "muon": Muon for the blocks' matrices, AdamW for the rest."""
     learning_rate: float = 2e-3
     warmup_steps: int = 1000
     final_fraction: float = 0.1
@@ -71,6 +73,7 @@ def _value_problems(settings: TrainSettings) -> list[str]:
         (("seed",), lambda value: 0 <= value < 2**63, "0 or above, below 2^63"),
         (("final_fraction",), lambda value: 0 <= value <= 1, "in 0 … 1"),
         (("beta1", "beta2"), lambda value: 0 <= value < 1, "0 or above, below 1"),
+        (("optimizer",), lambda value: value in ("adamw", "muon"), "adamw or muon"),
         (("precision",), lambda value: value in ("bfloat16", "float32"), "bfloat16 or float32"),
     ):
         found = ((name, getattr(settings, name)) for name in names)

@@ -1,0 +1,537 @@
+"""The loop: resumption to the bit whatever stopped it, sums that do not depend on micro-batches, clear stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import (
+    KILLED,
+    LS,
+    Run,
+    Runner,
+    an_evaluation,
+    dropping_loss,
+    killed_run,
+    newest_step,
+    same_weights,
+    stop_at,
+    timeless,
+    tiny_loader,
+    tiny_model,
+    tiny_run,
+    tiny_settings,
+    tiny_stream,
+    wait_for_step,
+)
+from torch import Tensor
+
+from mobilellm.data.loader import Batch, PackedLoader
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.loop import TrainingError, train
+from mobilellm.train.loss import weighted_loss
+from mobilellm.train.metrics import Record, read_metrics
+from mobilellm.train.settings import TrainSettings
+from mobilellm.train.state import checkpoints
+
+# What a run records
+
+
+def test_every_step_is_recorded(tmp_path: Path) -> None:
+    settings = tiny_settings()
+    run = tiny_run(tmp_path, settings, evaluate=an_evaluation)
+    assert run.done == 10
+    assert read_metrics(tmp_path / "metrics.jsonl") == run.records
+    steps = [record for record in run.records if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 11))
+    assert [record["tokens"] for record in steps] == [64 * step for step in range(1, 11)]
+    assert [record["learning_rate"] for record in steps[:3]] == pytest.approx([5e-3, 1e-2, 1e-2])
+    assert steps[-1]["learning_rate"] == pytest.approx(1e-3)
+    assert all(record["seconds"] > 0 and record["gradient_norm"] > 0 for record in steps)
+    assert [record["step"] for record in run.records if "eval" in record] == [0, 4, 8, 10]
+    for record in run.records:
+        if "eval" in record:
+            assert record["eval"]["step"] == record["step"]  # the evaluator is told the step
+    assert run.records[0]["eval"] == an_evaluation(tiny_model(), 0)  # before any step
+    assert run.records[-1]["eval"] == an_evaluation(run.model, 10)  # the last, due or not
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    losses = tiny_run(tmp_path, tiny_settings(steps=150, warmup_steps=10)).losses
+    assert losses[0] > 5.5
+    assert min(losses[-10:]) < 3.5  # a quarter of the tokens cannot be known
+
+
+def test_evaluators_may_give_any_number(tmp_path: Path) -> None:
+    def evaluate(model: MobileLLM, step: int) -> dict[str, Any]:
+        return {"numpy": np.float32(0.5), "tensor": torch.tensor(2.0), "whole": 3}
+
+    run = tiny_run(tmp_path, tiny_settings(steps=1), evaluate=evaluate)
+    assert read_metrics(tmp_path / "metrics.jsonl") == run.records
+    assert run.records[-1]["eval"] == {"numpy": 0.5, "tensor": 2.0, "whole": 3.0}
+
+
+def test_a_run_that_is_complete_is_left_alone(tmp_path: Path) -> None:
+    first = tiny_run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = tiny_run(tmp_path, evaluate=an_evaluation)
+    assert (again.done, again.records) == (10, [])
+    assert same_weights(first.model, again.model)  # as loaded
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_fresh_start_leaves_no_old_records(tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint begins again: no step may stand there twice."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval": {}}\n{"step": 1, "loss": 9}\n{"st')
+    run = tiny_run(tmp_path, tiny_settings(steps=2), evaluate=an_evaluation)
+    assert read_metrics(tmp_path / "metrics.jsonl") == run.records
+    assert [record["step"] for record in run.records] == [0, 1, 2, 2]
+
+
+# Stopping and going on
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    return tiny_run(directory, evaluate=an_evaluation, loss_function=dropping_loss)
+
+
+@pytest.mark.parametrize("step", range(1, 10))
+def test_stopped_and_resumed_is_the_same_run(tmp_path: Path, uninterrupted: Run, step: int) -> None:
+    """Losses, evaluations, weights: equal to the bit, though the loss draws random numbers."""
+    arguments: dict[str, Any] = {"evaluate": an_evaluation, "loss_function": dropping_loss}
+    first = tiny_run(
+        tmp_path, on_record=stop_at(step, (signal.SIGINT, signal.SIGTERM)[step % 2]), **arguments
+    )
+    assert first.done == step == newest_step(tmp_path)
+    torch.rand(step)  # another process would be in another random state
+    second = tiny_run(tmp_path, **arguments)
+    assert second.done == 10
+    assert timeless(first.records + second.records) == timeless(uninterrupted.records)
+    assert timeless(read_metrics(tmp_path / "metrics.jsonl")) == timeless(uninterrupted.records)
+    assert same_weights(second.model, uninterrupted.model)
+
+
+def test_stopped_at_every_single_step(tmp_path: Path, uninterrupted: Run) -> None:
+    for step in range(1, 11):
+        run = tiny_run(tmp_path, on_record=stop_at(step), evaluate=an_evaluation, loss_function=dropping_loss)
+        assert run.done == step
+    assert same_weights(run.model, uninterrupted.model)
+    assert timeless(read_metrics(tmp_path / "metrics.jsonl")) == timeless(uninterrupted.records)
+
+
+def test_a_stop_during_the_first_evaluation(tmp_path: Path) -> None:
+    def evaluate(model: MobileLLM, step: int) -> dict[str, float]:
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0}
+
+    assert tiny_run(tmp_path, evaluate=evaluate).done == 0
+    assert not checkpoints(tmp_path / "checkpoints")
+    run = tiny_run(tmp_path, tiny_settings(steps=2), evaluate=an_evaluation)
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2]
+    assert run.done == 2
+
+
+def test_a_second_signal_interrupts_at_once(tmp_path: Path) -> None:
+    calls = 0
+
+    def impatient(model: MobileLLM, *batch: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert weighted_loss(model, *batch) > 0  # the first only asks
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the second signal was not heeded")
+        return weighted_loss(model, *batch)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path, loss_function=impatient)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert newest_step(tmp_path) == 3
+    assert same_weights(tiny_run(tmp_path).model, tiny_run(tmp_path / "other").model)
+
+
+def test_trains_where_signals_cannot_be_caught(tmp_path: Path) -> None:
+    done = []
+    thread = threading.Thread(target=lambda: done.append(tiny_run(tmp_path, tiny_settings(steps=2)).done))
+    thread.start()
+    thread.join(timeout=60)
+    assert done == [2]
+
+
+def test_smaller_micro_batches_may_go_on_with_it(tmp_path: Path) -> None:
+    """On a smaller machine, say; so may other habits of saving and evaluating."""
+    first = tiny_run(tmp_path, on_record=stop_at(5))
+    habits = tiny_settings(micro_batch=1, checkpoint_every=1, evaluate_every=1, keep_checkpoints=5)
+    second = tiny_run(tmp_path, habits)
+    assert first.losses + second.losses == pytest.approx(tiny_run(tmp_path / "other").losses, rel=1e-5)
+
+
+# Killed, in a process of its own
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("unkilled")
+    assert killed_run(directory) == KILLED.steps
+    return directory
+
+
+def assert_same_run(directory: Path, other: Path) -> None:
+    """Every record once and in order, and the last checkpoint's weights and optimiser to the byte."""
+    ours, theirs = (timeless(read_metrics(path / "metrics.jsonl")) for path in (directory, other))
+    assert ours == theirs
+    newest = [checkpoints(path / "checkpoints")[-1] for path in (directory, other)]
+    for name in ("model.safetensors", "training.safetensors", "state.json"):
+        assert len({(path / name).read_bytes() for path in newest}) == 1, name
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoints", "metrics.jsonl"]
+    assert set((directory / "checkpoints").iterdir()) == set(checkpoints(directory / "checkpoints")[-2:])
+
+
+def test_killed_at_every_file_it_touches(tmp_path: Path, runner: Runner, unkilled: Path) -> None:
+    """kill -9 just before the n-th time it opens, renames or removes a file, for n = 2, 3, 4, …"""
+    directory, code, events = tmp_path / "run", -signal.SIGKILL, 1
+    while code == -signal.SIGKILL:
+        events += 1
+        code, text = runner.run(directory, kill_at=events)
+    assert (code, text) == (0, f"done {KILLED.steps}")
+    assert events > 15
+    assert_same_run(directory, unkilled)
+
+
+@pytest.mark.parametrize("events", [*range(20, 48, 3), 90])
+def test_killed_once_while_saving(tmp_path: Path, runner: Runner, unkilled: Path, events: int) -> None:
+    directory = tmp_path / "run"
+    assert runner.run(directory, kill_at=events) == (-signal.SIGKILL, "")
+    for path in checkpoints(directory / "checkpoints"):  # whatever has the name of one is whole
+        assert sorted(item.name for item in path.iterdir()) == [
+            "model.safetensors", "state.json", "training.safetensors",
+        ]  # fmt: skip
+    assert runner.run(directory) == (0, f"done {KILLED.steps}")
+    assert_same_run(directory, unkilled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_at_random_moments(tmp_path: Path, runner: Runner, unkilled: Path, number: int) -> None:
+    chance, stops = random.Random(number), 0
+    for attempt in range(4):
+        directory, patience = tmp_path / f"{attempt}", 0.1
+        while newest_step(directory) < KILLED.steps:
+            pid = runner.start(directory)
+            time.sleep(chance.uniform(0.01, patience))
+            patience *= 1.2  # a busy machine may need longer to get to its next checkpoint
+            os.kill(pid, number)
+            code, text = runner.finish()
+            assert code in (0, 130, -number), text
+            stops += newest_step(directory) < KILLED.steps
+            logged = read_metrics(directory / "metrics.jsonl")
+            if code == 0:  # it was asked to stop, and did so with a checkpoint of all that it had done
+                assert text == f"done {newest_step(directory)}"
+                assert newest_step(directory) == (logged[-1]["step"] if logged else 0)
+        runner.run(directory)  # what was killed just after its last checkpoint leaves a little to clear up
+        assert_same_run(directory, unkilled)
+    assert stops > 0
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path, runner: Runner) -> None:
+    """A shell starts background jobs so: a Ctrl-C is not meant for them."""
+    pid = runner.start(tmp_path / "run", ignore=signal.SIGINT, wait_at=2)
+    wait_for_step(tmp_path / "run", 2)
+    os.kill(pid, signal.SIGINT)
+    (tmp_path / "go").touch()
+    assert runner.finish() == (0, f"done {KILLED.steps}")
+
+
+def test_one_process_a_folder(tmp_path: Path, runner: Runner) -> None:
+    runner.start(tmp_path / "run", wait_at=1)
+    wait_for_step(tmp_path / "run", 1)
+    with pytest.raises(ValueError, match="another process is training there; wait for it or use another"):
+        tiny_run(tmp_path / "run", KILLED)
+    (tmp_path / "go").touch()
+    assert runner.finish() == (0, f"done {KILLED.steps}")
+
+
+def test_a_full_disk_while_saving(tmp_path: Path, runner: Runner, unkilled: Path) -> None:
+    directory = tmp_path / "run"
+    code, text = runner.run(directory, file_size=100_000)  # less than the weights
+    assert code == 0
+    assert text == f"OSError: [Errno 27] File too large: '{directory}/checkpoints/step-00000002'"
+    assert not list((directory / "checkpoints").iterdir())
+    runner.run(directory, kill_at=60)
+    before = newest_step(directory)
+    assert 0 < before < KILLED.steps
+    code, text = runner.run(directory, file_size=600_000)  # the weights fit, the moments do not
+    assert text.startswith("OSError: [Errno 27] File too large: ")
+    assert newest_step(directory) == before
+    assert runner.run(directory) == (0, f"done {KILLED.steps}")
+    assert_same_run(directory, unkilled)
+
+
+# Refusals
+
+
+def test_refuses_a_checkpoint_of_other_settings(tmp_path: Path) -> None:
+    tiny_run(tmp_path, on_record=stop_at(3))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    newest = re.escape(str(checkpoints(tmp_path / "checkpoints")[-1]))
+    for changes, words in (
+        ({"learning_rate": 2e-2}, "learning_rate = 0.01, not 0.02"),
+        ({"steps": 11}, "steps = 10, not 11"),
+        ({"seed": 6, "beta1": 0.8}, "beta1 = 0.9, not 0.8; seed = 5, not 6"),
+    ):
+        with pytest.raises(ValueError, match=f"{newest}: belongs to a run with other settings .*{words}"):
+            tiny_run(tmp_path, tiny_settings(**changes))
+    with pytest.raises(ValueError, match=f"{newest}: .*repeats = 2, not 3"):
+        tiny_run(tmp_path, config=replace(LS, repeats=3))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert tiny_run(tmp_path).done == 10
+
+
+def test_refuses_other_data(tmp_path: Path) -> None:
+    settings = tiny_settings()
+    tiny_run(tmp_path, settings, on_record=stop_at(3))
+    other = PackedLoader(tiny_stream(700), 16, 4, settings.seed)
+    with pytest.raises(ValueError, match="resume: the loader has tokens = 700 and the checkpoint 600"):
+        train(tiny_model(), other, settings, tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"sequences_per_step": 8}, {"sequence_length": 8}])
+def test_refuses_settings_that_do_not_fit_the_loader(tmp_path: Path, changes: dict[str, int]) -> None:
+    settings = tiny_settings(**changes)
+    with pytest.raises(ValueError, match=r"the loader gives batches of \(4, 16\), the settings"):
+        train(tiny_model(), tiny_loader(tiny_settings()), settings, tmp_path)
+
+
+def test_refuses_sequences_longer_than_the_context(tmp_path: Path) -> None:
+    settings = tiny_settings(sequence_length=129, sequences_per_step=4)
+    with pytest.raises(ValueError, match=r"sequence_length = 129 is longer than the model's context of 128"):
+        tiny_run(tmp_path, settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_stops(tmp_path: Path, bad: str) -> None:
+    """Before the weights are touched; with the address of the batch; the last checkpoint stays good."""
+    calls, spoilt = 0, 7
+
+    def spoiling(model: MobileLLM, *batch: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        loss = weighted_loss(model, *batch)
+        if calls != spoilt:
+            return loss
+        if bad == "loss":
+            return loss * float("nan")
+        zero = model.head_weight.sum() * 0
+        return loss + (zero * zero).sqrt()  # 0, with the gradient 0 / 0
+
+    model, settings = tiny_model(), tiny_settings()
+    loader = tiny_loader(settings)
+    with pytest.raises(TrainingError) as caught:
+        train(model, loader, settings, tmp_path, loss_function=spoiling)
+    message = str(caught.value)
+    assert message.startswith(f"step 7: loss {'nan' if bad == 'loss' else '6.'}")
+    assert "'window': 24" in message  # six steps of four windows came before
+    assert "learning_rate below 0.01" in message
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert newest_step(tmp_path) == 6
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    address = json.loads(re.search(r"batch at (\{.*?\})", message)[1].replace("'", '"'))  # type: ignore[index]
+    again = tiny_loader(settings)
+    again.restore(address)
+    used = tiny_loader(settings)
+    for _ in range(6):
+        used.next()
+    assert np.array_equal(again.next().tokens, used.next().tokens)  # the batch can be looked at
+    assert same_weights(tiny_run(tmp_path).model, tiny_run(tmp_path / "other").model)  # and the run goes on
+
+
+class WeightedLoader(PackedLoader):
+    """Unequal weights, whole rows at 0 among them."""
+
+    factor = 1.0
+
+    def next(self) -> Batch:
+        tokens, targets, weights = super().next()
+        rows = np.array([[0.0], [1.0], [3.0], [0.25]], dtype=np.float32)
+        return Batch(tokens, targets, np.where(tokens % 3 == 0, 0, weights * rows) * np.float32(self.factor))
+
+
+def weighted_losses(directory: Path, micro_batch: int) -> tuple[list[float], MobileLLM]:
+    settings, model, records = tiny_settings(micro_batch=micro_batch), tiny_model(), list[Record]()
+    loader = WeightedLoader(tiny_stream(), 16, 4, settings.seed)
+    train(model, loader, settings, directory, on_record=records.append)
+    return [record["loss"] for record in records], model
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_micro_batches_change_nothing(tmp_path: Path, micro_batch: int) -> None:
+    whole = tiny_run(tmp_path / "whole")
+    parts = tiny_run(tmp_path / "parts", tiny_settings(micro_batch=micro_batch))
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-6)
+    assert parts.losses != whole.losses or micro_batch == 4  # the sums were made in another order
+    weighted, _ = weighted_losses(tmp_path / "weighted", 4)
+    assert weighted_losses(tmp_path / "in parts", micro_batch)[0] == pytest.approx(weighted, rel=1e-6)
+
+
+def test_weights_count_by_token(tmp_path: Path) -> None:
+    """The first loss is the weighted mean over the whole batch, here written out."""
+    settings = tiny_settings()
+    tokens, targets, weights = WeightedLoader(tiny_stream(), 16, 4, settings.seed).next()
+    logits = tiny_model()(torch.from_numpy(tokens)).double().log_softmax(-1).detach().numpy()
+    sums = [
+        (weights[row, i] * -logits[row, i, targets[row, i]], weights[row, i])
+        for row in range(4)
+        for i in range(16)
+    ]
+    mean = sum(loss for loss, _ in sums) / sum(weight for _, weight in sums)
+    assert weighted_losses(tmp_path, 1)[0][0] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_batch_in_which_nothing_counts(tmp_path: Path) -> None:
+    settings = tiny_settings()
+    loader = WeightedLoader(tiny_stream(), 16, 4, settings.seed)
+    loader.factor = 0.0
+    with pytest.raises(TrainingError, match=r"step 1: no target of the batch counts .*'window': 0"):
+        train(tiny_model(), loader, settings, tmp_path)
+
+
+# Every field of the settings does something
+
+
+def outcome(directory: Path, settings: TrainSettings) -> dict[str, Any]:
+    """What can be seen of a run."""
+    shapes = []
+
+    def loss(model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        shapes.append(tuple(tokens.shape))
+        return dropping_loss(model, tokens, targets, weights)
+
+    run = tiny_run(directory, settings, evaluate=an_evaluation, loss_function=loss)
+    kept = [path.name for path in checkpoints(directory / "checkpoints")]
+    shutil.rmtree(directory)
+    return {
+        "shapes": shapes,
+        "losses": run.losses,
+        "rates": [record["learning_rate"] for record in run.records if "loss" in record],
+        "tokens": run.records[-2]["tokens"],
+        "evaluated": [record["step"] for record in run.records if "eval" in record],
+        "kept": kept,
+    }
+
+
+SMALL = {
+    "steps": 6, "warmup_steps": 2, "keep_checkpoints": 3, "checkpoint_every": 2, "evaluate_every": 2,
+}  # fmt: skip
+EFFECTS: dict[str, tuple[Any, str]] = {  # field: another value, and where it must show
+    "steps": (5, "rates"),
+    "sequence_length": (8, "shapes"),
+    "sequences_per_step": (8, "tokens"),
+    "micro_batch": (2, "shapes"),
+    "learning_rate": (2e-2, "losses"),
+    "warmup_steps": (3, "rates"),
+    "final_fraction": (0.5, "rates"),
+    "beta1": (0.8, "losses"),
+    "beta2": (0.5, "losses"),
+    "epsilon": (1e-2, "losses"),
+    "weight_decay": (5.0, "losses"),
+    "clip_norm": (1e-6, "losses"),
+    "precision": ("bfloat16", "losses"),
+    "seed": (6, "losses"),
+    "evaluate_every": (3, "evaluated"),
+    "checkpoint_every": (3, "kept"),
+    "keep_checkpoints": (1, "kept"),
+}
+
+
+def test_every_field_is_listed() -> None:
+    assert set(EFFECTS) == {field.name for field in fields(TrainSettings)}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return outcome(tmp_path_factory.mktemp("base"), tiny_settings(**SMALL))
+
+
+@pytest.mark.parametrize("field", EFFECTS)
+def test_every_field_has_an_effect(tmp_path: Path, base: dict[str, Any], field: str) -> None:
+    other, shows = EFFECTS[field]
+    changed = outcome(tmp_path / "run", tiny_settings(**{**SMALL, field: other}))
+    assert changed[shows] != base[shows]
+    unchanged = {"evaluate_every", "checkpoint_every", "keep_checkpoints"}
+    if field in unchanged:  # a habit, not the optimisation
+        assert changed["losses"] == base["losses"]
+
+
+def test_the_seed_matters_beyond_the_loader(tmp_path: Path) -> None:
+    def losses(seed: int) -> list[float]:
+        settings, model, records = tiny_settings(seed=seed), tiny_model(), list[Record]()
+        loader = PackedLoader(tiny_stream(), 16, 4, seed=0)
+        directory = tmp_path / f"{seed}"
+        train(model, loader, settings, directory, on_record=records.append, loss_function=dropping_loss)
+        return [record["loss"] for record in records]
+
+    assert losses(1) != losses(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0}, "steps = 0 must be above 0"),
+        ({"steps": 10.5}, "steps = 10.5 must be of type int"),
+        ({"steps": True}, "steps = True must be of type int"),
+        ({"keep_checkpoints": -1}, "keep_checkpoints = -1 must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan must be of type finite float"),
+        ({"learning_rate": float("inf")}, "learning_rate = inf must be of type finite float"),
+        ({"learning_rate": "1e-3"}, "learning_rate = '1e-3' must be of type finite float"),
+        ({"beta1": 1.0}, "beta1 = 1.0 must be 0 or above, below 1"),
+        ({"beta2": -0.1}, "beta2 = -0.1 must be"),
+        ({"weight_decay": -1}, "weight_decay = -1.0 must be 0 or above"),
+        ({"warmup_steps": -1}, "warmup_steps = -1 must be 0 or above"),
+        ({"final_fraction": 1.1}, "final_fraction = 1.1 must be in 0 … 1"),
+        ({"precision": "float16"}, "precision = float16 must be bfloat16 or float32"),
+        ({"seed": -1}, "seed = -1 must be 0 or above"),
+        ({"seed": 2**63}, "seed = 9223372036854775808 must be"),
+        ({"micro_batch": 3}, "sequences_per_step = 4 must be a multiple of micro_batch = 3"),
+        ({"steps": -2, "clip_norm": 0}, "steps = -2 must be above 0; clip_norm = 0.0 must be above 0"),
+    ],
+    ids=str,
+)
+def test_refuses_bad_settings(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^train: {re.escape(words)}"):
+        tiny_settings(**changes)
+
+
+def test_whole_numbers_are_floats_too() -> None:
+    assert tiny_settings(clip_norm=1, weight_decay=0) == tiny_settings(clip_norm=1.0, weight_decay=0.0)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    settings = TrainSettings(steps=480_000, sequence_length=2048, sequences_per_step=1024, micro_batch=32)
+    assert settings.tokens_per_step == 2_097_152
+    assert (settings.learning_rate, settings.warmup_steps, settings.final_fraction) == (2e-3, 1000, 0.1)
+    assert (settings.beta1, settings.beta2, settings.weight_decay, settings.clip_norm) == (
+        0.9,
+        0.95,
+        0.1,
+        1.0,
+    )

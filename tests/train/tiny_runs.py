@@ -1,0 +1,277 @@
+"""Training runs of a fraction of a second, here or in a process that can be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobilellm.config import ModelConfig
+from mobilellm.data.loader import PackedLoader
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.presets import preset
+from mobilellm.train.loop import train
+from mobilellm.train.loss import weighted_loss
+from mobilellm.train.metrics import Record, read_metrics
+from mobilellm.train.settings import TrainSettings
+from mobilellm.train.state import checkpoints
+
+LS = preset("test-ls")
+ORDINARY = preset("test")
+
+
+class Run(NamedTuple):
+    done: int
+    model: MobileLLM
+    records: list[Record]  # as handed to on_record
+
+    @property
+    def losses(self) -> list[float]:
+        return [record["loss"] for record in self.records if "loss" in record]
+
+
+def tiny_settings(**changes: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "steps": 10,
+        "sequence_length": 16,
+        "sequences_per_step": 4,
+        "micro_batch": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "precision": "float32",
+        "seed": 5,
+        "evaluate_every": 4,
+        "checkpoint_every": 3,
+    }
+    return TrainSettings(**(values | changes))
+
+
+def tiny_stream(length: int = 600, vocab_size: int = LS.vocab_size) -> NDArray[np.uint16]:
+    """Tokens that follow each other by a rule three times of four: there is something to learn."""
+    noise = np.random.PCG64(11).random_raw(length)
+    tokens = [7]
+    for number in noise[1:]:
+        tokens.append(int(number >> 8) % vocab_size if number % 4 == 0 else (5 * tokens[-1] + 3) % vocab_size)
+    return np.array(tokens, dtype=np.uint16)
+
+
+def tiny_model(config: ModelConfig = LS) -> MobileLLM:
+    """Weights from numpy's raw bits, which are the same on every machine and in every version."""
+    model = MobileLLM(config)
+    bits = np.random.PCG64(17)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            uniform = bits.random_raw(parameter.numel()).astype(np.float64) / 2**63 - 1  # in -1 … 1
+            values = torch.from_numpy(uniform.astype(np.float32)).view_as(parameter)
+            parameter.copy_(1 + values / 5 if parameter.ndim == 1 else values / 10)
+    return model
+
+
+def tiny_loader(settings: TrainSettings) -> PackedLoader:
+    return PackedLoader(tiny_stream(), settings.sequence_length, settings.sequences_per_step, settings.seed)
+
+
+def tiny_run(
+    directory: Path,
+    settings: TrainSettings | None = None,
+    config: ModelConfig = LS,
+    on_record: Callable[[Record], None] | None = None,
+    **arguments: Any,
+) -> Run:
+    """Train afresh or go on in `directory`; `arguments` are those of `train`."""
+    settings = settings or tiny_settings()
+    model, records = tiny_model(config), list[Record]()
+
+    def seen(record: Record) -> None:
+        records.append(record)
+        if on_record is not None:
+            on_record(record)
+
+    done = train(model, tiny_loader(settings), settings, directory, on_record=seen, **arguments)
+    return Run(done, model, records)
+
+
+def dropping_loss(model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Leaves out random targets: exact only if torch's random state is kept too."""
+    return weighted_loss(model, tokens, targets, weights * (torch.rand(weights.shape) < 0.7))
+
+
+def an_evaluation(model: MobileLLM, step: int) -> dict[str, float]:
+    with torch.no_grad():
+        return {"loss": model(torch.arange(20)[None]).logsumexp(-1).mean().item(), "step": step}
+
+
+def stop_at(step: int, number: int = signal.SIGTERM) -> Callable[[Record], None]:
+    """For `on_record`: ask this process to stop when the step is done."""
+
+    def ask(record: Record) -> None:
+        if record["step"] == step and "loss" in record:
+            os.kill(os.getpid(), number)
+
+    return ask
+
+
+def same_weights(a: MobileLLM, b: MobileLLM) -> bool:
+    """Bit for bit."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    """Records without what differs from run to run."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+# In a process that can be killed: `Runner` talks to the loop at the end of this file
+
+
+KILLED = tiny_settings(steps=16, checkpoint_every=2, evaluate_every=5)
+
+
+def killed_run(directory: Path, wait_at: int = -1) -> int:
+    """The run that is killed; with all that must be restored to go on exactly.
+
+    After step `wait_at` it waits until a file "go" appears beside its directory.
+    """
+
+    def wait(record: Record) -> None:
+        while record["step"] == wait_at and not directory.with_name("go").exists():
+            time.sleep(0.002)
+
+    run = tiny_run(directory, KILLED, evaluate=an_evaluation, loss_function=dropping_loss, on_record=wait)
+    return run.done
+
+
+class Runner:
+    """Starts `killed_run` in children of one process that has imported torch, hence quickly."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, directory: Path, **options: Any) -> int:
+        """The pid of a child that trains in `directory`. It stays valid until `finish`, which must follow."""
+        return int(self._ask({"directory": str(directory), **options}))
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for the child: its exit code (minus the signal that killed it) and what it said."""
+        code, text = self._ask("finish")
+        return code, text
+
+    def _ask(self, request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def run(self, directory: Path, **options: Any) -> tuple[int, str]:
+        self.start(directory, **options)
+        return self.finish()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def wait_for_step(directory: Path, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ValueError):
+            records = read_metrics(directory / "metrics.jsonl")
+            if records and records[-1]["step"] >= step:
+                return
+        time.sleep(0.002)
+    raise AssertionError(f"no step {step} in {directory} within a minute")
+
+
+def newest_step(directory: Path) -> int:
+    found = checkpoints(directory / "checkpoints")
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def _kill_at_file_event(directory: Path, count: int) -> None:
+    """Kill this process before the count-th time it opens, renames or removes something of the run."""
+    left = count
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and isinstance(
+            arguments[0], str | os.PathLike
+        ):
+            if not os.fspath(arguments[0]).startswith(str(directory)):  # type: ignore[arg-type]
+                return
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _child(options: dict[str, Any]) -> str:
+    directory = Path(options["directory"])
+    if "kill_at" in options:
+        _kill_at_file_event(directory, options["kill_at"])
+    if "file_size" in options:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_size"], options["file_size"]))
+    if "ignore" in options:
+        signal.signal(options["ignore"], signal.SIG_IGN)
+    try:
+        return f"done {killed_run(directory, options.get('wait_at', -1))}"
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _serve() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        killed_run(Path(directory) / "run")  # torch imports the rest of itself at the first step
+    for request in iter(sys.stdin.readline, ""):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            os._exit(_answer(json.loads(request), write))
+        os.close(write)
+        print(pid, flush=True)
+        sys.stdin.readline()  # the pid must not be given to another process before
+        with os.fdopen(read) as pipe:
+            text = pipe.read()
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text]), flush=True)
+
+
+def _answer(options: dict[str, Any], write: int) -> int:
+    """The child's life; its exit code."""
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        text = _child(options)
+        os.write(write, text.encode())
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    return code
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for pytest
+    _serve()
