@@ -309,3 +309,20 @@ def test_machine_paths_and_hosts_would_be_noticed() -> None:
     assert unpublic_hosts("pip install --index-url https://pip.example.net/simple x") == ["pip.example.net"]
     assert unpublic_hosts("find_links = 'http://wheels.example.net:8080'") == ["wheels.example.net"]
     assert unpublic_hosts("--extra-index-url https://download.pytorch.org/whl/cpu, then") == []
+
+
+def test_first_token_needs_no_compiler(tmp_path: Path) -> None:
+    """Loading and generating must not make torch import its compiler or sympy: two seconds of start-up."""
+    script = f"""
+import sys, torch
+from mobilellm import MobileLLM
+from mobilellm.model import checkpoint
+from mobilellm.model.generate import generate_tokens
+from mobilellm.presets import preset
+checkpoint.save({str(tmp_path / "model")!r}, MobileLLM(preset("test-ls")), None)
+model = checkpoint.build(checkpoint.read_weights({str(tmp_path / "model")!r}))
+assert len(list(generate_tokens(model, [[1, 5]], max_new_tokens=3))) <= 3
+print([name for name in ("torch._dynamo", "sympy", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -31,17 +31,10 @@ class MobileLLM(nn.Module):
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        target = torch.get_default_device()
-        with torch.device("meta"):  # skip torch's own random initialisation, which ours would overwrite
-            self.model = Decoder(config)
-            self.lm_head = (
-                None
-                if config.tie_word_embeddings
-                else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-            )
+        self.model = Decoder(config)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.inference_layout: FusedWeights | None = None  # kept by model/generate.py; never saved
-        self.to_empty(device=target)
-        if target.type != "meta":
+        if not self.head_weight.is_meta:
             self.initialize(generator)
 
     def forward(
@@ -121,7 +114,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -158,10 +151,10 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, kv_width)
+        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_proj = Linear(width, config.hidden_size)
 
     def forward(
         self,
@@ -195,9 +188,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor, fused: FusedBlock | None = None) -> Tensor:
         if fused is None:
@@ -205,6 +198,23 @@ class SwiGLU(nn.Module):
             return out
         gate, up = fused.gate_up(x).chunk(2, dim=-1)
         return fused.down(F.silu(gate) * up)
+
+
+class Linear(nn.Linear):
+    """nn.Linear without bias, its weight left to `MobileLLM.initialize`."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: on the meta device drawing makes torch import its compiler, which takes 1.7 s."""
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding, its weight left to `MobileLLM.initialize`."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing, as in Linear."""
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
