@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_oracles import TEXTS, trained
 
 from mobilellm.data.documents import Document
 from mobilellm.data.shards import (
@@ -32,6 +31,7 @@ from mobilellm.data.shards import (
 )
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE
 from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from tokenizer_oracles import TEXTS, trained
 
 STORIES = [Document(f"story {i}", f"Story {i}.\nIt has {i * i} words,\n\nor é {i}.") for i in range(60)]
 

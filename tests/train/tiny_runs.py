@@ -72,7 +72,7 @@ def tiny_stream(length: int = 600, vocab_size: int = LS.vocab_size) -> NDArray[n
 
 def tiny_model(config: ModelConfig = LS) -> MobileLLM:
     """Weights from numpy's raw bits, which are the same on every machine and in every version."""
-    model = MobileLLM(config)
+    model = MobileLLM(config, torch.Generator())  # torch's own random state is left alone
     bits = np.random.PCG64(17)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -213,11 +213,11 @@ def _kill_at_file_event(directory: Path, count: int) -> None:
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal left
-        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and isinstance(
-            arguments[0], str | os.PathLike
-        ):
-            if not os.fspath(arguments[0]).startswith(str(directory)):  # type: ignore[arg-type]
-                return
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+            return
+        name = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
+        # shutil.rmtree names what it removes from inside the folder it is in.
+        if name.startswith(str(directory)) or (event in ("os.remove", "os.rmdir") and "/" not in name):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

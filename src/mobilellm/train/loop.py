@@ -63,8 +63,8 @@ def train(
             f"train: sequence_length = {settings.sequence_length} is longer than the model's context of "
             f"{context} (max_position_embeddings)"
         )
-    with only_run(directory / "checkpoints"):
-        return _train(model, loader, settings, directory, evaluate, on_record, loss_function)
+    with only_run(directory / "checkpoints"), _stop_requests() as stop_requested:
+        return _train(model, loader, settings, directory, evaluate, on_record, loss_function, stop_requested)
 
 
 def _train(
@@ -75,6 +75,7 @@ def _train(
     evaluate: Evaluator | None,
     on_record: Callable[[Record], None] | None,
     loss_function: Loss,
+    stop_requested: Callable[[], bool],
 ) -> int:
     optimizer = build_optimizer(model, settings)
     folder, identity = directory / "checkpoints", run_identity(model, settings)
@@ -104,21 +105,20 @@ def _train(
         save_state(folder, state, model, optimizer, settings.keep_checkpoints)
 
     try:
-        with _stop_requests() as stop_requested:
-            if not existing:
+        if not existing:
+            evaluation()
+        while done < settings.steps and not stop_requested():
+            values = _step(model, optimizer, loader, settings, done, loss_function)
+            done += 1
+            record(values)
+            last = done == settings.steps
+            if last or done % settings.evaluate_every == 0:
                 evaluation()
-            while done < settings.steps and not stop_requested():
-                values = _step(model, optimizer, loader, settings, done, loss_function)
-                done += 1
-                record(values)
-                last = done == settings.steps
-                if last or done % settings.evaluate_every == 0:
-                    evaluation()
-                if last or done % settings.checkpoint_every == 0:
-                    save()
-                    saved = done
-            if saved < done:
+            if last or done % settings.checkpoint_every == 0:
                 save()
+                saved = done
+        if saved < done:
+            save()
     finally:
         log.close()
     return done
@@ -201,14 +201,18 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     previous = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
         received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
 
     for number in previous:
         signal.signal(number, handle)
     try:
         yield lambda: bool(received)
+    except Exception:
+        if len(received) > 1:  # native code turns an interrupt into an error of its own, e.g. of damaged data
+            raise KeyboardInterrupt from None
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

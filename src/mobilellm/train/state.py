@@ -96,9 +96,9 @@ def load_state(
         )
     if _shapes(weights) != _shapes(model.state_dict()):
         raise _damaged(path, "model.safetensors holds other tensors than the model")
-    random, moments = training.pop(_RANDOM, None), _moments(training, optimizer)
-    if random is None or moments is None:
-        raise _damaged(path, "training.safetensors holds other tensors than the optimiser")
+    random, moments = training.pop(_RANDOM, torch.empty(0)), _moments(training, optimizer)
+    if moments is None or _shapes({"": random}) != _shapes({"": torch.get_rng_state()}):
+        raise _damaged(path, "training.safetensors holds other tensors than optimiser and torch have")
     model.load_state_dict(weights, strict=True)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     torch.set_rng_state(random)
