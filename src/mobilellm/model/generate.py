@@ -18,9 +18,9 @@ PREFILL_CHUNK = 512
 """Prompt tokens per forward call: large enough for full matrix speed, small enough to bound memory."""
 
 SHORT_PROMPT = 64
-"""Laying the weights out for inference takes some ten tokens' time, and pays from the second token on. The first
-token after a prompt no longer than this does not wait for it; the rule looks at nothing but the length, so that
-the same prompt always gives the same text."""
+"""Laying the weights out for inference takes some ten tokens' time, and pays from the second token on. The
+first token after a prompt no longer than this does not wait for it; the rule looks at nothing but the length,
+so that the same prompt always gives the same text."""
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 

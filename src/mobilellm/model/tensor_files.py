@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """Weights that are not, tensor for tensor, those of the model the config describes, or files that are damaged."""
+    """Weights that are not, tensor for tensor, those the config describes, or files that are damaged."""
 
 
 def read_tensors(directory: Path) -> tuple[str, dict[str, Tensor]]:
