@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py --preset 125m --json docs/results/generate.json
 
-Random weights of the preset's shape, saved once as a plain Llama directory that both load. Decoding is greedy,
+Random weights of the preset's shape, saved once as a plain Llama directory both load. Decoding is greedy,
 of the same number of tokens after the same prompt, interleaved in one process; medians of the runs are
 compared. The cold start is a new process each time: import, load, first token printed.
 """

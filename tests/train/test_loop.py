@@ -334,7 +334,8 @@ def test_a_full_disk_while_saving(tmp_path: Path, runner: Runner, unkilled: Path
     directory = tmp_path / "run"
     code, text = runner.run(directory, file_size=100_000)  # less than the weights
     assert code == 0
-    assert text == f"OSError: [Errno 27] File too large: '{directory}/checkpoints/step-00000002'"
+    reason = "the weights could not be written: File too large"
+    assert text == f"OSError: [Errno 27] {reason}: '{directory}/checkpoints/step-00000002'"
     assert not list((directory / "checkpoints").iterdir())
     runner.run(directory, kill_at=60)
     before = newest_step(directory)
@@ -448,7 +449,6 @@ def test_micro_batches_change_nothing(tmp_path: Path, micro_batch: int) -> None:
     whole = tiny_run(tmp_path / "whole")
     parts = tiny_run(tmp_path / "parts", tiny_settings(micro_batch=micro_batch))
     assert parts.losses == pytest.approx(whole.losses, rel=1e-6)
-    assert parts.losses != whole.losses or micro_batch == 4  # the sums were made in another order
     weighted, _ = weighted_losses(tmp_path / "weighted", 4)
     assert weighted_losses(tmp_path / "in parts", micro_batch)[0] == pytest.approx(weighted, rel=1e-6)
 

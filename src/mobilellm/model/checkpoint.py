@@ -8,25 +8,20 @@ faults.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import re
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from mobilellm.atomic import atomic_directory
 from mobilellm.config import ModelConfig
 from mobilellm.layouts import ConfigFile, config_json, read_config_file
-from mobilellm.model.tensor_files import CheckpointError, read_tensors, some
+from mobilellm.model.tensor_files import CheckpointError, read_tensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 
@@ -124,7 +119,7 @@ def save(
             temporary / "generation_config.json",
             {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID},
         )
-        _write_tensors(temporary / "model.safetensors", model)
+        write_tensors(temporary / "model.safetensors", model.state_dict(), {"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(temporary, model_max_length=config.max_position_embeddings)
         if layout == "mobilellm":
@@ -257,17 +252,3 @@ def _finite(tensor: Tensor) -> bool:
 
 def _write_json(file: Path, values: dict[str, object]) -> None:
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_tensors(file: Path, model: MobileLLM) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    file.touch()
-    mode = file.stat().st_mode  # the library makes files that only their owner can read
-    try:
-        safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-        file.chmod(mode)
-    except safetensors.SafetensorError as error:  # the library keeps the errno in its text only
-        found = re.search(r"os error (\d+)", str(error))
-        code = int(found[1]) if found else errno.EIO
-        reason = os.strerror(code) if found else str(error)
-        raise OSError(code, f"the weights could not be written: {reason}", str(file)) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import re
 import warnings
@@ -37,6 +39,21 @@ def read_tensors(directory: Path) -> tuple[str, dict[str, Tensor]]:
     raise FileNotFoundError(
         f"{directory}: no weights there; expected model.safetensors or pytorch_model.bin (or their index)"
     )
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError with the true errno, e.g. for a full disk."""
+    values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    file.touch()
+    mode = file.stat().st_mode  # the library makes files that only their owner can read
+    try:
+        safetensors.torch.save_file(values, file, metadata)
+    except safetensors.SafetensorError as error:  # the library keeps the errno in its text only
+        found = re.search(r"os error (\d+)", str(error))
+        code = int(found[1]) if found else errno.EIO
+        reason = os.strerror(code) if found else str(error)
+        raise OSError(code, f"the weights could not be written: {reason}", str(file)) from None
+    file.chmod(mode)
 
 
 def _shards(index: Path) -> list[Path]:

@@ -9,7 +9,6 @@ step-00000100/state.json              RunState
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.atomic import atomic_directory
+from mobilellm.model.tensor_files import write_tensors
 from mobilellm.model.transformer import MobileLLM
 
 _NAME = re.compile(r"step-([0-9]+)")
@@ -44,13 +44,13 @@ def save_state(
     """Write `directory/step-N` and drop all but the newest `keep`. Raises OSError, e.g. for a full disk."""
     path = directory / f"step-{state.step:08d}"
     with atomic_directory(path, overwrite=True) as temporary:
-        _write(temporary / "model.safetensors", model.state_dict())
+        write_tensors(temporary / "model.safetensors", model.state_dict())
         moments = {
             f"optimizer.{index}.{name}": tensor
             for index, tensors in optimizer.state_dict()["state"].items()
             for name, tensor in tensors.items()
         }
-        _write(temporary / "training.safetensors", {**moments, _RANDOM: torch.get_rng_state()})
+        write_tensors(temporary / "training.safetensors", {**moments, _RANDOM: torch.get_rng_state()})
         (temporary / "state.json").write_text(json.dumps(state._asdict(), indent=2) + "\n", encoding="utf-8")
     drop_old(directory, keep)
     return path
@@ -135,16 +135,6 @@ def _read_json(file: Path) -> RunState:
         if type(getattr(state, field)) is not kind:
             raise ValueError(f"{field} in {file.name} must be {kind.__name__}")
     return state
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        safetensors.torch.save_file(values, file)
-    except safetensors.SafetensorError as error:  # the library keeps the errno in its text only
-        found = re.search(r"os error (\d+)", str(error))
-        code = int(found[1]) if found else errno.EIO
-        raise OSError(code, os.strerror(code) if found else str(error), str(file)) from None
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
