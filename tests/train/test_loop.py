@@ -334,14 +334,14 @@ def test_a_full_disk_while_saving(tmp_path: Path, runner: Runner, unkilled: Path
     directory = tmp_path / "run"
     code, text = runner.run(directory, file_size=100_000)  # less than the weights
     assert code == 0
-    reason = "the weights could not be written: File too large"
+    reason = "could not be written: File too large"
     assert text == f"OSError: [Errno 27] {reason}: '{directory}/checkpoints/step-00000002'"
     assert not list((directory / "checkpoints").iterdir())
     runner.run(directory, kill_at=60)
     before = newest_step(directory)
     assert 0 < before < KILLED.steps
     code, text = runner.run(directory, file_size=600_000)  # the weights fit, the moments do not
-    assert text.startswith("OSError: [Errno 27] File too large: ")
+    assert text.startswith("OSError: [Errno 27] could not be written: File too large: ")
     assert newest_step(directory) == before
     assert runner.run(directory) == (0, f"done {KILLED.steps}")
     assert_same_run(directory, unkilled)

@@ -52,7 +52,7 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         found = re.search(r"os error (\d+)", str(error))
         code = int(found[1]) if found else errno.EIO
         reason = os.strerror(code) if found else str(error)
-        raise OSError(code, f"the weights could not be written: {reason}", str(file)) from None
+        raise OSError(code, f"could not be written: {reason}", str(file)) from None
     file.chmod(mode)
 
 
