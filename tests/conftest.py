@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, before torch is imported
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 

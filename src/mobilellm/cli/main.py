@@ -59,9 +59,10 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> None:
-    # torch's threads spin at every barrier and starve beside one other busy process: training fell to a sixth
-    # (docs/log.md). Sleeping costs little. This must be said before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's threads spin long at every barrier and starve beside one other busy process: training fell to a
+    # sixth. Spinning briefly and then sleeping costs nothing on an idle machine and most of that is saved
+    # (docs/log.md). OpenMP reads this when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     module = import_module(f"mobilellm.cli.{verb.replace('-', '_')}")
     module.run(_parse(verb, module, rest))
 

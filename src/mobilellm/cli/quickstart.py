@@ -42,7 +42,7 @@ class Arguments:
     """Folder of the run."""
     text: tuple[Path, ...] = ()
     """Your own UTF-8 text files instead of Python's documentation."""
-    steps: int = 400
+    steps: int = 700
     """Training steps."""
     prompt: str | None = None
     """What to complete at the end."""
