@@ -179,8 +179,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line an error prints."""
     assert _main(["generate", *arguments]) == 2
     captured = capsys.readouterr()
+    assert captured.out == ""
     assert captured.err.startswith("mobilellm: error: ")
     assert captured.err.count("\n") == 1
+    assert "---" not in captured.err  # of a box drawn around it
     return captured.err
 
 
@@ -241,6 +243,17 @@ def test_text_that_is_no_unicode(model: str) -> None:
         assert done.returncode == 2
         assert done.stderr.startswith(b"mobilellm: error: ")
         assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_bad_option_on_any_terminal(model: str, encoding: str) -> None:
+    """Where the terminal has no box characters, the box around the message is of other signs."""
+    done = process(model, "--stop", env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == (
+        "mobilellm: error: generate: Missing value for argument '--stop'. Expected 1 values. "
+        "(mobilellm generate --help tells the arguments)\n"
+    )
 
 
 # As a process

@@ -54,12 +54,14 @@ def run(arguments: Arguments) -> None:
             for prompt, completion in zip(prompts, completions, strict=True):
                 print(f"{prompt}{completion.text}\n")
         return
+    pieces, finish = loaded.stream(prompts[0], *options), None  # what is refused is refused before any output
     print(prompts[0], end="", flush=True)
-    for piece in loaded.stream(prompts[0], *options):
+    for piece in pieces:
         print(piece.text, end="", flush=True)
-        if piece.finish == "context":
-            _say("the model's context is full")
-    print()
+        finish = piece.finish
+    print(flush=True)
+    if finish == "context":
+        _say("the model's context is full")
 
 
 def _say(message: str) -> None:

@@ -79,8 +79,13 @@ def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
         if not stop.code:
             raise
     lines = [line.strip(" │") for line in box.getvalue().splitlines()]
-    said = [line for line in itertools.takewhile(lambda line: not line.startswith("──"), lines[1:]) if line]
+    below_the_title = itertools.dropwhile(_is_rule, lines[1:])  # without box characters it is underlined
+    said = [line for line in itertools.takewhile(lambda line: not _is_rule(line), below_the_title) if line]
     raise ValueError(f"{verb}: {' '.join(said)} (mobilellm {verb} --help tells the arguments)")
+
+
+def _is_rule(line: str) -> bool:
+    return line != "" and not line.strip("─-")
 
 
 def _help() -> str:

@@ -22,7 +22,7 @@ from mobilellm.atomic import atomic_write
 from mobilellm.config import ModelConfig
 from mobilellm.data.documents import Document, paragraphs, python_documentation, text_files
 from mobilellm.data.loader import PackedLoader
-from mobilellm.data.shards import ShardIndex, read_index, read_split, write_shards
+from mobilellm.data.shards import ShardIndex, read_index, read_split, verify, write_shards
 from mobilellm.presets import preset
 from mobilellm.sampling import Sampling
 from mobilellm.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ class Arguments:
     """Folder of the run."""
     text: tuple[Path, ...] = ()
     """Your own UTF-8 text files instead of Python's documentation."""
-    steps: int = 700
+    steps: int = 500
     """Training steps."""
     prompt: str | None = None
     """What to complete at the end."""
@@ -108,7 +108,9 @@ def _claim(arguments: Arguments) -> None:
 def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
     """Stages 1 to 3: text, tokenizer, shards; each is skipped when it is there."""
     out = arguments.out
-    if not (out / "shards" / "index.json").is_file():
+    if (out / "shards" / "index.json").is_file():
+        verify(out / "shards")
+    else:
         _say(1, "reading text")
         documents = list(_documents(arguments))
         size = sum(len(document.text.encode()) for document in documents)

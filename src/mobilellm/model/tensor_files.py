@@ -74,6 +74,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        if "KeyboardInterrupt" in str(error):  # the library turns a Ctrl-C into an error of the file
+            raise KeyboardInterrupt from None
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
 
 
