@@ -110,6 +110,16 @@ def test_ctrl_c_while_preparing(tmp_path: Path, small_text: Path) -> None:
     finish(command)
 
 
+def test_fresh_deletes_only_what_the_run_made(tmp_path: Path, small_text: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "quickstart.json").write_text("{}")
+    (folder / "mine.txt").write_text(small_text.read_text())
+    command = quickstart(folder, "--text", str(folder / "mine.txt"), "--steps", "1", "--fresh")
+    assert "[6/6]" in finish(command)
+    assert (folder / "mine.txt").is_file()
+
+
 def test_refusals(whole: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = whole
     other = tmp_path / "other.txt"

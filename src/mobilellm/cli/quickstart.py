@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from mobilellm.train.settings import TrainSettings
 
 _STAGES = 6
+_MADE = (
+    "checkpoints", "model", "shards", "tokenizer", "loss.png", "metrics.jsonl", "report.html", "report.json",
+    "quickstart.json",
+)  # fmt: skip
 _PROMPT = "Return a list of"
 _SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=0)
 
@@ -49,7 +53,7 @@ class Arguments:
     seed: int = 0
     """Seed of the weights, the order of the data and the completion."""
     fresh: bool = False
-    """Delete the run in --out and start over."""
+    """Delete what the run in --out made, and start over."""
 
 
 def run(arguments: Arguments) -> None:
@@ -90,15 +94,18 @@ def _claim(arguments: Arguments) -> None:
         "steps": arguments.steps,
         "seed": arguments.seed,
     }
-    if arguments.fresh and file.is_file():
-        shutil.rmtree(out)
+    started_over = arguments.fresh and file.is_file()
+    if started_over:
+        for name in _MADE:  # and nothing else that may lie there
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if file.is_file():
         if json.loads(file.read_text(encoding="utf-8")) != identity:
             raise ValueError(
                 f"{out}: holds a run with other text, steps or seed; choose another --out, or --fresh to "
                 "delete it and start over"
             )
-    elif out.is_dir() and any(out.iterdir()):
+    elif not started_over and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out}: exists and is not a quickstart run; choose another --out")
     else:
         with atomic_write(file) as temporary:
