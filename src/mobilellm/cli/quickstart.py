@@ -149,19 +149,22 @@ def _documents(arguments: Arguments) -> Iterator[Document]:
 
 
 def _settings(arguments: Arguments) -> TrainSettings:
-    from mobilellm.train.settings import TrainSettings
+    from mobilellm.train.settings import (
+        BatchSettings,
+        CheckpointSettings,
+        OptimSettings,
+        ScheduleSettings,
+        TrainSettings,
+    )
 
     return TrainSettings(
         steps=arguments.steps,
-        sequence_length=256,
-        sequences_per_step=4,
-        micro_batch=4,
-        optimizer="muon",
-        learning_rate=2e-2,
-        warmup_steps=max(1, arguments.steps // 20),
         seed=arguments.seed,
+        batch=BatchSettings(tokens_per_step=1024, sequence_length=256, micro_batch=4),
+        optim=OptimSettings(name="muon", lr=2e-2),
+        schedule=ScheduleSettings(warmup_steps=max(1, arguments.steps // 20)),
+        checkpoint=CheckpointSettings(every=max(1, arguments.steps // 8)),
         evaluate_every=max(1, arguments.steps // 4),
-        checkpoint_every=max(1, arguments.steps // 8),
     )
 
 
@@ -182,13 +185,13 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     model = MobileLLM(config, torch.Generator().manual_seed(arguments.seed))
     loader = PackedLoader(
         read_split(out / "shards", "train", tokenizer),
-        settings.sequence_length,
-        settings.sequences_per_step,
+        settings.batch.sequence_length,
+        settings.batch.sequences_per_step,
         settings.seed,
     )
 
     def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
-        result = windowed(model, held_out, settings.sequence_length)
+        result = windowed(model, held_out, settings.batch.sequence_length)
         return {
             "loss": result.loss,
             "perplexity": result.perplexity,
@@ -205,7 +208,7 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     )
     first = int(before[-1].name.removeprefix("step-")) if before else 0
     with TrainingProgress(settings.steps, first) as progress:
-        done = train(model, loader, settings, out, evaluate, progress.update)
+        done = train(model, loader, settings, out, evaluate, progress.update).steps
     checkpoint.save(out / "model", model, tokenizer, overwrite=True)
     if done == settings.steps:
         return
@@ -237,7 +240,7 @@ def _evaluate_and_report(
         "after": evaluations[-1],
         "tokens_per_second": rate,
         "held_out_bytes": index.total("held-out", "bytes"),
-        "protocol": f"every held-out token once, windows of {settings.sequence_length}",
+        "protocol": f"every held-out token once, windows of {settings.batch.sequence_length}",
         "config": config.to_dict(),
         "settings": asdict(settings),
         "source": index.source,

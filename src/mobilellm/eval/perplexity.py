@@ -42,7 +42,7 @@ class Perplexity(NamedTuple):
         return self.nats / math.log(2) / num_bytes
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def windowed(model: MobileLLM, stream: Stream, window: int, batch: int = 8) -> Perplexity:
     """Predict every token of the stream but the first exactly once, in windows of `window` targets.
 

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import resource
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from mobilellm.data.loader import Batch
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.distributed import LossFunction, Spread, World, is_sharded, whole_model
+from mobilellm.train.feed import Fed, Feed, Loader
+from mobilellm.train.guard import Guard, TrainingError
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import MetricsLog, Record
 from mobilellm.train.optim import build_optimizer
-from mobilellm.train.schedule import cosine
+from mobilellm.train.schedule import learning_rate_factor
 from mobilellm.train.settings import TrainSettings
-from mobilellm.train.state import RunState, checkpoints, drop_old, load_state, only_run, save_state
+from mobilellm.train.state import Checkpointer, RunState, checkpoints, drop_old, load_state, only_run
 
 Evaluator = Callable[[MobileLLM, int], Mapping[str, float]]
-Loss = Callable[[MobileLLM, Tensor, Tensor, Tensor], Tensor]
+Speaker = Callable[[MobileLLM, int], Sequence[tuple[str, str]]]
+Stopped = Literal["interrupt", "requeue"]
 
 
-class Loader(Protocol):
-    def next(self) -> Batch: ...
-    def state(self) -> dict[str, int]: ...
-    def restore(self, state: dict[str, int]) -> None: ...
+class Outcome(NamedTuple):
+    """Steps done, and what asked to stop before the last: a person (SIGINT) or a scheduler."""
 
-
-class TrainingError(ValueError):
-    """Training cannot go on; the message says where and what to try."""
+    steps: int
+    stopped: Stopped | None
 
 
 def train(
@@ -46,169 +47,265 @@ def train(
     directory: Path,
     evaluate: Evaluator | None = None,
     on_record: Callable[[Record], None] | None = None,
-    loss_function: Loss = weighted_loss,
-) -> int:
+    loss_function: LossFunction = weighted_loss,
+    world: World | None = None,
+    speak: Speaker | None = None,
+) -> Outcome:
     """Train `model` in place up to `settings.steps`, going on from the newest checkpoint in `directory`.
 
-    Returns the number of steps done: fewer than `settings.steps` when SIGINT or SIGTERM asked to stop, after
-    a checkpoint was written. Metrics go to `directory/metrics.jsonl` and, a record at a time, to `on_record`:
-    every step's loss (nats a token), learning rate, gradient norm, tokens and seconds; evaluations under
-    "eval". Raises TrainingError when the loss is no longer a number, ValueError for a checkpoint that is
+    SIGINT, SIGTERM and SIGUSR1 stop it after a step, with a checkpoint. Metrics go to
+    `directory/metrics.jsonl` and, a record at a time, to `on_record`: every step's loss (nats a token),
+    learning rate, gradient norm, tokens, seconds, seconds spent waiting for data, peak memory; evaluations
+    under "eval", what `speak` gives (prompts and completions) under "samples". In a world of several
+    processes all call this alike, each with its own share of the data; only the first writes records, and
+    only there is `speak` called.
+
+    Raises TrainingError when the loss is no longer a number or jumps, ValueError for a checkpoint that is
     damaged or another run's, for settings that do not fit model or loader, and while another process trains
     in `directory`.
     """
-    context = model.config.max_position_embeddings
-    if settings.sequence_length > context:
-        raise ValueError(
-            f"train: sequence_length = {settings.sequence_length} is longer than the model's context of "
-            f"{context} (max_position_embeddings)"
+    world = world or World(device=model.head_weight.device)
+    _check(model, settings, world)
+    with only_run(directory / "checkpoints", world), _stop_requests() as requests:
+        run = _Run(model, loader, settings, directory, world, loss_function, requests)
+        run.evaluate, run.speak, run.on_record = evaluate, speak, on_record
+        return run()
+
+
+class _Run:
+    """One call of `train`."""
+
+    evaluate: Evaluator | None
+    speak: Speaker | None
+    on_record: Callable[[Record], None] | None
+
+    def __init__(
+        self,
+        model: MobileLLM,
+        loader: Loader,
+        settings: TrainSettings,
+        directory: Path,
+        world: World,
+        loss_function: LossFunction,
+        requests: list[int],
+    ) -> None:
+        self.model, self.loader, self.settings, self.world = model, loader, settings, world
+        self.metrics, self.folder = directory / "metrics.jsonl", directory / "checkpoints"
+        self.requests = requests
+        self.identity = run_identity(model, settings)
+        self.spread = Spread(model, loss_function, world, settings.compute)
+        self.optimizer = build_optimizer(model, settings.optim)  # after the model is spread
+        self.checkpointer = Checkpointer(self.folder, settings.checkpoint, world)
+        self.guard = Guard(settings.guard, directory, world.is_first)
+        self.log: MetricsLog | None = None  # of the first process only
+        self.done, self.saved = 0, -1  # steps
+        self.position: dict[str, Any] = {}  # of the loader, to go on from
+
+    def __call__(self) -> Outcome:
+        settings = self.settings
+        self._restore()
+        if self.world.is_first:
+            self.log = MetricsLog(self.metrics, self.saved)
+        try:
+            if self.saved < 0:
+                self._evaluate()
+            stopped = None
+            with Feed(self.loader, self.world.device) as feed:
+                while self.done < settings.steps:
+                    fed = feed.next()
+                    total, stopped = self._agree(fed.total_weight)
+                    if stopped:
+                        break
+                    self._record(self._step(fed, total))
+                    last = self.done == settings.steps
+                    if last or self.done % settings.evaluate_every == 0:
+                        self._evaluate()
+                    if last or self.done % settings.checkpoint.every == 0:
+                        self._save()
+            if max(self.saved, 0) < self.done:
+                self._save()
+            self.checkpointer.wait()
+        finally:
+            if self.log is not None:
+                self.log.close()
+        return Outcome(self.done, stopped)
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        existing, settings = checkpoints(self.folder), self.settings.checkpoint
+        if existing:
+            state = load_state(existing[-1], self.model, self.optimizer, self.identity, self.world)
+            self.loader.restore(state.loader)
+            self.done = self.saved = state.step
+            if self.world.is_first:
+                drop_old(self.folder, settings.keep_last, settings.milestone_every)
+        self.position = self.loader.state()
+
+    def _record(self, values: Record) -> None:
+        if self.log is not None:
+            self.log.write(values)
+            if self.on_record is not None:
+                self.on_record(values)
+
+    def _evaluate(self) -> None:
+        if self.evaluate is not None:
+            numbers = {name: float(value) for name, value in self.evaluate(self.model, self.done).items()}
+            self._record({"step": self.done, "eval": numbers})
+        if self.speak is not None:
+            sharded = self.world.size > 1 and is_sharded(self.model)
+            plain = whole_model(self.model) if sharded else self.model
+            if plain is not None and self.world.is_first:
+                said = [list(pair) for pair in self.speak(plain, self.done)]
+                self._record({"step": self.done, "samples": said})
+
+    def _save(self) -> None:
+        if self.log is not None:
+            self.log.sync()
+        state = RunState(self.done, self.position, self.identity)
+        self.checkpointer.save(state, self.model, self.optimizer)
+        self.saved = self.done
+
+    def _agree(self, weight: float) -> tuple[float, Stopped | None]:
+        """The weight of the step's targets over all processes, and whether any was asked to stop."""
+        total, interrupts, others = self.world.sum([weight, *self._asked()])
+        return total, "interrupt" if interrupts else "requeue" if others else None
+
+    def _asked(self) -> tuple[int, int]:
+        """Whether this process was asked to stop, by a person or otherwise."""
+        first = self.requests[0] if self.requests else None
+        return int(first == signal.SIGINT), int(first not in (None, signal.SIGINT))
+
+    def _step(self, fed: Fed, total: float) -> Record:
+        """One optimiser step over all micro-batches; the record of it."""
+        started = time.perf_counter()
+        settings, step = self.settings, self.done + 1
+        lr = settings.optim.lr * learning_rate_factor(self.done, settings.steps, settings.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._check_batch(fed, total, step)
+        _seed(settings.seed, self.done, self.world.rank)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(fed, total)
+        norm = self.spread.clip(settings.optim.clip_norm)
+        (everywhere,) = self.world.sum([loss])
+        self.guard.check(step, everywhere, norm, fed.address, settings.optim.lr)
+        self.optimizer.step()
+        self.done, self.position = step, fed.after
+        return {
+            "step": step,
+            "tokens": step * settings.batch.tokens_per_step,
+            "loss": everywhere,
+            "learning_rate": lr,
+            "gradient_norm": norm,
+            "seconds": time.perf_counter() - started + fed.waited,
+            "data_seconds": fed.waited,
+            "peak_memory_bytes": peak_memory(self.world.device),
+        }
+
+    def _backward(self, fed: Fed, total: float) -> float:
+        """Gradients of the whole step; this process's part of the loss."""
+        compute = self.settings.compute
+        parts = [part for part in (fed.tokens, fed.targets, fed.weights, fed.segments) if part is not None]
+        micro = list(
+            zip(*(torch.split(part, self.settings.batch.micro_batch) for part in parts), strict=True)
         )
-    with only_run(directory / "checkpoints"), _stop_requests() as stop_requested:
-        return _train(model, loader, settings, directory, evaluate, on_record, loss_function, stop_requested)
+        loss = torch.zeros((), device=self.world.device)
+        for number, (tokens, targets, weights, *rest) in enumerate(micro, 1):
+            options: dict[str, Any] = {"segments": rest[0]} if rest else {}
+            if compute.z_loss:
+                options["z_loss"] = compute.z_loss
+            if compute.activation_checkpointing:
+                options["activation_checkpointing"] = True
+            with torch.autocast(self.world.device.type, torch.bfloat16, compute.precision == "bfloat16"):
+                batch = (tokens, targets, weights)
+                loss += self.spread.backward(batch, total, number == len(micro), **options)
+        return loss.item()
 
-
-def _train(
-    model: MobileLLM,
-    loader: Loader,
-    settings: TrainSettings,
-    directory: Path,
-    evaluate: Evaluator | None,
-    on_record: Callable[[Record], None] | None,
-    loss_function: Loss,
-    stop_requested: Callable[[], bool],
-) -> int:
-    optimizer = build_optimizer(model, settings)
-    folder, identity = directory / "checkpoints", run_identity(model, settings)
-    existing = checkpoints(folder)
-    done = saved = 0
-    torch.manual_seed(settings.seed)
-    if existing:
-        state = load_state(existing[-1], model, optimizer, identity)
-        loader.restore(state.loader)
-        done = saved = state.step
-        drop_old(folder, settings.keep_checkpoints)
-    log = MetricsLog(directory / "metrics.jsonl", done if existing else -1)
-
-    def record(values: Record) -> None:
-        log.write(values)
-        if on_record is not None:
-            on_record(values)
-
-    def evaluation() -> None:
-        if evaluate is not None:
-            numbers = {name: float(value) for name, value in evaluate(model, done).items()}
-            record({"step": done, "eval": numbers})
-
-    def save() -> None:
-        log.sync()
-        state = RunState(done, loader.state(), identity)
-        save_state(folder, state, model, optimizer, settings.keep_checkpoints)
-
-    try:
-        if not existing:
-            evaluation()
-        while done < settings.steps and not stop_requested():
-            values = _step(model, optimizer, loader, settings, done, loss_function)
-            done += 1
-            record(values)
-            last = done == settings.steps
-            if last or done % settings.evaluate_every == 0:
-                evaluation()
-            if last or done % settings.checkpoint_every == 0:
-                save()
-                saved = done
-        if saved < done:
-            save()
-    finally:
-        log.close()
-    return done
+    def _check_batch(self, fed: Fed, total: float, step: int) -> None:
+        batch, size = self.settings.batch, self.world.size
+        expected = (batch.sequences_per_step // size, batch.sequence_length)
+        if fed.tokens.shape != expected:
+            raise ValueError(
+                f"train: the loader gives batches of {tuple(fed.tokens.shape)}, the settings {expected}"
+            )
+        if not total > 0:
+            raise TrainingError(
+                f"step {step}: no target of the batch counts (weights sum to {total}; batch at "
+                f"{fed.address}); leave such samples out of the data"
+            )
 
 
 def run_identity(model: MobileLLM, settings: TrainSettings) -> dict[str, Any]:
     """What must not change between a checkpoint and its resumption: architecture, optimisation, order."""
-    cadence = {"evaluate_every", "checkpoint_every", "keep_checkpoints", "micro_batch"}
-    fixed = {name: value for name, value in asdict(settings).items() if name not in cadence}
+    free = {
+        "evaluate_every", "checkpoint", "guard", "batch.micro_batch", "compute.compile", "compute.strategy",
+        "compute.activation_checkpointing",
+    }  # fmt: skip
+    fixed: dict[str, Any] = {}
+    for name, value in asdict(settings).items():
+        if name not in TrainSettings.__dataclass_fields__:  # a recipe's model, data and logging
+            continue
+        leaves = (
+            {f"{name}.{leaf}": each for leaf, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        fixed |= {leaf: each for leaf, each in leaves.items() if leaf not in free and name not in free}
     return model.config.to_dict() | fixed
 
 
-def _step(
-    model: MobileLLM,
-    optimizer: torch.optim.Optimizer,
-    loader: Loader,
-    settings: TrainSettings,
-    index: int,
-    loss_function: Loss,
-) -> Record:
-    """One optimiser step over all micro-batches; the record of it."""
-    started = time.perf_counter()
-    device = model.head_weight.device
-    factor = cosine(index, settings.steps, settings.warmup_steps, settings.final_fraction)
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * factor
-    address = loader.state()
-    batch = [torch.from_numpy(array).to(device) for array in loader.next()]
-    expected = (settings.sequences_per_step, settings.sequence_length)
-    if batch[0].shape != expected:
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU, the most that was allocated; of a process on a CPU, the most it has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _check(model: MobileLLM, settings: TrainSettings, world: World) -> None:
+    context, batch = model.config.max_position_embeddings, settings.batch
+    if batch.sequence_length > context:
         raise ValueError(
-            f"train: the loader gives batches of {tuple(batch[0].shape)}, the settings {expected}"
+            f"train: batch.sequence_length = {batch.sequence_length} is longer than the model's context of "
+            f"{context} (max_position_embeddings)"
         )
-    total_weight = batch[2].sum()
-    if not total_weight.item() > 0:
-        raise TrainingError(
-            f"step {index + 1}: no target of the batch counts (weights sum to {total_weight.item()}; batch "
-            f"at {address}); leave such samples out of the data"
+    if batch.sequences_per_step % world.size:
+        raise ValueError(
+            f"train: batch.tokens_per_step = {batch.tokens_per_step} makes {batch.sequences_per_step} "
+            f"sequences, which {world.size} devices cannot share evenly"
         )
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    loss = torch.zeros((), device=device)
-    for tokens, targets, weights in zip(
-        *(torch.split(part, settings.micro_batch) for part in batch), strict=True
-    ):
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            part = loss_function(model, tokens, targets, weights) / total_weight
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-        raise TrainingError(
-            f"step {index + 1}: loss {loss.item()} and gradient norm {norm.item()} are not both finite "
-            f"(batch at {address}); train in a fresh folder with a learning_rate below "
-            f"{settings.learning_rate}; the checkpoints before it are kept"
-        )
-    optimizer.step()
-    return {
-        "step": index + 1,
-        "tokens": (index + 1) * settings.tokens_per_step,
-        "loss": loss.item(),
-        "learning_rate": settings.learning_rate * factor,
-        "gradient_norm": norm.item(),
-        "seconds": time.perf_counter() - started,
-    }
+
+
+def _seed(seed: int, step: int, rank: int) -> None:
+    """Random numbers of a step follow from seed, step and rank: they need no place in a checkpoint."""
+    torch.manual_seed(int(np.random.PCG64([seed, step, rank]).random_raw() >> 1))
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after this step; a second one interrupts.
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGUSR1 as requests to stop after this step; a second one interrupts.
 
     A signal that the process was started to ignore (a job in the background, nohup) stays ignored.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield received
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in wanted}
     # None stands for a handler that was not set from Python and cannot be put back.
     previous = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 1:
+        if len(received) > 1 and number != signal.SIGUSR1:
             raise KeyboardInterrupt
 
     for number in previous:
         signal.signal(number, handle)
     try:
-        yield lambda: bool(received)
+        yield received
     except Exception:
         if len(received) > 1:  # native code turns an interrupt into an error of its own, e.g. of damaged data
             raise KeyboardInterrupt from None

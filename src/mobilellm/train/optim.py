@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobilellm.train.settings import TrainSettings
+from mobilellm.train.settings import OptimSettings
 
 
-def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimiser that `settings.optimizer` names, over all parameters of the model."""
-    return adamw(model, settings) if settings.optimizer == "adamw" else MuonAndAdamW(model, settings)
+def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
+    """The optimiser that `settings.name` names, over all parameters of the model."""
+    return adamw(model, settings) if settings.name == "adamw" else MuonAndAdamW(model, settings)
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov & Hutter 2019). Matrices decay, the embedding too; norms do not.
 
     These are the groups of the Hugging Face Trainer, with which the published models were trained.
@@ -31,13 +31,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
     rate serves both. Outwards it is one optimiser with one state.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+    def __init__(self, model: nn.Module, settings: OptimSettings) -> None:
         hidden = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
         inside = {id(p) for p in hidden}
         others = [p for p in model.parameters() if id(p) not in inside]
         muon = torch.optim.Muon(
             hidden,
-            lr=settings.learning_rate,
+            lr=settings.lr,
             weight_decay=settings.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         )
@@ -62,13 +62,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
         muon.state = rest.state = self.state
 
 
-def _adamw(decayed: list[Tensor], undecayed: list[Tensor], settings: TrainSettings) -> torch.optim.AdamW:
+def _adamw(decayed: list[Tensor], undecayed: list[Tensor], settings: OptimSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": settings.weight_decay},
             {"params": undecayed, "weight_decay": 0.0},
         ],
-        lr=settings.learning_rate,
+        lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         fused=True,

@@ -102,7 +102,7 @@ class Recipe(TrainSettings):
             problems.append("data.train is empty; name at least one folder of shards")
         if self.data.weights and len(self.data.weights) != len(self.data.train):
             problems.append(
-                f"data.weights has {len(self.data.weights)} numbers, data.train {len(self.data.train)} folders"
+                f"data.weights has {len(self.data.weights)} numbers, data.train {len(self.data.train)} names"
             )
         if any(not weight > 0 for weight in self.data.weights):
             problems.append(f"data.weights = {list(self.data.weights)} must all be above 0")

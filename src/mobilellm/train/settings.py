@@ -128,6 +128,11 @@ class TrainSettings:
 
     def _relations(self) -> list[str]:
         batch = self.batch
+        if self.optim.name == "muon" and self.compute.strategy == "fsdp":
+            return [
+                "optim.name = 'muon' needs whole matrices, which compute.strategy = 'fsdp' splits; use 'ddp' "
+                "or 'adamw'"
+            ]
         if batch.tokens_per_step % batch.sequence_length:
             return [
                 f"batch.tokens_per_step = {batch.tokens_per_step} must be a multiple of "
@@ -190,7 +195,7 @@ def type_problems(settings: Any, prefix: str = "") -> list[str]:
             if type(value) is kind:
                 problems += type_problems(value, f"{prefix}{name}.")
             else:
-                problems.append(f"{prefix}{name} = {value!r} must be {kind.__name__}")
+                problems.append(f"{prefix}{name} = {value!r} must be a table")
         elif kind is float and type(value) is int and abs(value) < 2**53:
             object.__setattr__(settings, name, float(value))
         elif kind in (int, float, bool, str) and (

@@ -1,66 +1,48 @@
 """Checkpoints of a run: everything needed to go on bit-exactly, each whole or not there.
 
-step-00000100/model.safetensors       weights, by the names of the model
-step-00000100/training.safetensors    the optimiser's tensors as optimizer.PARAMETER.NAME, and torch's
-                                      random state
-step-00000100/state.json              RunState
+step-00000100/shard-…-model-….safetensors   weights as model.NAME, the optimiser's tensors as
+                                            optimizer.NAME.KEY, one file a process
+step-00000100/state.json                    RunState, and the sha256 of every file
+
+The tensors are written and read by torch.distributed.checkpoint, in safetensors: a run goes on with any
+number of processes, sharded or not. Random numbers are not stored: those of a step follow from seed, step
+and rank (`loop._seed`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from mobilellm.atomic import atomic_directory
-from mobilellm.model.tensor_files import write_tensors
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.distributed import World
+from mobilellm.train.settings import CheckpointSettings
 
 _NAME = re.compile(r"step-([0-9]+)")
-_REMAINS = re.compile(r"step-[0-9]+\.(tmp-.*|deleted)")
-_RANDOM = "random"
+_FILE_BYTES = 2**28
+"""About how large a file of a checkpoint gets; one is put together in memory at a time."""
+_REMAINS = re.compile(r"step-[0-9]+\.(tmp|deleted)")
 
 
 class RunState(NamedTuple):
     step: int  # steps done
-    loader: dict[str, int]
+    loader: dict[str, Any]
     identity: dict[str, Any]  # of the recipe: a checkpoint of another run is refused
-
-
-def save_state(
-    directory: Path, state: RunState, model: MobileLLM, optimizer: torch.optim.Optimizer, keep: int
-) -> Path:
-    """Write `directory/step-N` and drop all but the newest `keep`. Raises OSError, e.g. for a full disk."""
-    path = directory / f"step-{state.step:08d}"
-    with atomic_directory(path, overwrite=True) as temporary:
-        write_tensors(temporary / "model.safetensors", model.state_dict())
-        moments = {
-            f"optimizer.{index}.{name}": tensor
-            for index, tensors in optimizer.state_dict()["state"].items()
-            for name, tensor in tensors.items()
-        }
-        write_tensors(temporary / "training.safetensors", {**moments, _RANDOM: torch.get_rng_state()})
-        (temporary / "state.json").write_text(json.dumps(state._asdict(), indent=2) + "\n", encoding="utf-8")
-    drop_old(directory, keep)
-    return path
-
-
-def drop_old(directory: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep`."""
-    for old in checkpoints(directory)[:-keep]:
-        # A kill while the files go must not leave what looks like a checkpoint.
-        shutil.rmtree(old.rename(old.with_name(f"{old.name}.deleted")))
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -71,91 +53,302 @@ def checkpoints(directory: Path) -> list[Path]:
     return [path for _, path in sorted(found) if path.is_dir()]
 
 
-def load_state(
-    path: Path, model: MobileLLM, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> RunState:
-    """Restore weights, optimiser and random state in place.
+def drop_old(directory: Path, keep_last: int, milestone_every: int = 0) -> None:
+    """Delete all checkpoints but the newest `keep_last` and those of steps divisible by `milestone_every`."""
+    for old in checkpoints(directory)[:-keep_last]:
+        if not (milestone_every and int(old.name.removeprefix("step-")) % milestone_every == 0):
+            # A kill while the files go must not leave what looks like a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.deleted")))
 
-    Raises ValueError, before anything is changed, if the checkpoint is damaged or another run's.
+
+class Checkpointer:
+    """Writes the checkpoints of a run, one at a time; all processes of the world must call it alike."""
+
+    def __init__(self, directory: Path, settings: CheckpointSettings, world: World) -> None:
+        self._directory, self._settings, self._world = directory, settings, world
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, state: RunState, model: MobileLLM, optimizer: torch.optim.Optimizer) -> None:
+        """Write `directory/step-N` and drop old ones; with `asynchronous`, in the background from a copy.
+
+        Raises OSError, e.g. for a full disk; an error in the background is raised by the next call.
+        """
+        self.wait()
+        tensors = _tensors(model, optimizer)
+        path = self._directory / f"step-{state.step:08d}"
+        temporary = path.with_name(f"{path.name}.tmp")
+        if self._world.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self._world.gather(None)  # the folder is there
+        options: dict[str, Any] = {
+            "storage_writer": HuggingFaceStorageWriter(
+                str(temporary), _files(tensors), save_distributed=True
+            ),
+            "process_group": self._world.background,
+            "no_dist": self._world.size == 1,
+        }
+        if not self._settings.asynchronous:
+            with _plain_errors(path):
+                save(tensors, **options)
+                self._publish(temporary, path, state)
+            return
+        copied = async_save(tensors, **options)  # returns when the copy is made
+
+        def finish() -> None:
+            try:
+                with _plain_errors(path):
+                    copied.result()  # type: ignore[union-attr]
+                    self._publish(temporary, path, state)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=finish, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what is being written is there. Raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _publish(self, temporary: Path, path: Path, state: RunState) -> None:
+        """Hash and sync every file, write state.json, and give the folder its name."""
+        world = self._world
+        files = sorted(temporary.iterdir())[world.rank :: world.size]
+        sums = {file.name: _synced_sha256(file) for file in files}
+        every = world.gather(sums)
+        if world.is_first:
+            record = state._asdict() | {
+                "files": {name: value for each in every for name, value in each.items()}
+            }
+            with (temporary / "state.json").open("w", encoding="utf-8") as stream:
+                stream.write(json.dumps(record, indent=2) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            _sync_folder(temporary)
+            if path.exists():  # the same step of a run that was resumed from before it
+                shutil.rmtree(path.rename(path.with_name(f"{path.name}.deleted")))
+            os.rename(temporary, path)
+            _sync_folder(path.parent)
+            drop_old(self._directory, self._settings.keep_last, self._settings.milestone_every)
+        world.gather(None)
+
+
+def load_state(
+    path: Path, model: MobileLLM, optimizer: torch.optim.Optimizer, identity: dict[str, Any], world: World
+) -> RunState:
+    """Restore weights and optimiser in place, whatever number of processes wrote them.
+
+    Every file is compared with its sha256. Raises ValueError, before anything is changed, if the checkpoint
+    is damaged or another run's.
     """
+    state, sums = _read_json(path / "state.json")
+    problem = _difference(path, state, identity)
+    if problem is None:
+        mine = dict(sorted(sums.items())[world.rank :: world.size])
+        problem = next((text for name, value in mine.items() if (text := _damage(path / name, value))), None)
+        problem = problem and str(_damaged(path, problem))
+    world.agree(problem)
+    storage = HuggingFaceStorageReader(str(path))
     try:
-        state = _read_json(path / "state.json")
-        weights = safetensors.torch.load_file(path / "model.safetensors")
-        training = safetensors.torch.load_file(path / "training.safetensors")
-    except (ValueError, TypeError, RecursionError, FileNotFoundError, safetensors.SafetensorError) as error:
+        stored = storage.read_metadata().state_dict_metadata
+        targets = _targets(stored, model)
+        if problem := _mismatch(stored, model):
+            raise ValueError(problem)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise _damaged(path, " ".join(str(error).split())) from None
-    ours = json.loads(json.dumps(identity))
-    if differences := [
-        f"{name} = {state.identity.get(name)!r}, not {ours.get(name)!r}"
-        for name in sorted(ours.keys() | state.identity.keys())
-        if ours.get(name) != state.identity.get(name)
-    ]:
-        raise ValueError(
-            f"{path}: belongs to a run with other settings ({'; '.join(differences)}); "
-            "use another folder or the same settings"
-        )
-    if _shapes(weights) != _shapes(model.state_dict()):
-        raise _damaged(path, "model.safetensors holds other tensors than the model")
-    random, moments = training.pop(_RANDOM, torch.empty(0)), _moments(training, optimizer)
-    if moments is None or _shapes({"": random}) != _shapes({"": torch.get_rng_state()}):
-        raise _damaged(path, "training.safetensors holds other tensors than optimiser and torch have")
-    model.load_state_dict(weights, strict=True)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    torch.set_rng_state(random)
+    load(
+        targets,
+        storage_reader=HuggingFaceStorageReader(str(path)),
+        process_group=world.background,
+        no_dist=world.size == 1,
+    )
+    by_name = dict(model.named_parameters())
+    optimizer.state.clear()
+    for key, value in targets.items():
+        if key.startswith("optimizer."):
+            name, _, part = key.removeprefix("optimizer.").rpartition(".")
+            optimizer.state[by_name[name]][part] = value
     return state
 
 
+def load_weights(path: Path, model: MobileLLM) -> None:
+    """Only the weights of a checkpoint, into a plain model of its shape. Raises ValueError if damaged."""
+    _, sums = _read_json(path / "state.json")
+    for name, value in sums.items():
+        if text := _damage(path / name, value):
+            raise _damaged(path, text)
+    stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    if problem := _mismatch(stored, model):
+        raise _damaged(path, problem)
+    targets = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+
+
 @contextlib.contextmanager
-def only_run(directory: Path) -> Iterator[None]:
-    """Hold the folder of a run for this process, and clear what a killed one left half done.
+def only_run(directory: Path, world: World) -> Iterator[None]:
+    """Hold the folder of a run for this world, and clear what a killed one left half done.
 
     Raises ValueError while another process holds it.
     """
+    if not world.is_first:
+        world.agree(None)
+        yield
+        return
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
+        problem = None
         with contextlib.suppress(OSError):  # a file system that cannot lock
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(
-                    f"{directory}: another process is training there; wait for it or use another folder"
-                ) from None
-        for path in directory.iterdir():
-            if _REMAINS.fullmatch(path.name):
-                shutil.rmtree(path)
+                problem = f"{directory}: another process is training there; wait for it or use another folder"
+        if problem is None:
+            for path in directory.iterdir():
+                if _REMAINS.fullmatch(path.name):
+                    shutil.rmtree(path)
+        world.agree(problem)
         yield
     finally:
         os.close(descriptor)
 
 
-def _read_json(file: Path) -> RunState:
-    state = RunState(**json.loads(file.read_text(encoding="utf-8")))
-    for field, kind in (("step", int), ("loader", dict), ("identity", dict)):
-        if type(getattr(state, field)) is not kind:
-            raise ValueError(f"{field} in {file.name} must be {kind.__name__}")
-    return state
+def _tensors(model: MobileLLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """All of model and optimiser by name, not copied. A tied weight is there once."""
+    tensors: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value.detach()
+    return tensors
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+def _files(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """The number, from 1, of the file each tensor goes to."""
+    numbers, number, size = dict[str, int](), 1, 0
+    for name, tensor in tensors.items():
+        numbers[name] = number
+        size += tensor.numel() * tensor.element_size()
+        if size >= _FILE_BYTES:
+            number, size = number + 1, 0
+    last = max(numbers.values())
+    return {name: min(number, last) for name, number in numbers.items()}
 
 
-def _moments(
-    stored: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[int, dict[str, Tensor]] | None:
-    """The optimiser's tensors by parameter; None if they do not fit its parameters."""
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in stored.items():
-        match = re.fullmatch(r"optimizer\.([0-9]+)\.(\w+)", key)
-        if match is None or int(match[1]) >= len(shapes):
-            return None
-        if tensor.ndim and tensor.shape != shapes[int(match[1])]:
-            return None
-        moments.setdefault(int(match[1]), {})[match[2]] = tensor
-    return moments
+def _targets(stored: Mapping[str, Any], model: MobileLLM) -> dict[str, Any]:
+    """Where to put what is stored: the parameters themselves, and new tensors like them for the optimiser."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    targets: dict[str, Any] = {f"model.{name}": parameter for name, parameter in parameters.items()}
+    for key, meta in stored.items():
+        if key.startswith("optimizer."):
+            name = key.removeprefix("optimizer.").rpartition(".")[0]
+            parameter, dtype = parameters[name], meta.properties.dtype
+            targets[key] = (
+                torch.empty_like(parameter, dtype=dtype)
+                if len(meta.size)
+                else torch.empty((), dtype=dtype, device=parameter.device)
+            )
+    return targets
+
+
+def _mismatch(stored: Mapping[str, Any], model: MobileLLM) -> str:
+    """How the stored tensors differ from those of model and optimiser, or ""."""
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        meta = stored.get(f"model.{name}")
+        if meta is None:
+            return f"it lacks {name}"
+        if tuple(meta.size) != tuple(parameter.shape) or meta.properties.dtype != parameter.dtype:
+            return f"{name} is {tuple(meta.size)} {meta.properties.dtype}, not {tuple(parameter.shape)}"
+    for key, meta in stored.items():
+        kind, _, rest = key.partition(".")
+        name = rest if kind == "model" else rest.rpartition(".")[0]
+        if kind not in ("model", "optimizer") or name not in parameters:
+            return f"it holds {key}, which this run has not"
+        if kind == "optimizer" and len(meta.size) and tuple(meta.size) != tuple(parameters[name].shape):
+            return f"{key} is {tuple(meta.size)}, not {tuple(parameters[name].shape)}"
+    return ""
+
+
+def _read_json(file: Path) -> tuple[RunState, dict[str, str]]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        sums = values.pop("files")
+        state = RunState(**values)
+        for field, kind in (("step", int), ("loader", dict), ("identity", dict)):
+            if type(getattr(state, field)) is not kind:
+                raise ValueError(f"{field} in {file.name} must be {kind.__name__}")
+        if type(sums) is not dict or not sums or any(Path(name).name != name for name in sums):
+            raise ValueError(f"files in {file.name} must name the files beside it")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        raise _damaged(file.parent, " ".join(str(error).split()) or type(error).__name__) from None
+    return state, sums
+
+
+def _difference(path: Path, state: RunState, identity: dict[str, Any]) -> str | None:
+    ours = json.loads(json.dumps(identity))
+    differences = [
+        f"{name} = {state.identity.get(name)!r}, not {ours.get(name)!r}"
+        for name in sorted(ours.keys() | state.identity.keys())
+        if ours.get(name) != state.identity.get(name)
+    ]
+    if not differences:
+        return None
+    return (
+        f"{path}: belongs to a run with other settings ({'; '.join(differences)}); "
+        "use another folder or the same settings"
+    )
+
+
+def _damage(file: Path, wanted: Any) -> str:
+    if not file.is_file():
+        return f"{file.name} is missing"
+    return "" if _sha256(file) == wanted else f"{file.name} is not what was written (its sha256 differs)"
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path}: damaged checkpoint ({reason}); delete it to resume from the one before")
+
+
+@contextlib.contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """The first cause of torch's collected errors; an OSError names the checkpoint, not a temporary file."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause: BaseException = next(iter(error.failures.values()))[0]
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _synced_sha256(file: Path) -> str:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return _sha256(file)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,188 @@
+"""One process or many: who we are, sums over all, and the model spread over devices by torch's own engines.
+
+Started by torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or by Slurm's srun (SLURM_PROCID, SLURM_NTASKS,
+SLURM_LOCALID; MASTER_ADDR and MASTER_PORT set by the job script), on GPUs with NCCL, on CPUs with gloo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.settings import ComputeSettings
+
+LossFunction = Callable[..., Tensor]
+"""(model, tokens, targets, weights, segments=…) -> sum of weight * nats, a scalar."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. Alone, every sum is what it was."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    control: Any = None  # a gloo group for small sums on the CPU, which wait for no GPU
+    background: Any = None  # another for checkpoints, which are written beside the training
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes, in float64."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        totals = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(totals, group=self.control)
+        return [float(value) for value in totals.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every process, by rank. For checkpoints: over the background group."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.background)
+        return values
+
+    def agree(self, problem: str | None) -> None:
+        """Raise ValueError on every process if any has a problem: none is left waiting for the others."""
+        problems = [text for text in self.gather(problem) if text is not None]
+        if problems:
+            raise ValueError(problems[0])
+
+
+@contextlib.contextmanager
+def join(device: str | None = None) -> Iterator[World]:
+    """Join the processes of this run, if the environment tells of any, and leave them at the end.
+
+    `device` is "cpu" or "cuda"; by default a GPU where there is one. Raises ValueError for half a
+    description of the processes, or more of them on this machine than it has GPUs.
+    """
+    rank, size, local = _environment()
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(kind)
+    if place.type == "cuda":
+        if ":" not in kind:
+            if local >= torch.cuda.device_count():
+                raise ValueError(
+                    f"process {local} of this machine finds no GPU for it (of {torch.cuda.device_count()}); "
+                    "start fewer processes"
+                )
+            place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(device=place)
+        return
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size)
+    try:
+        yield World(rank, size, place, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _environment() -> tuple[int, int, int]:
+    """Rank, number of processes, rank on this machine."""
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        values = [os.environ.get(name) for name in names]
+        if names[0] == "RANK" and any(values) and not all(values):
+            missing = [name for name, value in zip(names, values, strict=True) if not value]
+            raise ValueError(
+                f"the environment lacks {', '.join(missing)}; start several processes with torchrun"
+            )
+        # Slurm describes an interactive shell as a job of one task, too; without a meeting point it is alone.
+        if all(values) and (names[0] == "RANK" or "MASTER_ADDR" in os.environ):
+            rank, size, local = (int(value or 0) for value in values)
+            return rank, size, local
+    return 0, 1, 0
+
+
+class _Loss(nn.Module):
+    """The loss as a module: what DDP and torch.compile wrap is a `forward`."""
+
+    def __init__(self, model: MobileLLM, loss: LossFunction) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *batch: Tensor, **options: Any) -> Tensor:
+        return self.loss(self.model, *batch, **options)
+
+
+class Spread:
+    """A model made ready to train on the devices of a world: gradients are sums over all of them."""
+
+    def __init__(self, model: MobileLLM, loss: LossFunction, world: World, compute: ComputeSettings) -> None:
+        self._sharded = world.size > 1 and compute.strategy == "fsdp"
+        self._scale = float(world.size)  # DDP and FSDP average gradients; we want their sum
+        if compute.compile:
+            for block in model.model.layers:  # one by one: all have one code, which is compiled once
+                block.compile()
+        module: nn.Module = _Loss(model, loss)
+        if self._sharded:
+            _shard(model, world, compute)
+        elif world.size > 1:
+            ids = [world.device.index] if world.device.type == "cuda" else None
+            module = nn.parallel.DistributedDataParallel(module, ids, gradient_as_bucket_view=True)
+        self._model, self._module = model, module
+
+    def backward(self, batch: Sequence[Tensor], total: float, last: bool, **options: Any) -> Tensor:
+        """Add the gradients of one micro-batch's loss, divided by the weight of the step on all devices.
+
+        They are exchanged with the last micro-batch only. Returns this device's part of the loss.
+        """
+        quiet = contextlib.nullcontext()
+        if self._sharded:
+            self._model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        elif isinstance(self._module, nn.parallel.DistributedDataParallel) and not last:
+            quiet = self._module.no_sync()  # type: ignore[assignment]
+        with quiet:
+            part: Tensor = self._module(*batch, **options) / total
+            (part * self._scale if self._scale != 1 else part).backward()  # type: ignore[no-untyped-call]
+        return part.detach()
+
+    def clip(self, limit: float) -> float:
+        """Scale gradients down to the global norm `limit`; the norm before."""
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _shard(model: MobileLLM, world: World, compute: ComputeSettings) -> None:
+    """FSDP2: every block is gathered when it runs; embedding, norm and head when the model does."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    half = compute.precision == "bfloat16" and world.device.type == "cuda"
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
+    options: dict[str, Any] = {"mesh": mesh} | ({"mp_policy": policy} if policy is not None else {})
+    for block in model.model.layers:
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_model(model: MobileLLM) -> MobileLLM | None:
+    """A plain copy of a sharded model, on the first process; None on the others. All must call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    tensors = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() != 0:
+        return None
+    with torch.device("meta"):
+        copy = MobileLLM(model.config)
+    copy.load_state_dict(tensors, strict=True, assign=True)
+    return copy

@@ -1,0 +1,91 @@
+"""Batches made ready in the background while the device computes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mobilellm.data.loader import Batch
+
+
+class Loader(Protocol):
+    """What the loop asks of data: batches of this process's share, and a place to go on from."""
+
+    def next(self) -> Batch: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Fed(NamedTuple):
+    """A batch on the device; the loader's state before it (its address) and after it (to go on from)."""
+
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor
+    segments: Tensor | None
+    total_weight: float
+    address: dict[str, Any]
+    after: dict[str, Any]
+    waited: float  # seconds the loop stood still for it
+
+
+class Feed:
+    """Runs a loader two batches ahead of the loop, in a thread; in pinned memory for a GPU."""
+
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        self._loader, self._device = loader, device
+        self._ready: queue.Queue[
+            tuple[list[Tensor | None], float, dict[str, Any], dict[str, Any]] | BaseException
+        ]
+        self._ready = queue.Queue(maxsize=2)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        while self._thread.is_alive():
+            try:  # make room for what it may be waiting to put
+                self._ready.get_nowait()
+            except queue.Empty:
+                self._thread.join(timeout=0.01)
+
+    def next(self) -> Fed:
+        """The next batch. Raises what the loader raised."""
+        started = time.perf_counter()
+        ready = self._ready.get()
+        waited = time.perf_counter() - started
+        if isinstance(ready, BaseException):
+            raise ready
+        parts, total, address, after = ready
+        tokens, targets, weights, segments = (
+            None if part is None else part.to(self._device, non_blocking=True) for part in parts
+        )
+        assert tokens is not None
+        assert targets is not None
+        assert weights is not None
+        return Fed(tokens, targets, weights, segments, total, address, after, waited)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                address = self._loader.state()
+                batch = self._loader.next()
+                parts = [None if part is None else torch.from_numpy(part) for part in batch]
+                if self._device.type == "cuda":
+                    parts = [None if part is None else part.pin_memory() for part in parts]
+                total = float(batch.weights.sum(dtype="float64"))
+                self._ready.put((parts, total, address, self._loader.state()))
+        except BaseException as error:
+            self._ready.put(error)

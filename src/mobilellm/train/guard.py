@@ -1,0 +1,57 @@
+"""When to stop a run that goes wrong, and what to write down about it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mobilellm.atomic import atomic_write
+from mobilellm.train.settings import GuardSettings
+
+_ENOUGH = 10
+"""Losses that must have been seen before one can be called a spike."""
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says where and what to try."""
+
+
+class Guard:
+    """Looks at every step before the weights change, and stops the run with the batch's address."""
+
+    def __init__(self, settings: GuardSettings, directory: Path, is_first: bool = True) -> None:
+        self._settings, self._directory, self._is_first = settings, directory, is_first
+        self._losses: deque[float] = deque(maxlen=settings.window)
+
+    def check(self, step: int, loss: float, norm: float, address: dict[str, Any], lr: float) -> None:
+        """Raise TrainingError for a loss or gradient that is not finite, or a loss that jumps."""
+        usual = median(self._losses) if len(self._losses) >= _ENOUGH else math.inf
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = f"loss {loss} and gradient norm {norm} are not both finite"
+        elif self._settings.spike_factor and loss > self._settings.spike_factor * usual:
+            what = (
+                f"loss {loss:.4f} is more than {self._settings.spike_factor:g} times the usual {usual:.4f} "
+                "(guard.spike_factor)"
+            )
+        else:
+            self._losses.append(loss)
+            return
+        file = self._directory / "bad-batch.json"
+        if self._is_first:
+            record = {
+                "step": step,
+                "reason": what,
+                "loss": str(loss),
+                "gradient_norm": str(norm),
+                "batch": address,
+            }
+            with atomic_write(file) as temporary:
+                temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        raise TrainingError(
+            f"step {step}: {what}; the batch's address is in {file}; the checkpoints before it are kept: "
+            f"look at the data there, or train in a fresh folder with an optim.lr below {lr:g}"
+        )
