@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilellm.data.shards import Split
+
 _SAMPLES, _SAMPLE = 64, 1024
 """Blocks of tokens that tell one stream from another without reading all of it, and their length."""
 
@@ -31,7 +33,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        stream: NDArray[np.integer[Any]],
+        stream: NDArray[np.integer[Any]] | Split,
         sequence_length: int,
         sequences_per_step: int,
         seed: int,
@@ -114,7 +116,7 @@ def _check(sequence_length: int, sequences_per_step: int, seed: int, rank: int, 
         )
 
 
-def _fingerprint(stream: NDArray[np.integer[Any]]) -> int:
+def _fingerprint(stream: NDArray[np.integer[Any]] | Split) -> int:
     """Checksum of evenly spaced blocks, both ends too: sees other data, but not every changed token."""
     starts = np.linspace(0, max(0, len(stream) - _SAMPLE), _SAMPLES).astype(np.int64)
     checksum = 0
