@@ -44,7 +44,7 @@ def write(directory: Path, documents: list[Document] = STORIES, **changes: Any) 
 def texts_of(directory: Path, split: str, tokenizer: Tokenizer | None = None) -> list[str]:
     """The documents of a split, cut at BOS and EOS and decoded."""
     tokenizer = tokenizer or trained()
-    ids = read_split(directory, split, tokenizer).tolist()
+    ids = read_split(directory, split, tokenizer)[:].tolist()
     documents: list[list[int]] = []
     while ids:
         end = ids.index(EOS_ID)
@@ -113,7 +113,7 @@ def test_the_index_counts_by_hand(tmp_path: Path) -> None:
 def test_the_files_are_little_endian_numbers(shards: Path) -> None:
     data = (shards / "train-00000.bin").read_bytes()
     numbers = [data[i] + 256 * data[i + 1] for i in range(0, len(data), 2)]
-    assert numbers == read_split(shards, "train").tolist()
+    assert numbers == read_split(shards, "train")[:].tolist()
 
 
 @cache
@@ -186,6 +186,17 @@ def test_names_with_odd_characters_are_kept(tmp_path: Path) -> None:
     assert read_index(tmp_path / "s").source == "Bücher\udcff"
 
 
+def test_the_first_format_is_still_read(shards: Path) -> None:
+    before = read_split(shards, "train")[:].tolist()
+    file = shards / "index.json"
+    values = json.loads(file.read_text())
+    del values["preparation"]
+    file.write_text(json.dumps(values | {"format": "mobilellm-shards-1"}))
+    assert read_split(shards, "train", trained())[:].tolist() == before
+    assert read_index(shards).preparation == {}
+    verify(shards)
+
+
 # Damage
 
 
@@ -247,7 +258,7 @@ def test_an_unknown_split(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "mobilellm-shards-2", "new": 1}, "format 'mobilellm-shards-2' is not"),
+        ({"format": "mobilellm-shards-3", "new": 1}, "format 'mobilellm-shards-3' is not"),
         ({"format": None}, "format None is not"),
         ({"dtype": "<f4"}, "dtype = '<f4' must be one of"),
         ({"dtype": 7}, "dtype = 7 must be text"),
@@ -255,6 +266,7 @@ def test_an_unknown_split(shards: Path) -> None:
         ({"vocab_size": "700"}, "vocab_size = '700' must be a whole number"),
         ({"tokenizer": None}, "tokenizer = None must be text"),
         ({"rejected": []}, "rejected = "),
+        ({"preparation": 1}, "preparation = 1 must be values by name"),
         ({"extra": 1}, "extra"),
         ({"shards": []}, "lists no shards"),
         ({"shards": None}, "not a shard index"),

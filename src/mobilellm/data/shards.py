@@ -1,60 +1,167 @@
 """Token shards: flat little-endian uint16/uint32 files that are memory-mapped, and one index.json.
 
-Every document is stored as BOS, its tokens, EOS. The index says what was tokenised, by which tokenizer, how
-many tokens, documents and bytes of text each split has, and the sha256 of every file.
+Every document is stored as BOS, its tokens, EOS, whole in one file; a split is its files one after the other.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mobilellm.atomic import atomic_directory, check_destination
 from mobilellm.data.documents import Document
+from mobilellm.data.shard_index import (
+    DTYPES,
+    FORMAT,
+    SPLITS,
+    Shard,
+    ShardError,
+    ShardIndex,
+    make_index,
+    read_index,
+    write_index,
+)
+from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from mobilellm.tokenizer import Tokenizer
 
-FORMAT = "mobilellm-shards-1"
-SPLITS = ("train", "held-out")
-DTYPES = ("<u2", "<u4")
+__all__ = [
+    "DTYPES", "FORMAT", "SHARD_TOKENS", "SPLITS", "Shard", "ShardError", "ShardIndex", "ShardWriter", "Split",
+    "make_index", "read_index", "read_split", "verify", "write_index", "write_shards",
+]  # fmt: skip
+
+_OPEN_FILES = 128
+"""Memory maps a split keeps: each holds a file descriptor, and a trillion tokens are 10,000 files."""
 
 
-class ShardError(ValueError):
-    """A folder of shards that is damaged or does not fit; the message names the file and the mend."""
+class Split:
+    """The tokens of one split, read-only, over all its memory-mapped files and never in memory as a whole.
+
+    `split[a:b]` is a numpy array: a view of the file, or a copy where it reaches over the border of two.
+    `split[i]` is an int, `np.asarray(split)` all of it. Pickles; the other process maps the files anew.
+    """
+
+    def __init__(self, directory: Path, shards: Sequence[Shard], dtype: str) -> None:
+        self.shards = tuple(shards)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self._directory = directory
+        self._ends = list(accumulate(shard.tokens for shard in shards))
+        self._maps: OrderedDict[int, NDArray[np.integer[Any]]] = OrderedDict()
+
+    @property
+    def tokens(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def words(self) -> int:
+        return sum(shard.words for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the order, number type and sha256 of the files: equal means the same tokens.
+
+        The same tokens cut into other files give another one.
+        """
+        content = " ".join([self.dtype.str, *(shard.sha256 for shard in self.shards)])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> NDArray[np.integer[Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> int | NDArray[np.integer[Any]]:
+        if not isinstance(index, slice):
+            position = range(self.tokens)[index]  # from the end if negative; IndexError
+            return int(self._between(position, position + 1)[0])
+        positions = range(*index.indices(self.tokens))
+        if not positions:
+            return np.empty(0, dtype=self.dtype)
+        low, high = min(positions[0], positions[-1]), max(positions[0], positions[-1])
+        found = self._between(low, high + 1)
+        return found if positions.step == 1 else found[:: positions.step]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        array: NDArray[Any] = self[:]
+        return array.astype(dtype or array.dtype, copy=bool(copy))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": OrderedDict()}
+
+    def _between(self, start: int, stop: int) -> NDArray[np.integer[Any]]:
+        """Tokens [start, stop), of which there is at least one."""
+        parts = []
+        number = bisect_right(self._ends, start)
+        while start < stop:
+            first = self._ends[number] - self.shards[number].tokens
+            end = min(stop, self._ends[number])
+            parts.append(self._file(number)[start - first : end - first])
+            start, number = end, number + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _file(self, number: int) -> NDArray[np.integer[Any]]:
+        found = self._maps.get(number)
+        if found is None:
+            file, tokens = self._directory / self.shards[number].file, self.shards[number].tokens
+            try:
+                found = np.memmap(file, dtype=self.dtype, mode="r", shape=(tokens,)).view(np.ndarray)
+            except ValueError:  # shortened since the split was opened
+                raise ShardError(f"{file}: not {tokens} tokens long; prepare the data again") from None
+            self._maps[number] = found
+            if len(self._maps) > _OPEN_FILES:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(number)
+        return found
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One file of tokens. `bytes` counts the UTF-8 bytes of its text, for bits per byte."""
+def read_split(directory: Path, split: str, tokenizer: Tokenizer | None = None) -> Split:
+    """All tokens of a split. With a tokenizer, its fingerprint must be the one the shards were made with.
 
-    split: str
-    file: str
-    tokens: int
-    documents: int
-    bytes: int
-    words: int
-    sha256: str
+    Raises ShardError for missing or shortened files and another tokenizer. `verify` compares the bytes.
+    """
+    index = read_index(directory)
+    if tokenizer is not None and tokenizer.fingerprint != index.tokenizer:
+        raise ShardError(
+            f"{directory}: made with tokenizer {index.tokenizer[:12]}…, not with this one "
+            f"({tokenizer.fingerprint[:12]}…); prepare the data again with it"
+        )
+    shards = [shard for shard in index.shards if shard.split == split]
+    if not shards:
+        splits = sorted({shard.split for shard in index.shards})
+        raise ShardError(f"{directory}: has no split {split!r}; it has {', '.join(splits)}")
+    for shard in shards:
+        file = directory / shard.file
+        if not file.is_file() or file.stat().st_size != shard.tokens * np.dtype(index.dtype).itemsize:
+            raise ShardError(f"{file}: missing or not {shard.tokens} tokens long; prepare the data again")
+    return Split(directory, shards, index.dtype)
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    format: str
-    dtype: str
-    vocab_size: int
-    tokenizer: str  # fingerprint
-    source: str
-    licence: str
-    rejected: dict[str, int]  # reason -> documents
-    shards: tuple[Shard, ...]
-
-    def total(self, split: str, field: str) -> int:
-        return sum(int(getattr(shard, field)) for shard in self.shards if shard.split == split)
+def verify(directory: Path) -> None:
+    """Compare every file with its sha256. Raises ShardError."""
+    for shard in read_index(directory).shards:
+        file = directory / shard.file
+        if not file.is_file() or _sha256(file) != shard.sha256:
+            raise ShardError(f"{file}: its bytes are not those that were written; prepare the data again")
 
 
 def write_shards(
@@ -68,8 +175,9 @@ def write_shards(
 ) -> ShardIndex:
     """Tokenise documents into `directory`, whole or not at all. Raises ShardError if nothing is left.
 
-    A document is held out by the hash of its text, so the split does not depend on order, and a text never
-    stands on both sides. Of two or more texts each side has at least one, however small `held_out` is.
+    For texts that fit in memory; `mobilellm.data.prepare` takes any amount. A document is held out by the
+    hash of its text, so the split does not depend on order, and a text never stands on both sides. Of two or
+    more texts each side has at least one, however small `held_out` is.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out = {held_out} must lie between 0 and 1; it is a share of the documents")
@@ -81,68 +189,14 @@ def write_shards(
             "needed, one to train on and one to hold out; give more text"
         )
     sides = _split(chosen, held_out)
-    dtype = np.dtype(DTYPES[0] if tokenizer.vocab_size <= 2**16 else DTYPES[1])
     with atomic_directory(directory, overwrite) as temporary:
-        shards = tuple(_write(temporary, split, side, tokenizer, dtype) for split, side in sides.items())
-        index = ShardIndex(
-            FORMAT, dtype.str, tokenizer.vocab_size, tokenizer.fingerprint, source, licence, rejected, shards
-        )
-        (temporary / "index.json").write_text(json.dumps(asdict(index), indent=2) + "\n", encoding="utf-8")
+        with ShardWriter(temporary, tokenizer.vocab_size) as writer:
+            for split, side in sides.items():
+                _tokenise(writer, split, side, tokenizer)
+            shards = writer.finish()
+        index = make_index(tokenizer.vocab_size, tokenizer.fingerprint, source, licence, rejected, shards)
+        write_index(temporary, index)
     return index
-
-
-def read_index(directory: Path) -> ShardIndex:
-    """The index of a folder of shards. Raises FileNotFoundError or ShardError."""
-    file = directory / "index.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{directory}: no index.json there; it is not a folder of shards")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{file}: not JSON ({error}); prepare the data again") from None
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise ShardError(f"{file}: format {found!r} is not {FORMAT!r}; prepare the data again")
-    try:
-        shards = tuple(Shard(**shard) for shard in values.pop("shards"))
-        index = ShardIndex(**values, shards=shards)
-    except (KeyError, TypeError) as error:
-        raise ShardError(f"{file}: not a shard index ({error}); prepare the data again") from None
-    if problem := _problem(index):
-        raise ShardError(f"{file}: {problem}; prepare the data again")
-    return index
-
-
-def read_split(directory: Path, split: str, tokenizer: Tokenizer | None = None) -> NDArray[np.integer[Any]]:
-    """All tokens of a split. With a tokenizer, its fingerprint must be the one the shards were made with.
-
-    Raises ShardError for missing or shortened files and another tokenizer. `verify` compares the bytes.
-    """
-    index = read_index(directory)
-    if tokenizer is not None and tokenizer.fingerprint != index.tokenizer:
-        raise ShardError(
-            f"{directory}: made with tokenizer {index.tokenizer[:12]}…, not with this one "
-            f"({tokenizer.fingerprint[:12]}…); prepare the data again with it"
-        )
-    dtype, parts = np.dtype(index.dtype), []
-    for shard in index.shards:
-        if shard.split == split:
-            file = directory / shard.file
-            if not file.is_file() or file.stat().st_size != shard.tokens * dtype.itemsize:
-                raise ShardError(f"{file}: missing or not {shard.tokens} tokens long; prepare the data again")
-            parts.append(np.memmap(file, dtype=dtype, mode="r"))
-    if not parts:
-        splits = sorted({shard.split for shard in index.shards})
-        raise ShardError(f"{directory}: has no split {split!r}; it has {', '.join(splits)}")
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def verify(directory: Path) -> None:
-    """Compare every file with its sha256. Raises ShardError."""
-    for shard in read_index(directory).shards:
-        file = directory / shard.file
-        if not file.is_file() or _sha256(file) != shard.sha256:
-            raise ShardError(f"{file}: its bytes are not those that were written; prepare the data again")
 
 
 def _distinct(documents: Iterable[Document]) -> tuple[dict[bytes, Document], dict[str, int]]:
@@ -175,46 +229,11 @@ def _split(chosen: dict[bytes, Document], held_out: float) -> dict[str, list[Doc
     return sides
 
 
-def _write(
-    directory: Path, split: str, documents: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype[Any]
-) -> Shard:
-    file = directory / f"{split}-00000.bin"
-    tokens = 0
-    with file.open("wb") as stream:
-        for start in range(0, len(documents), 256):
-            texts = [document.text for document in documents[start : start + 256]]
-            for ids in tokenizer.encode_batch(texts, eos=True):
-                stream.write(np.asarray(ids, dtype=dtype).tobytes())
-                tokens += len(ids)
-    return Shard(
-        split=split,
-        file=file.name,
-        tokens=tokens,
-        documents=len(documents),
-        bytes=sum(len(document.text.encode()) for document in documents),
-        words=sum(len(document.text.split()) for document in documents),
-        sha256=_sha256(file),
-    )
-
-
-def _problem(index: ShardIndex) -> str:
-    """What is wrong with the values of an index as read, or ""."""
-    parts: tuple[ShardIndex | Shard, ...] = (index, *index.shards)
-    for part in parts:
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if field.type == "str" and not isinstance(value, str):
-                return f"{field.name} = {value!r} must be text"
-            if field.type == "int" and (type(value) is not int or value < 1):
-                return f"{field.name} = {value!r} must be a whole number, at least 1"
-    if index.dtype not in DTYPES:
-        return f"dtype = {index.dtype!r} must be one of {', '.join(DTYPES)}"
-    for shard in index.shards:
-        if Path(shard.file).name != shard.file or shard.file in ("", ".."):
-            return f"file = {shard.file!r} must be the name of a file beside it"
-    if type(index.rejected) is not dict:
-        return f"rejected = {index.rejected!r} must be numbers of documents by reason"
-    return "" if index.shards else "it lists no shards"
+def _tokenise(writer: ShardWriter, split: str, documents: Sequence[Document], tokenizer: Tokenizer) -> None:
+    for start in range(0, len(documents), 256):
+        texts = [document.text for document in documents[start : start + 256]]
+        for text, ids in zip(texts, tokenizer.encode_batch(texts, eos=True), strict=True):
+            writer.add(split, ids, len(text.encode()), len(text.split()))
 
 
 def _counts(rejected: dict[str, int]) -> str:

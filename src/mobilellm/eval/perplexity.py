@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from mobilellm.data.shards import Split
 from mobilellm.model.transformer import MobileLLM
 
-Stream = Sequence[int] | NDArray[np.integer[Any]]
+Stream = Sequence[int] | NDArray[np.integer[Any]] | Split
 
 _LOGITS_AT_ONCE = 2**25
 """Elements of the float32 logits held at a time: 128 MiB, whatever window, batch and vocabulary."""
