@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE, SPECIAL_PIECES, read_sentencepiece_model
 from mobilellm.tokenizer_files import (
@@ -31,6 +32,10 @@ from mobilellm.tokenizer_files import (
     write_tokenizer_files,
 )
 from mobilellm.tokenizer_training import train_pieces
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 PAD_ID = UNK_ID  # never eos: masking the padding must not mask the end of a text; <unk> never appears in one
@@ -165,6 +170,16 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """The bytes a token adds to running text: a space for ▁, one byte for <0xNN>, none for specials."""
         return self._bytes[self._checked(id)]
+
+    def num_bytes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> int:
+        """UTF-8 bytes of the text of whole documents, each with the BOS before it, in a stream of ids."""
+        import numpy as np
+
+        lengths = np.array([len(part) for part in self._bytes])
+        counts = np.bincount(np.asarray(ids), minlength=self.vocab_size)
+        return int((lengths * counts).sum()) - int(
+            counts[BOS_ID]
+        )  # less the space that encoding puts in front
 
     def scores(self) -> tuple[float, ...]:
         """A SentencePiece score for each piece, such that merging by score gives the ids that `merges` give.

@@ -19,6 +19,7 @@ from mobilellm import __version__
 
 VERBS = {
     "quickstart": "train, evaluate and talk to a small model on this machine, in minutes",
+    "train": "pretrain by a recipe; the same command goes on where it stopped",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
     "generate": "complete a prompt",
@@ -71,10 +72,14 @@ def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
     """The verb's Arguments. tyro boxes its complaints; ours are one line, so the box is read and unfolded."""
     import tyro
 
+    # A recipe's values are the defaults of its flags.
+    options = {"default": module.default_arguments(rest)} if hasattr(module, "default_arguments") else {}
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(module.Arguments, prog=f"mobilellm {verb}", description=module.__doc__, args=rest)
+            return tyro.cli(
+                module.Arguments, prog=f"mobilellm {verb}", description=module.__doc__, args=rest, **options
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

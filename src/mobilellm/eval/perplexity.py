@@ -44,22 +44,29 @@ class Perplexity(NamedTuple):
 
 
 @torch.no_grad()
-def windowed(model: MobileLLM, stream: Stream, window: int, batch: int = 8) -> Perplexity:
+def windowed(
+    model: MobileLLM, stream: Stream, window: int, batch: int = 8, rank: int = 0, world_size: int = 1
+) -> Perplexity:
     """Predict every token of the stream but the first exactly once, in windows of `window` targets.
 
     Window i reads tokens [i*window, (i+1)*window] and predicts all but its first, so that nothing is skipped
-    and nothing counted twice; the last window is shorter. Contexts do not reach across windows.
+    and nothing counted twice; the last window is shorter. Contexts do not reach across windows. With several
+    ranks each computes its share, in as many forward passes as the others: add the results up.
     Raises ValueError for fewer than two tokens, ids outside the vocabulary, and a window that the model's
     context cannot hold.
     """
     tokens = np.asarray(stream)
     _check(model, tokens, window, batch)
-    nats, count = 0.0, len(tokens) - 1
+    nats, seen, count = 0.0, 0, len(tokens) - 1
     device = model.head_weight.device
     starts = range(0, count, window)
     whole = [start for start in starts if start + window <= count]
     groups = [whole[i : i + batch] for i in range(0, len(whole), batch)]
-    for group in [*groups, *([start] for start in starts[len(whole) :])]:
+    groups += [[start] for start in starts[len(whole) :]]
+    turns = -(-len(groups) // world_size)
+    for turn in range(turns):
+        number = turn * world_size + rank
+        group = groups[min(number, len(groups) - 1)]
         rows = np.stack([tokens[start : start + window + 1] for start in group]).astype(np.int64)
         part = torch.from_numpy(rows).to(device)
         hidden = model.hidden(part[:, :-1]).flatten(0, 1)
@@ -67,8 +74,10 @@ def windowed(model: MobileLLM, stream: Stream, window: int, batch: int = 8) -> P
         targets = torch.split(part[:, 1:].flatten(), at_once)
         for states, wanted in zip(torch.split(hidden, at_once), targets, strict=True):
             losses = F.cross_entropy(model.logits(states).float(), wanted, reduction="none")
-            nats += losses.double().sum().item()
-    return Perplexity(nats, count)
+            if number < len(groups):
+                nats += losses.double().sum().item()
+                seen += len(wanted)
+    return Perplexity(nats, seen)
 
 
 def _check(model: MobileLLM, tokens: NDArray[np.integer[Any]], window: int, batch: int) -> None:

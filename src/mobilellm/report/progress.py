@@ -12,9 +12,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class TrainingProgress:
-    """Feed it the loop's records. Shows step, loss (mean of the last ten), tokens/s and time left."""
+    """Feed it the loop's records. Shows step, loss (mean of the last ten), tokens/s, MFU and time left.
 
-    def __init__(self, steps: int, done: int) -> None:
+    MFU counts `flops_per_token` (6N and causal attention) against `peak_flops` of all devices together.
+    """
+
+    def __init__(
+        self, steps: int, done: int, flops_per_token: float = 0, peak_flops: float | None = None
+    ) -> None:
+        self._utilisation = flops_per_token / peak_flops if peak_flops else 0.0  # MFU per token/s
         self._steps, self._losses = steps, list[float]()
         self._seconds = self._tokens = 0.0
         self._last_tokens: int | None = None
@@ -48,10 +54,13 @@ class TrainingProgress:
         # A running rate that forgets: the machine may be busy for a while.
         self._seconds, self._tokens = 0.9 * self._seconds + record["seconds"], 0.9 * self._tokens + tokens
         self._losses = [*self._losses[-9:], record["loss"]]
+        rate = self._tokens / max(self._seconds, 1e-9)
         text = (
             f"step {step}/{self._steps}  loss {sum(self._losses) / len(self._losses):.3f}  "
-            f"{self._tokens / max(self._seconds, 1e-9):,.0f} tokens/s"
+            f"{rate:,.0f} tokens/s"
         )
+        if self._utilisation:
+            text += f"  {rate * self._utilisation:.0%} MFU"
         self._bar.update(self._task, completed=step, text=text)
         if self._bar.disable and (step % self._lines_at == 0 or step == self._steps):
             print(f"      {text}", flush=True)

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,8 @@ class Checkpointer:
 
     def __init__(self, directory: Path, settings: CheckpointSettings, world: World) -> None:
         self._directory, self._settings, self._world = directory, settings, world
+        if world.size == 1:  # which is no accident
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
