@@ -132,9 +132,11 @@ class _Run:
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        existing, settings = checkpoints(self.folder), self.settings.checkpoint
-        if existing:
-            state = load_state(existing[-1], self.model, self.optimizer, self.identity, self.world)
+        settings = self.settings.checkpoint
+        # What the first process sees counts: on a network file system others may see it later.
+        newest = self.world.gather(next(reversed(checkpoints(self.folder)), None))[0]
+        if newest is not None:
+            state = load_state(newest, self.model, self.optimizer, self.identity, self.world)
             self.loader.restore(state.loader)
             self.done = self.saved = state.step
             if self.world.is_first:
