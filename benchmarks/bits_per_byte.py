@@ -1,4 +1,4 @@
-"""Bits per byte of a model on plain text files: every token predicted once, in windows of the model's context.
+"""Bits per byte of a model on plain text files: every token predicted once, in windows of the context.
 
     python benchmarks/bits_per_byte.py runs/cpu-hour wiki.test.raw other.txt
 
