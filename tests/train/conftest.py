@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 import torch
 from tiny_runs import Runner
+
+
+# A line for every tensor of every checkpoint would bury what a failing test has to say.
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilellm.train.schedule import cosine
+from mobilellm.train.schedule import learning_rate_factor
+from mobilellm.train.settings import ScheduleSettings
+
+
+def cosine(step: int, steps: int, warmup: int, final_fraction: float) -> float:
+    return factor("cosine", step, steps, warmup, final_fraction)
+
+
+def factor(
+    name: str, step: int, steps: int, warmup: int, final_fraction: float, decay_fraction: float = 0.2
+) -> float:
+    settings = ScheduleSettings(
+        name=name, warmup_steps=warmup, final_fraction=final_fraction, decay_fraction=decay_fraction
+    )
+    return learning_rate_factor(step, steps, settings)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from mobilellm.config import ModelConfig
 from mobilellm.data.loader import PackedLoader
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
-from mobilellm.train.loop import train
+from mobilellm.train.loop import Stopped, train
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.settings import TrainSettings
@@ -37,6 +38,7 @@ ORDINARY = preset("test")
 
 class Run(NamedTuple):
     done: int
+    stopped: Stopped | None
     model: MobileLLM
     records: list[Record]  # as handed to on_record
 
@@ -45,20 +47,49 @@ class Run(NamedTuple):
         return [record["loss"] for record in self.records if "loss" in record]
 
 
+_TINY: dict[str, Any] = {
+    "steps": 10,
+    "seed": 5,
+    "evaluate_every": 4,
+    "batch.tokens_per_step": 64,
+    "batch.sequence_length": 16,
+    "batch.micro_batch": 4,
+    "optim.lr": 1e-2,
+    "schedule.warmup_steps": 2,
+    "compute.precision": "float32",
+    "checkpoint.every": 3,
+}
+
+
+def leaves(kind: type) -> list[str]:
+    """Dotted names of all fields of a dataclass that are no dataclasses themselves."""
+    names = []
+    for name, inner in get_type_hints(kind).items():
+        if name in {field.name for field in fields(kind)}:
+            names += [f"{name}.{leaf}" for leaf in leaves(inner)] if is_dataclass(inner) else [name]
+    return names
+
+
 def tiny_settings(**changes: Any) -> TrainSettings:
-    values: dict[str, Any] = {
-        "steps": 10,
-        "sequence_length": 16,
-        "sequences_per_step": 4,
-        "micro_batch": 4,
-        "learning_rate": 1e-2,
-        "warmup_steps": 2,
-        "precision": "float32",
-        "seed": 5,
-        "evaluate_every": 4,
-        "checkpoint_every": 3,
-    }
-    return TrainSettings(**(values | changes))
+    """Leaves by their dotted names, or by the last part where no other leaf has it: lr, not name."""
+    known = leaves(TrainSettings)
+    values = dict(_TINY)
+    for name, value in changes.items():
+        (full,) = [leaf for leaf in known if leaf == name or leaf.endswith(f".{name}")]
+        values[full] = value
+    return build(TrainSettings, values)
+
+
+def build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """An instance of a nested dataclass from its leaves."""
+    arguments: dict[str, Any] = {}
+    for field in fields(kind):
+        name, inner = f"{prefix}{field.name}", get_type_hints(kind)[field.name]
+        if is_dataclass(inner):
+            arguments[field.name] = build(inner, values, f"{name}.")
+        elif name in values:
+            arguments[field.name] = values[name]
+    return kind(**arguments)
 
 
 def tiny_stream(length: int = 600, vocab_size: int = LS.vocab_size) -> NDArray[np.uint16]:
@@ -83,7 +114,8 @@ def tiny_model(config: ModelConfig = LS) -> MobileLLM:
 
 
 def tiny_loader(settings: TrainSettings) -> PackedLoader:
-    return PackedLoader(tiny_stream(), settings.sequence_length, settings.sequences_per_step, settings.seed)
+    batch = settings.batch
+    return PackedLoader(tiny_stream(), batch.sequence_length, batch.sequences_per_step, settings.seed)
 
 
 def tiny_run(
@@ -102,13 +134,15 @@ def tiny_run(
         if on_record is not None:
             on_record(record)
 
-    done = train(model, tiny_loader(settings), settings, directory, on_record=seen, **arguments)
-    return Run(done, model, records)
+    done, stopped = train(model, tiny_loader(settings), settings, directory, on_record=seen, **arguments)
+    return Run(done, stopped, model, records)
 
 
-def dropping_loss(model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Leaves out random targets: exact only if torch's random state is kept too."""
-    return weighted_loss(model, tokens, targets, weights * (torch.rand(weights.shape) < 0.7))
+def dropping_loss(
+    model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor, **options: Any
+) -> Tensor:
+    """Leaves out random targets: exact only if every step draws the same numbers again."""
+    return weighted_loss(model, tokens, targets, weights * (torch.rand(weights.shape) < 0.7), **options)
 
 
 def an_evaluation(model: MobileLLM, step: int) -> dict[str, float]:
@@ -134,16 +168,17 @@ def same_weights(a: MobileLLM, b: MobileLLM) -> bool:
 
 def timeless(records: list[Record]) -> list[Record]:
     """Records without what differs from run to run."""
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    differing = {"seconds", "data_seconds", "peak_memory_bytes"}
+    return [{name: value for name, value in record.items() if name not in differing} for record in records]
 
 
 # In a process that can be killed: `Runner` talks to the loop at the end of this file
 
 
-KILLED = tiny_settings(steps=16, checkpoint_every=2, evaluate_every=5)
+KILLED = tiny_settings(steps=16, every=2, evaluate_every=5)
 
 
-def killed_run(directory: Path, wait_at: int = -1) -> int:
+def killed_run(directory: Path, wait_at: int = -1, asynchronous: bool = False) -> int:
     """The run that is killed; with all that must be restored to go on exactly.
 
     After step `wait_at` it waits until a file "go" appears beside its directory.
@@ -153,7 +188,8 @@ def killed_run(directory: Path, wait_at: int = -1) -> int:
         while record["step"] == wait_at and not directory.with_name("go").exists():
             time.sleep(0.002)
 
-    run = tiny_run(directory, KILLED, evaluate=an_evaluation, loss_function=dropping_loss, on_record=wait)
+    settings = replace(KILLED, checkpoint=replace(KILLED.checkpoint, asynchronous=asynchronous))
+    run = tiny_run(directory, settings, evaluate=an_evaluation, loss_function=dropping_loss, on_record=wait)
     return run.done
 
 
@@ -202,6 +238,11 @@ def wait_for_step(directory: Path, step: int) -> None:
     raise AssertionError(f"no step {step} in {directory} within a minute")
 
 
+def half_written(directory: Path) -> bool:
+    """Whether a checkpoint is being written, or was when the process was killed."""
+    return any((directory / "checkpoints").glob("step-*.tmp"))
+
+
 def newest_step(directory: Path) -> int:
     found = checkpoints(directory / "checkpoints")
     return int(found[-1].name.removeprefix("step-")) if found else 0
@@ -234,7 +275,8 @@ def _child(options: dict[str, Any]) -> str:
     if "ignore" in options:
         signal.signal(options["ignore"], signal.SIG_IGN)
     try:
-        return f"done {killed_run(directory, options.get('wait_at', -1))}"
+        done = killed_run(directory, options.get("wait_at", -1), options.get("asynchronous", False))
+        return f"done {done}"
     except (ValueError, OSError) as error:
         return f"{type(error).__name__}: {error}"
 

@@ -13,7 +13,7 @@ from mobilellm.atomic import atomic_write
 from mobilellm.train.settings import GuardSettings
 
 _ENOUGH = 10
-"""Losses that must have been seen before one can be called a spike."""
+"""Losses that must have been seen before one can be called a spike, if the window holds so many."""
 
 
 class TrainingError(ValueError):
@@ -29,7 +29,8 @@ class Guard:
 
     def check(self, step: int, loss: float, norm: float, address: dict[str, Any], lr: float) -> None:
         """Raise TrainingError for a loss or gradient that is not finite, or a loss that jumps."""
-        usual = median(self._losses) if len(self._losses) >= _ENOUGH else math.inf
+        enough = len(self._losses) >= min(_ENOUGH, self._settings.window)
+        usual = median(self._losses) if enough else math.inf
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = f"loss {loss} and gradient norm {norm} are not both finite"
         elif self._settings.spike_factor and loss > self._settings.spike_factor * usual:

@@ -126,6 +126,7 @@ class _Run:
                 self._save()
             self.checkpointer.wait()
         finally:
+            self.checkpointer.join()  # also when the run fails: nobody must write there after it
             if self.log is not None:
                 self.log.close()
         return Outcome(self.done, stopped)

@@ -93,7 +93,7 @@ class Checkpointer:
             "no_dist": self._world.size == 1,
         }
         if not self._settings.asynchronous:
-            with _plain_errors(path):
+            with _plain_errors(path, temporary):
                 save(tensors, **options)
                 self._publish(temporary, path, state)
             return
@@ -101,7 +101,7 @@ class Checkpointer:
 
         def finish() -> None:
             try:
-                with _plain_errors(path):
+                with _plain_errors(path, temporary):
                     copied.result()  # type: ignore[union-attr]
                     self._publish(temporary, path, state)
             except BaseException as error:
@@ -112,12 +112,16 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Until what is being written is there. Raises what went wrong with it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def join(self) -> None:
+        """Until nothing is being written any more, well or badly."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _publish(self, temporary: Path, path: Path, state: RunState) -> None:
         """Hash and sync every file, write state.json, and give the folder its name."""
@@ -153,16 +157,15 @@ def load_state(
     state, sums = _read_json(path / "state.json")
     problem = _difference(path, state, identity)
     if problem is None:
-        mine = dict(sorted(sums.items())[world.rank :: world.size])
-        problem = next((text for name, value in mine.items() if (text := _damage(path / name, value))), None)
-        problem = problem and str(_damaged(path, problem))
+        found = _damage(path, dict(sorted(sums.items())[world.rank :: world.size])) or _strangers(path, sums)
+        problem = str(_damaged(path, found)) if found else None
     world.agree(problem)
     storage = HuggingFaceStorageReader(str(path))
     try:
         stored = storage.read_metadata().state_dict_metadata
-        targets = _targets(stored, model)
-        if problem := _mismatch(stored, model):
+        if problem := _mismatch(stored, model) or _stateless(stored, model, optimizer):
             raise ValueError(problem)
+        targets = _targets(stored, model)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise _damaged(path, " ".join(str(error).split())) from None
     load(
@@ -183,9 +186,8 @@ def load_state(
 def load_weights(path: Path, model: MobileLLM) -> None:
     """Only the weights of a checkpoint, into a plain model of its shape. Raises ValueError if damaged."""
     _, sums = _read_json(path / "state.json")
-    for name, value in sums.items():
-        if text := _damage(path / name, value):
-            raise _damaged(path, text)
+    if text := _damage(path, sums) or _strangers(path, sums):
+        raise _damaged(path, text)
     stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     if problem := _mismatch(stored, model):
         raise _damaged(path, problem)
@@ -279,6 +281,23 @@ def _mismatch(stored: Mapping[str, Any], model: MobileLLM) -> str:
     return ""
 
 
+def _stateless(stored: Mapping[str, Any], model: MobileLLM, optimizer: torch.optim.Optimizer) -> str:
+    """The first parameter without what the optimiser keeps for all others of its group, or ""."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    kept: dict[str, set[str]] = {name: set() for name in names.values()}
+    for key in stored:
+        if key.startswith("optimizer."):
+            name, _, part = key.removeprefix("optimizer.").rpartition(".")
+            kept[name].add(part)
+    for group in optimizer.param_groups:
+        inside = [names[parameter] for parameter in group["params"]]
+        wanted = set().union(*(kept[name] for name in inside))
+        for name in inside:
+            if not kept[name] or kept[name] != wanted:
+                return f"it lacks some of the optimiser's state of {name}"
+    return ""
+
+
 def _read_json(file: Path) -> tuple[RunState, dict[str, str]]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -309,10 +328,19 @@ def _difference(path: Path, state: RunState, identity: dict[str, Any]) -> str | 
     )
 
 
-def _damage(file: Path, wanted: Any) -> str:
-    if not file.is_file():
-        return f"{file.name} is missing"
-    return "" if _sha256(file) == wanted else f"{file.name} is not what was written (its sha256 differs)"
+def _damage(path: Path, sums: Mapping[str, Any]) -> str:
+    for name, wanted in sums.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _sha256(path / name) != wanted:
+            return f"{name} is not what was written (its sha256 differs)"
+    return ""
+
+
+def _strangers(path: Path, sums: Mapping[str, Any]) -> str:
+    """The reader takes whatever ends so: a file that was not written here must not be read with the rest."""
+    names = [file.name for file in path.glob("*.safetensors") if file.name not in sums]
+    return f"it holds {', '.join(sorted(names))}, which was not written with it" if names else ""
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
@@ -320,19 +348,21 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 
 @contextlib.contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
-    """The first cause of torch's collected errors; an OSError names the checkpoint, not a temporary file."""
+def _plain_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """The first cause of torch's collected errors; an OSError names the checkpoint, not a temporary file.
+
+    What was written of it is removed: a full disk must not stay full of it.
+    """
     try:
         yield
-    except CheckpointException as error:
-        cause: BaseException = next(iter(error.failures.values()))[0]
+    except (Exception, CheckpointException) as error:  # no interrupt: others may still be writing there then
+        shutil.rmtree(temporary, ignore_errors=True)
+        cause: BaseException = error
+        if isinstance(error, CheckpointException):
+            cause = next(iter(error.failures.values()))[0]
         if isinstance(cause, OSError) and cause.errno is not None:
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _synced_sha256(file: Path) -> str:
