@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny_runs import Runner
 
-
 # A line for every tensor of every checkpoint would bury what a failing test has to say.
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 
