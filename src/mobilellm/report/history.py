@@ -131,11 +131,14 @@ def read_history(directory: Path) -> History:
         raise FileNotFoundError(f"{directory}: {what} (mobilellm train RECIPE --out FOLDER makes one)")
     columns = {name: array("d") for name in _COLUMNS}
     evaluations, samples, peak = list[Evaluation](), list[Samples](), 0
-    records = 0
-    for records, record in enumerate(stream_metrics(file), 1):  # noqa: B007
+    appends = [(name, column.append) for name, column in columns.items()]
+    empty = True
+    for record in stream_metrics(file):
+        empty = False
         if "loss" in record and "tokens" in record:
-            for name, column in columns.items():
-                column.append(_number(record.get(name)))
+            for name, append in appends:
+                value = record.get(name)
+                append(value if type(value) is float else _number(value))
             peak = max(peak, int(record.get("peak_memory_bytes") or 0))
         if isinstance(record.get("eval"), dict):
             numbers = {name: _number(value) for name, value in record["eval"].items()}
@@ -143,7 +146,7 @@ def read_history(directory: Path) -> History:
         if isinstance(record.get("samples"), list):
             texts = [(str(prompt), str(text)) for prompt, text in record["samples"]]
             samples.append(Samples(record["step"], texts))
-    if not records:
+    if empty:
         raise ValueError(f"{file}: holds no record yet; report again when the run has done a step")
     return History(
         directory=directory,

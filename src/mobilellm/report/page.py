@@ -51,7 +51,8 @@ def run_page(
 
 
 _REPORT_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2430; --faint: #5b6675; --line: #8883; --box: #8881; }
+:root { color-scheme: light dark; --line: #8883; --box: #8881; }
+:root { --paper: #fff; --ink: #1c2430; --faint: #5b6675; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15181e; --ink: #e6e9ee; --faint: #9aa4b2; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; }
 body { max-width: 66rem; padding: 1.5rem 1.25rem 4rem; }
@@ -69,7 +70,8 @@ td:first-child, th:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; max-width: 16rem; overflow-wrap: anywhere; } td:first-child { color: var(--faint); }
 pre { background: var(--box); padding: .7rem .9rem; border-radius: 6px; margin: .5rem 0; font-size: .9rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; } summary { cursor: pointer; margin: .6rem 0; }
-@media (max-width: 30rem) { body { padding: 1rem .9rem 3rem; } td, th { padding-left: .9rem; font-size: .9rem; } }
+@media (max-width: 30rem) { body { padding: 1rem .9rem 3rem; } }
+@media (max-width: 30rem) { td, th { padding-left: .9rem; font-size: .9rem; } }
 """
 
 
@@ -98,8 +100,9 @@ def report_page(
 ) -> str:
     """The page of one run or several compared. Tables come with their header row first.
 
-    The first picture is drawn large, the others in rows. `recipe` is a heading and a table, which stays closed
-    until asked for when long. `samples` are headings with prompts and completions. Everything is escaped.
+    The first picture is drawn large, the others in rows. `recipe` is a heading and a table, which stays
+    closed until asked for when long. `samples` are headings with prompts and completions. Everything is
+    escaped.
     """
     large, small = pictures[:1], pictures[1:]
     heading, fields = recipe

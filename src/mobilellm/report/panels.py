@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from mobilellm.report.history import History, Numbers
 
+PANEL_NAMES = ("loss", "loss-late", "learning-rate", "gradient-norm", "throughput", "mfu")
+
 _POINTS = 1200
 """Most points a line is drawn with, whatever the length of the run."""
 

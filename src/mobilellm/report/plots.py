@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mobilellm.report.panels import Line, Panel
+    from mobilellm.report.panels import Panel
 
 _INK, _PALE, _ACCENT = "#1f3a5f", "#b8c7d9", "#d1495b"
 
@@ -187,6 +187,8 @@ def _set_y_limits(axes: Axes, panel: Panel) -> None:
         for bound in (line.low, line.high):
             if bound is not None and (finite := bound[np.isfinite(bound)]).size:
                 values = np.append(values, np.quantile(finite, [0.01, 0.99]))
+    if not values.size:
+        return
     low, high = (0.0 if panel.from_zero else float(values.min())), float(values.max())
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     if math.isfinite(margin):

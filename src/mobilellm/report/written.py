@@ -15,7 +15,7 @@ from mobilellm import __version__
 from mobilellm.atomic import atomic_write
 from mobilellm.report.history import History, Summary, differences, read_history, summarise
 from mobilellm.report.page import Picture, report_page
-from mobilellm.report.panels import Panel, panels
+from mobilellm.report.panels import PANEL_NAMES, Panel, panels
 from mobilellm.report.plots import DARK, LIGHT, SMALL, WIDE, draw, short_count
 
 FORMAT = "mobilellm-report-1"
@@ -24,11 +24,11 @@ _MOST_SAMPLES = 5
 """Moments of a run whose samples are shown, the last one first."""
 
 NOTES = (
-    "Train loss: mean of the last 50 steps. Held-out: the last evaluation. Tokens/s: median over the steps, all devices together. MFU: at that "
-    "rate, share of the devices' dense bf16 peak (data sheet), counting 6N and causal attention: N is every "
-    "executed weight, head included, backward costs two forwards, nothing recomputed is counted; 6N MFU leaves "
-    "attention out. Perplexity is per token, so compare it between runs of one tokenizer only; bits per byte "
-    "compares all.",
+    "Train loss: mean of the last 50 steps. Held-out: the last evaluation. Perplexity is per token: compare "
+    "it between runs of one tokenizer only; bits per byte compares all.",
+    "Tokens/s: median over the steps, all devices together. MFU: at that rate, share of the devices' dense "
+    "bf16 peak, counting 6N and causal attention: N is every executed weight, head included, backward costs "
+    "two forwards, what is recomputed does not count. 6N MFU leaves attention out.",
     "Time in steps leaves out evaluations, checkpoints and pauses.",
 )
 
@@ -68,13 +68,13 @@ def write_report(histories: Sequence[History], out: Path) -> list[Path]:
     """
     labels = run_labels(histories)
     drawn = panels(histories, labels)
-    pictures = {f"{panel.name}.png": draw(panel) for panel in drawn}
-    page = _page(histories, labels, drawn, pictures)
     made = _made_before(out)
-    names = [PAGE, *pictures, NUMBERS]
+    names = [PAGE, *(f"{panel.name}.png" for panel in drawn), NUMBERS]
     for name in names:
         if name not in made and os.path.lexists(out / name):
             raise FileExistsError(f"{out / name}: is there and no report made it; choose another --out")
+    pictures = {f"{panel.name}.png": draw(panel) for panel in drawn}
+    page = _page(histories, labels, drawn, pictures)
     # The list of files goes first: whatever happens later, the next report knows them as its own.
     listed = {"format": FORMAT, "files": names, **report_json(histories)}
     with atomic_write(out / NUMBERS) as temporary:
@@ -203,14 +203,16 @@ def _samples(
 
 
 def _made_before(out: Path) -> set[str]:
-    """Names of the files of the report that is there already."""
+    """Names of the files of the report that is there already; of a list that was changed only what can be."""
     try:
         values = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return set()
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return set()
-    return {name for name in values.get("files", []) if isinstance(name, str) and Path(name).name == name}
+    listed = values.get("files")
+    possible = {PAGE, NUMBERS, *(f"{name}.png" for name in PANEL_NAMES)}
+    return possible.intersection(name for name in listed if type(name) is str) if listed else set()
 
 
 def _plain(value: Any) -> Any:
