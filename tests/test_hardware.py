@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilellm.hardware import PEAK_TFLOPS, hardware_name, named_peak_flops, peak_flops
+from mobilellm.hardware import MEMORY_GB, PEAK_TFLOPS, hardware_name, named_peak_flops, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_every_entry_is_found_by_its_own_name() -> None:
         spelled = name.replace("rtx", "RTX ")
         assert hardware_name(f"NVIDIA {spelled}") == name
         assert named_peak_flops(name.upper()) == PEAK_TFLOPS[name] * 1e12
+    assert MEMORY_GB.keys() == PEAK_TFLOPS.keys()
     with pytest.raises(ValueError, match="hardware 'abacus' is not known; choose one of a100, h100"):
         named_peak_flops("abacus")
 

@@ -8,7 +8,7 @@ from typing import Any
 from mobilellm.accounting import SECONDS_PER_DAY
 from mobilellm.cli.tables import print_notes, print_sheet, print_table
 from mobilellm.report.written import duration
-from mobilellm.train.plan import HEADROOM, DataUse, Memory, Plan
+from mobilellm.train.plan import HEADROOM, DataUse, Pace, Plan
 
 
 def print_plan(plan: Plan) -> None:
@@ -16,21 +16,31 @@ def print_plan(plan: Plan) -> None:
     print()
     print_table(("memory a device", "as planned", _other_way(plan)), _memory_rows(plan))
     print()
-    print_table(
-        ("how long", "devices", "TFLOP/s\neach", "assumed\nMFU", "tokens/s", "time"),
-        [
-            (
-                pace.hardware,
-                f"{pace.devices:,}",
-                f"{pace.peak_flops / 1e12:,.3g}",
-                f"{pace.mfu:.0%}",
-                f"{pace.tokens_per_second:,.0f}",
-                duration(pace.days * SECONDS_PER_DAY),
-            )
-            for pace in plan.paces
-        ],
+    header = (
+        "how long",
+        "devices",
+        "TFLOP/s\neach",
+        "assumed\nMFU",
+        "tokens/s",
+        "time",
+        "memory\neach",
+        "fits",
     )
+    print_table(header, [_pace_row(pace) for pace in plan.paces])
     print_notes(_notes(plan))
+
+
+def _pace_row(pace: Pace) -> tuple[str, ...]:
+    return (
+        pace.hardware,
+        f"{pace.devices:,}",
+        f"{pace.peak_flops / 1e12:,.3g}",
+        f"{pace.mfu:.0%}",
+        f"{pace.tokens_per_second:,.0f}",
+        duration(pace.days * SECONDS_PER_DAY),
+        "-" if pace.memory_bytes is None else f"{pace.memory_bytes / 1e9:,.0f} GB",
+        "-" if pace.fits is None else "yes" if pace.fits else "no",
+    )
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -50,7 +60,7 @@ def _what(plan: Plan) -> list[tuple[str, str]]:
         ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens"),
         (
             "a step on a device",
-            f"{plan.micro_batches:,} micro-batches of {plan.micro_batch:,} x {plan.sequence_length:,} "
+            f"{plan.micro_batches:,} micro-batch{'es' if plan.micro_batches > 1 else ''} of {plan.micro_batch:,} x {plan.sequence_length:,} "
             f"= {held:,} tokens",
         ),
         ("tokens", f"{plan.tokens:,}"),
@@ -86,45 +96,45 @@ def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
         "copies": "copies of weights",
         "activations": "activations",
         "loss": "loss: a chunk of logits, gradients",
+        "checkpoint": "copy that a checkpoint is written from",
     }
     parts = asdict(plan.memory), asdict(plan.memory_otherwise)
-    rows = [(words, *(_size(part[name]) for part in parts)) for name, words in names.items()]
+    rows = [
+        (words, *(_size(part[name]) for part in parts))
+        for name, words in names.items()
+        if any(part[name] for part in parts)
+    ]
     return [*rows, ("together", *(_size(each.total) for each in (plan.memory, plan.memory_otherwise)))]
 
 
 def _notes(plan: Plan) -> list[str]:
     device = plan.device
     notes = [
-        "Memory is counted, not measured: kernels' workspaces, fragmentation and the driver come on top "
-        f"({1 - HEADROOM:.0%} of a device should stay free for them). Document masks are not counted."
+        "Memory is counted, not measured: kernels' workspaces, fragmentation and the driver come on top, so a "
+        f"plan fits where {1 - HEADROOM:.0%} of the memory stays free. Document masks are not counted. "
+        "Processes on a CPU share its memory and its cores.",
     ]
+    if any(pace.fits is False for pace in plan.paces):
+        notes.append(f"Where it does not fit: {', '.join(_wishes(plan))}.")
     repeated = "The time includes the forward pass that activation checkpointing repeats. "
-    repeated = repeated if plan.activation_checkpointing else ""
-    if device.memory_bytes is not None:
-        notes.append(_verdict(plan, plan.memory, device.memory_bytes))
     notes += [
         f"This machine: {device.name}, {device.peak_flops / 1e12:,.3g} TFLOP/s ({device.peak_source}). The "
-        "others: dense bf16, data sheet.",
+        "others: data sheets.",
         "MFU is assumed, counting 6N and causal attention; perfect scaling, no stops, no evaluation. "
-        + repeated
+        + (repeated if plan.activation_checkpointing else "")
         + "mobilellm cost tells it for other hardware and MFU.",
     ]
     return notes
 
 
-def _verdict(plan: Plan, memory: Memory, available: int) -> str:
-    counted = memory.total if plan.device.is_gpu else memory.total * plan.world_size
-    text = f"{_size(counted)} of {_size(available)} here: "
-    if plan.fits:
-        return text + "it fits."
-    wishes = ["a smaller batch.micro_batch"]
+def _wishes(plan: Plan) -> list[str]:
+    wishes = ["a smaller --batch.micro-batch"] if plan.micro_batch > 1 else []
     if not plan.activation_checkpointing:
-        wishes.append("compute.activation_checkpointing")
+        wishes.append("--compute.activation-checkpointing")
     if plan.strategy != "fsdp":
-        wishes.append("compute.strategy = fsdp on several devices")
-    return text + f"too tight; try {', '.join(wishes)}."
+        wishes.append("--compute.strategy fsdp on several devices")
+    return wishes or ["more devices"]
 
 
 def _size(count: int) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
-

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from mobilellm.accounting import (
@@ -24,7 +24,7 @@ from mobilellm.accounting import (
 )
 from mobilellm.config import ModelConfig
 from mobilellm.data.shards import read_index
-from mobilellm.hardware import named_peak_flops, peak_flops
+from mobilellm.hardware import MEMORY_GB, named_peak_flops, peak_flops
 from mobilellm.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -61,10 +61,12 @@ class Memory:
     """What the forward pass of a micro-batch keeps for the backward pass."""
     loss: int
     """Logits of a chunk of tokens, and the gradients that the loss makes beside them."""
+    checkpoint: int
+    """What an asynchronous checkpoint is written from; for a GPU it lies in the machine's memory, not here."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.copies + self.activations + self.loss
+        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Pace:
     tokens_per_second: float
     """All devices together."""
     days: float
+    memory_bytes: int | None
+    """Of one device."""
+    fits: bool | None
+    """Whether what is counted leaves room there; None where its memory is not known."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,6 @@ class Plan:
     memory: Memory
     memory_otherwise: Memory
     """With activation checkpointing the other way."""
-    fits: bool | None
-    """Whether `memory` leaves room on the device; None where its size is not known."""
     paces: tuple[Pace, ...]
     """On this machine, then on named hardware."""
     checkpoint_bytes: int
@@ -126,7 +130,7 @@ def make_plan(
     device: Device | None = None,
     hardware: Sequence[str] = ("a100", "h100", "h200"),
 ) -> Plan:
-    """The plan of `recipe` with a model of `config` on `world_size` devices like `device` (default: this one).
+    """The plan of `recipe` with a model of `config` on `world_size` devices, this machine's if not told.
 
     Raises ValueError for hardware that is not known and a batch that the devices cannot share evenly.
     """
@@ -155,15 +159,24 @@ def make_plan(
         memory_per_device(recipe, config, world_size, micro_batch, recomputed, device.is_gpu)
         for recomputed in (compute.activation_checkpointing, not compute.activation_checkpointing)
     )
-    room = None if device.memory_bytes is None else HEADROOM * device.memory_bytes
-    processes = 1 if device.is_gpu else world_size  # on a CPU they share one memory
-    slower = _recomputation(recipe, config)
-    here = _pace(
-        device.name, world_size if device.is_gpu else 1, device.peak_flops,
-        GPU_MFU if device.is_gpu else CPU_MFU, flops_per_token, slower, recipe.total_tokens,
-    )  # fmt: skip
+    work = flops_per_token * _recomputation(recipe, config)
+
+    def pace(name: str, devices: int, peak: float, mfu: float, available: int | None, needed: int) -> Pace:
+        rate = devices * peak * mfu / work
+        fits = None if available is None else needed <= HEADROOM * available
+        days = recipe.total_tokens / rate / SECONDS_PER_DAY
+        return Pace(name, devices, peak, mfu, rate, days, available, fits)
+
+    if device.is_gpu:
+        here = pace(device.name, world_size, device.peak_flops, GPU_MFU, device.memory_bytes, memory.total)
+    else:  # processes on a CPU share its cores and its memory
+        needed = memory.total * world_size
+        here = pace(device.name, 1, device.peak_flops, CPU_MFU, device.memory_bytes, needed)
+    on_gpu = memory_per_device(
+        recipe, config, world_size, micro_batch, compute.activation_checkpointing, on_gpu=True
+    ).total
     named = (
-        _pace(name, world_size, peak, GPU_MFU, flops_per_token, slower, recipe.total_tokens)
+        pace(name, world_size, peak, GPU_MFU, MEMORY_GB[name.lower()] * 10**9, on_gpu)
         for name, peak in peaks.items()
     )
     return Plan(
@@ -183,9 +196,8 @@ def make_plan(
         activation_checkpointing=compute.activation_checkpointing,
         memory=memory,
         memory_otherwise=other,
-        fits=None if room is None else memory.total * processes <= room,
         paces=(here, *named),
-        checkpoint_bytes=4 * stored_parameters(config).total + _optimizer_bytes(recipe, config),
+        checkpoint_bytes=_checkpoint_bytes(recipe, config),
         checkpoints_kept=min(kept, recipe.steps // recipe.checkpoint.every + 2),
     )
 
@@ -214,6 +226,7 @@ def memory_per_device(
         copies = 2 * blocks * (config.repeats if compute.compile else 1)
     a_block = block_activation_bytes(config, width, compute.compile)
     kept = 4 * config.hidden_size * config.num_steps + a_block if recomputed else a_block * config.num_steps
+    aside = recipe.checkpoint.asynchronous and not on_gpu
     rows = min(tokens, max(_LOSS_ROWS, _LOSS_LOGITS // config.vocab_size))
     loss = (
         rows * config.vocab_size * (2 * width + 4)  # logits, their softmax in float32, their gradient
@@ -223,21 +236,21 @@ def memory_per_device(
     return Memory(
         weights=4 * stored.total // sharded,
         gradients=4 * stored.total // sharded,
-        optimizer=_optimizer_bytes(recipe, config) // sharded
-        + (0 if on_gpu or not recipe.checkpoint.asynchronous else _host_copy(recipe, config) // sharded),
+        optimizer=_optimizer_bytes(recipe, config) // sharded,
         copies=copies,
         activations=tokens * (kept + 8 * config.hidden_size),  # and the final norm's
         loss=loss,
+        checkpoint=_checkpoint_bytes(recipe, config) // sharded if aside else 0,
     )
 
 
 def block_activation_bytes(config: ModelConfig, width: int, compiled: bool) -> int:
     """Bytes a token that one executed block keeps for the backward pass; `width` bytes a number in products.
 
-    Counted from the operators: inputs of the matrix products, of SiLU and the product after it, queries, keys,
-    values and output of attention, inputs of the norms in float32. Without the compiler each product keeps an
-    input of its own in bfloat16, and a norm its normalised input too; the compiler keeps one of each and
-    recomputes what is cheap.
+    Counted from the operators: inputs of the matrix products, of SiLU and the product after it, queries,
+    keys, values and output of attention, inputs of the norms in float32. Without the compiler each product
+    keeps an input of its own in bfloat16, and a norm its normalised input too; the compiler keeps one of each
+    and recomputes what is cheap.
     """
     E, F = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -283,13 +296,6 @@ def measured_flops(dtype: torch.dtype, device: torch.device, seconds: float = 0.
     return 2 * size**3 / best
 
 
-def _pace(
-    name: str, devices: int, peak: float, mfu: float, flops_per_token: int, slower: float, tokens: int
-) -> Pace:
-    rate = devices * peak * mfu / (flops_per_token * slower)
-    return Pace(name, devices, peak, mfu, rate, tokens / rate / SECONDS_PER_DAY)
-
-
 def _recomputation(recipe: Recipe, config: ModelConfig) -> float:
     """How many times more there is to compute than the model needs: the blocks' forward pass once more."""
     if not recipe.compute.activation_checkpointing:
@@ -305,8 +311,8 @@ def _optimizer_bytes(recipe: Recipe, config: ModelConfig) -> int:
     return 8 * stored.total - 4 * muon
 
 
-def _host_copy(recipe: Recipe, config: ModelConfig) -> int:
-    """What an asynchronous checkpoint is written from."""
+def _checkpoint_bytes(recipe: Recipe, config: ModelConfig) -> int:
+    """Weights and optimiser, all in float32."""
     return 4 * stored_parameters(config).total + _optimizer_bytes(recipe, config)
 
 
@@ -320,8 +326,6 @@ def _data_use(recipe: Recipe) -> tuple[DataUse, ...]:
     whole = sum(shares)
     known = bool(recipe.data.weights) or None not in counts
     return tuple(
-        DataUse(
-            str(folder), count, recipe.total_tokens * share / whole / count if known and count else None
-        )
+        DataUse(str(folder), count, recipe.total_tokens * share / whole / count if known and count else None)
         for folder, count, share in zip(recipe.data.train, counts, shares, strict=True)
     )
