@@ -60,8 +60,8 @@ def _what(plan: Plan) -> list[tuple[str, str]]:
         ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens"),
         (
             "a step on a device",
-            f"{plan.micro_batches:,} micro-batch{'es' if plan.micro_batches > 1 else ''} of {plan.micro_batch:,} x {plan.sequence_length:,} "
-            f"= {held:,} tokens",
+            f"{plan.micro_batches:,} micro-batch{'es' if plan.micro_batches > 1 else ''} of "
+            f"{plan.micro_batch:,} x {plan.sequence_length:,} = {held:,} tokens",
         ),
         ("tokens", f"{plan.tokens:,}"),
         ("FLOPs", f"{plan.flops:.3g} ({plan.flops_per_token / 1e9:.3f} G a token)"),
@@ -110,8 +110,8 @@ def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
 def _notes(plan: Plan) -> list[str]:
     device = plan.device
     notes = [
-        "Memory is counted, not measured: kernels' workspaces, fragmentation and the driver come on top, so a "
-        f"plan fits where {1 - HEADROOM:.0%} of the memory stays free. Document masks are not counted. "
+        "Memory is counted, not measured: kernels' workspaces, fragmentation and the driver come on top, so "
+        f"a plan fits where {1 - HEADROOM:.0%} of the memory stays free. Document masks are not counted. "
         "Processes on a CPU share its memory and its cores.",
     ]
     if any(pace.fits is False for pace in plan.paces):

@@ -62,7 +62,7 @@ class Memory:
     loss: int
     """Logits of a chunk of tokens, and the gradients that the loss makes beside them."""
     checkpoint: int
-    """What an asynchronous checkpoint is written from; for a GPU it lies in the machine's memory, not here."""
+    """What an asynchronous checkpoint is written from; that of a GPU lies in the machine's memory."""
 
     @property
     def total(self) -> int:
