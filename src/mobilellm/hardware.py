@@ -18,6 +18,20 @@ PEAK_TFLOPS = {
 }
 """Dense bf16 matrix TFLOP/s with fp32 accumulation, without sparsity: the makers' data sheets."""
 
+MEMORY_GB = {
+    "a100": 80,  # there is one of 40, too
+    "h100": 80,
+    "h100-pcie": 80,
+    "h200": 141,
+    "b200": 180,
+    "l4": 24,
+    "l40s": 48,
+    "rtx3090": 24,
+    "rtx4090": 24,
+    "mi300x": 192,
+}
+"""Memory by the same data sheets, in 10^9 bytes."""
+
 _MAKERS_WORDS = frozenset({"nvidia", "amd", "instinct", "tesla", "geforce", "graphics"})
 _CHIPS = {
     ("a100",): "a100",

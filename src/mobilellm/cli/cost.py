@@ -27,21 +27,8 @@ from mobilellm.accounting import (
 from mobilellm.cli.subject import Subject, find_subject
 from mobilellm.cli.tables import print_notes, print_table
 from mobilellm.config import ModelConfig
+from mobilellm.hardware import PEAK_TFLOPS, named_peak_flops
 from mobilellm.presets import PUBLISHED, preset
-
-PEAK_TFLOPS = {
-    "a100": 312.0,
-    "h100": 989.0,  # SXM
-    "h100-pcie": 756.0,
-    "h200": 989.0,
-    "b200": 2250.0,
-    "l4": 121.0,
-    "l40s": 362.0,
-    "rtx3090": 71.0,
-    "rtx4090": 165.0,
-    "mi300x": 1307.0,
-}
-"""Dense bf16 matrix TFLOP/s with fp32 accumulation, without sparsity: the makers' data sheets."""
 
 CARD_DAYS = {"125m": 3, "350m": 6, "600m": 8, "1b": 12, "1.5b": 18}
 """Days for CARD_TOKENS on CARD_DEVICES of CARD_HARDWARE: official model card and repository README."""
@@ -201,13 +188,10 @@ def _hardware(arguments: Arguments) -> tuple[str, float]:
     if arguments.peak_tflops is not None:
         check_positive(peak_tflops=arguments.peak_tflops)
         return "custom", arguments.peak_tflops * 1e12
-    name = arguments.hardware.lower()
-    if name not in PEAK_TFLOPS:
-        raise ValueError(
-            f"hardware {arguments.hardware!r} is not known; choose one of {', '.join(PEAK_TFLOPS)}, "
-            "or give --peak-tflops"
-        )
-    return name, PEAK_TFLOPS[name] * 1e12
+    try:
+        return arguments.hardware.lower(), named_peak_flops(arguments.hardware)
+    except ValueError as error:
+        raise ValueError(f"{error}, or give --peak-tflops") from None
 
 
 def _row(cost: Cost) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ VERBS = {
     "train": "pretrain by a recipe; the same command goes on where it stopped",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
+    "report": "draw a run, or several compared: pictures, one page, the numbers",
     "generate": "complete a prompt",
     "convert": "read any official layout, write one clean directory",
 }

@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +63,9 @@ def default_arguments(rest: Sequence[str]) -> Arguments:
 
 def run(arguments: Arguments) -> None:
     recipe = arguments.settings
+    if arguments.plan and not all((folder / "index.json").is_file() for folder in recipe.data.train):
+        _plan(arguments, recipe.model.config())  # before there is data, with the preset's vocabulary
+        return
     tokenizer = _tokenizer(recipe)
     config = recipe.model.config(tokenizer.vocab_size)
     if config.vocab_size < tokenizer.vocab_size:
@@ -330,11 +333,11 @@ def _closing(arguments: Arguments, outcome: Outcome) -> None:
 
 
 def _plan(arguments: Arguments, config: ModelConfig) -> None:
-    from mobilellm.cli.plan_sheet import print_plan
+    from mobilellm.cli.plan_sheet import plan_json, print_plan
     from mobilellm.train.plan import make_plan
 
     plan = make_plan(arguments.settings, config, arguments.devices)
     if arguments.json:
-        print(json.dumps(asdict(plan), default=str))
+        print(json.dumps(plan_json(plan), indent=2))
     else:
         print_plan(plan)

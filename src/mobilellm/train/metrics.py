@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,23 @@ def read_metrics(file: Path) -> list[Record]:
 
     Raises ValueError naming file and line for damage with whole records after it.
     """
+    return list(stream_metrics(file))
+
+
+def stream_metrics(file: Path) -> Iterator[Record]:
+    """As `read_metrics`, a record at a time: a run of a million steps needs no gigabyte."""
     if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = [_record(line) for line in lines]
-    while records and records[-1] is None:
-        records.pop()
-    if None in records:
-        raise ValueError(f"{file}: line {records.index(None) + 1} is damaged; correct it or delete it")
-    return [record for record in records if record is not None]
+        return
+    damaged = 0
+    with file.open(encoding="utf-8", errors="replace", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            record = _record(line)
+            if record is None:
+                damaged = damaged or number
+            elif damaged:
+                raise ValueError(f"{file}: line {damaged} is damaged; correct it or delete it")
+            else:
+                yield record
 
 
 def _record(line: str) -> Record | None:

@@ -1,0 +1,140 @@
+"""A plan as `mobilellm train RECIPE --plan` prints it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from mobilellm.accounting import SECONDS_PER_DAY
+from mobilellm.cli.tables import print_notes, print_sheet, print_table
+from mobilellm.report.written import duration
+from mobilellm.train.plan import HEADROOM, DataUse, Pace, Plan
+
+
+def print_plan(plan: Plan) -> None:
+    print_sheet(_what(plan))
+    print()
+    print_table(("memory a device", "as planned", _other_way(plan)), _memory_rows(plan))
+    print()
+    header = (
+        "how long",
+        "devices",
+        "TFLOP/s\neach",
+        "assumed\nMFU",
+        "tokens/s",
+        "time",
+        "memory\neach",
+        "fits",
+    )
+    print_table(header, [_pace_row(pace) for pace in plan.paces])
+    print_notes(_notes(plan))
+
+
+def _pace_row(pace: Pace) -> tuple[str, ...]:
+    return (
+        pace.hardware,
+        f"{pace.devices:,}",
+        f"{pace.peak_flops / 1e12:,.3g}",
+        f"{pace.mfu:.0%}",
+        f"{pace.tokens_per_second:,.0f}",
+        duration(pace.days * SECONDS_PER_DAY),
+        "-" if pace.memory_bytes is None else f"{pace.memory_bytes / 1e9:,.0f} GB",
+        "-" if pace.fits is None else "yes" if pace.fits else "no",
+    )
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON holds it, totals included."""
+    values = asdict(plan)
+    values["parameters"]["total"] = plan.parameters.total
+    values["memory"]["total"] = plan.memory.total
+    values["memory_otherwise"]["total"] = plan.memory_otherwise.total
+    return values
+
+
+def _what(plan: Plan) -> list[tuple[str, str]]:
+    held = plan.micro_batch * plan.sequence_length
+    rows = [
+        ("parameters", f"{plan.parameters.total:,}"),
+        ("devices", f"{plan.world_size:,}" + (f", {plan.strategy}" if plan.world_size > 1 else "")),
+        ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens"),
+        (
+            "a step on a device",
+            f"{plan.micro_batches:,} micro-batch{'es' if plan.micro_batches > 1 else ''} of "
+            f"{plan.micro_batch:,} x {plan.sequence_length:,} = {held:,} tokens",
+        ),
+        ("tokens", f"{plan.tokens:,}"),
+        ("FLOPs", f"{plan.flops:.3g} ({plan.flops_per_token / 1e9:.3f} G a token)"),
+    ]
+    rows += [("data", _use(use)) for use in plan.data]
+    rows.append(
+        (
+            "checkpoints",
+            f"{_size(plan.checkpoint_bytes)} each, at most {plan.checkpoints_kept:,} at a time: "
+            f"{_size(plan.checkpoint_bytes * plan.checkpoints_kept)} of disk",
+        )
+    )
+    return rows
+
+
+def _use(use: DataUse) -> str:
+    if use.tokens is None:
+        return f"{use.folder}: no shards there yet"
+    epochs = "" if use.epochs is None else f", {use.epochs:,.3g} times over"
+    return f"{use.folder}: {use.tokens:,} tokens{epochs}"
+
+
+def _other_way(plan: Plan) -> str:
+    return ("without" if plan.activation_checkpointing else "with") + " activation\ncheckpointing"
+
+
+def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
+    names = {
+        "weights": "weights, float32",
+        "gradients": "gradients, float32",
+        "optimizer": "optimizer",
+        "copies": "copies of weights",
+        "activations": "activations",
+        "loss": "loss: a chunk of logits, gradients",
+        "checkpoint": "copy that a checkpoint is written from",
+    }
+    parts = asdict(plan.memory), asdict(plan.memory_otherwise)
+    rows = [
+        (words, *(_size(part[name]) for part in parts))
+        for name, words in names.items()
+        if any(part[name] for part in parts)
+    ]
+    return [*rows, ("together", *(_size(each.total) for each in (plan.memory, plan.memory_otherwise)))]
+
+
+def _notes(plan: Plan) -> list[str]:
+    device = plan.device
+    notes = [
+        "Memory is counted, not measured: kernels' workspaces, fragmentation and the driver come on top, so "
+        f"a plan fits where {1 - HEADROOM:.0%} of the memory stays free. Document masks are not counted. "
+        "Processes on a CPU share its memory and its cores.",
+    ]
+    if any(pace.fits is False for pace in plan.paces):
+        notes.append(f"Where it does not fit: {', '.join(_wishes(plan))}.")
+    repeated = "The time includes the forward pass that activation checkpointing repeats. "
+    notes += [
+        f"This machine: {device.name}, {device.peak_flops / 1e12:,.3g} TFLOP/s ({device.peak_source}). The "
+        "others: data sheets.",
+        "MFU is assumed, counting 6N and causal attention; perfect scaling, no stops, no evaluation. "
+        + (repeated if plan.activation_checkpointing else "")
+        + "mobilellm cost tells it for other hardware and MFU.",
+    ]
+    return notes
+
+
+def _wishes(plan: Plan) -> list[str]:
+    wishes = ["a smaller --batch.micro-batch"] if plan.micro_batch > 1 else []
+    if not plan.activation_checkpointing:
+        wishes.append("--compute.activation-checkpointing")
+    if plan.strategy != "fsdp":
+        wishes.append("--compute.strategy fsdp on several devices")
+    return wishes or ["more devices"]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"

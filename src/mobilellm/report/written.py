@@ -1,0 +1,266 @@
+"""A report on one run or several: pictures, one page, and the numbers as JSON, in one folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from mobilellm import __version__
+from mobilellm.atomic import atomic_write
+from mobilellm.report.history import History, Summary, differences, read_history, summarise
+from mobilellm.report.page import Picture, report_page
+from mobilellm.report.panels import PANEL_NAMES, Panel, panels
+from mobilellm.report.plots import DARK, LIGHT, SMALL, WIDE, draw, short_count
+
+FORMAT = "mobilellm-report-1"
+PAGE, NUMBERS = "report.html", "report.json"
+_MOST_SAMPLES = 5
+"""Moments of a run whose samples are shown, the last one first."""
+
+NOTES = (
+    "Train loss: mean of the last 50 steps. Held-out: the last evaluation. Perplexity is per token: compare "
+    "it between runs of one tokenizer only; bits per byte compares all.",
+    "Tokens/s: median over the steps, all devices together. MFU: at that rate, share of the devices' dense "
+    "bf16 peak, counting 6N and causal attention: N is every executed weight, head included, backward costs "
+    "two forwards, what is recomputed does not count. 6N MFU leaves attention out.",
+    "Time in steps leaves out evaluations, checkpoints and pauses.",
+)
+
+
+def read_runs(directories: Sequence[Path]) -> list[History]:
+    """Their histories. Raises ValueError for the same folder named twice, and as `read_history`."""
+    seen = set[Path]()
+    for directory in directories:
+        if directory.resolve() in seen:
+            raise ValueError(f"{directory}: named twice; name each run once")
+        seen.add(directory.resolve())
+    return [read_history(directory) for directory in directories]
+
+
+def run_labels(histories: Sequence[History]) -> list[str]:
+    """What to call each run: its name, or its folder where two have one name."""
+    names = [history.name for history in histories]
+    return [
+        name if names.count(name) == 1 else str(history.directory)
+        for name, history in zip(names, histories, strict=True)
+    ]
+
+
+def report_json(histories: Sequence[History]) -> dict[str, Any]:
+    """Everything the report says in numbers; what is not finite is null, as JSON has no name for it."""
+    return {
+        "runs": [_plain(asdict(summarise(history))) for history in histories],
+        "differences": _plain(differences(histories)),
+        "conventions": list(NOTES),
+    }
+
+
+def write_report(histories: Sequence[History], out: Path) -> list[Path]:
+    """Write pictures, page and numbers into `out`; the files written, the page first.
+
+    Raises FileExistsError for a file of one of these names that no report made.
+    """
+    labels = run_labels(histories)
+    drawn = panels(histories, labels)
+    made = _made_before(out)
+    names = [PAGE, *(f"{panel.name}.png" for panel in drawn), NUMBERS]
+    for name in names:
+        if name not in made and os.path.lexists(out / name):
+            raise FileExistsError(f"{out / name}: is there and no report made it; choose another --out")
+    pictures = {f"{panel.name}.png": draw(panel) for panel in drawn}
+    page = _page(histories, labels, drawn, pictures)
+    # The list of files goes first: whatever happens later, the next report knows them as its own.
+    listed = {"format": FORMAT, "files": names, **report_json(histories)}
+    with atomic_write(out / NUMBERS) as temporary:
+        temporary.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    for name, content in {**pictures, PAGE: page.encode()}.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_bytes(content)
+    for name in made - set(names):
+        (out / name).unlink(missing_ok=True)
+    return [out / name for name in names]
+
+
+def number_rows(histories: Sequence[History], labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """The numbers as a table, a column a run, its header first. Rows that no run has are left out."""
+    summaries = [summarise(history) for history in histories]
+    rows: dict[str, list[str]] = {
+        "parameters": [_count(each.parameters) for each in summaries],
+        "device": [_device(each) for each in summaries],
+        "steps": [_steps(each) for each in summaries],
+        "tokens": [short_count(each.tokens) for each in summaries],
+        "train loss": [_fixed(each.train_loss, 4) for each in summaries],
+    }
+    for name in dict.fromkeys(key for each in summaries for key in each.held_out_last or {} if key != "step"):
+        rows[f"held-out {_words(name)}"] = [_held_out(each.held_out_last, name) for each in summaries]
+    rows["held-out loss at its best"] = [_best(each) for each in summaries]
+    rows |= {
+        "tokens/s": [_count(each.tokens_per_second) for each in summaries],
+        "MFU (6N + attention)": [_percent(each.mfu) for each in summaries],
+        "6N MFU": [_percent(each.mfu_6n) for each in summaries],
+        "waiting for data": [_percent(each.data_wait_share, 2) for each in summaries],
+        "peak memory a device": [_gigabytes(each.peak_memory_bytes) for each in summaries],
+        "time in steps": [duration(each.step_seconds) for each in summaries],
+    }
+    kept = [(name, *values) for name, values in rows.items() if any(value != "-" for value in values)]
+    return [("", *labels), *kept]
+
+
+def difference_rows(histories: Sequence[History], labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """Recipe fields that differ, a column a run, the header first; [] when none does."""
+    found = differences(histories)
+    return (
+        [("", *labels), *((name, *map(field_text, values)) for name, values in found.items())]
+        if found
+        else []
+    )
+
+
+def field_text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def duration(seconds: float | None) -> str:
+    """Days, hours, minutes and seconds, the two largest: 2 d 3 h, 4 min 5 s."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    whole = timedelta(seconds=round(seconds))
+    hours, rest = divmod(whole.seconds, 3600)
+    parts = [(whole.days, "d"), (hours, "h"), (rest // 60, "min"), (rest % 60, "s")]
+    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
+
+
+def _page(
+    histories: Sequence[History], labels: Sequence[str], drawn: Sequence[Panel], light: Mapping[str, bytes]
+) -> str:
+    pictures = []
+    for index, panel in enumerate(drawn):
+        words = f"{panel.title} over tokens, of {', '.join(labels)}"
+        if index == 0:
+            narrow = (draw(panel, LIGHT, SMALL), draw(panel, DARK, SMALL))
+            wide = (light[f"{panel.name}.png"], draw(panel, DARK, WIDE))
+            pictures.append(Picture(panel.title, panel.caption, words, *wide, *narrow))
+        else:
+            both = (draw(panel, LIGHT, SMALL), draw(panel, DARK, SMALL))
+            pictures.append(Picture(panel.title, panel.caption, words, *both))
+    alone = len(histories) == 1
+    recipe: tuple[str, list[tuple[str, ...]]]
+    if alone:
+        fields = [(name, field_text(value)) for name, value in histories[0].recipe.items()]
+        recipe = ("Recipe", [("", ""), *fields] if fields else [])
+    else:
+        recipe = ("Recipe, where it differs", difference_rows(histories, labels))
+    return report_page(
+        title=labels[0] if alone else f"{len(histories)} runs compared",
+        lead=_lead(histories[0]) if alone else ", ".join(labels),
+        pictures=pictures,
+        numbers=number_rows(histories, labels),
+        notes=[*NOTES, f"Made by mobilellm {__version__} from metrics.jsonl."],
+        recipe=recipe,
+        samples=_samples(histories, labels),
+    )
+
+
+def _lead(history: History) -> str:
+    summary = summarise(history)
+    parts = []
+    if summary.parameters:
+        parts.append(f"{summary.parameters / 1e6:,.1f}M parameters")
+    if summary.device:
+        parts.append(_device(summary))
+    done = f"step {summary.steps:,}"
+    if summary.planned_steps:
+        done += f" of {summary.planned_steps:,} ({summary.steps / summary.planned_steps:.0%})"
+    parts.append(done)
+    if started := history.facts.get("started"):
+        parts.append(f"started {started[:10]}")
+    return " · ".join(parts)
+
+
+def _samples(
+    histories: Sequence[History], labels: Sequence[str]
+) -> list[tuple[str, Sequence[tuple[str, str]]]]:
+    """Of one run some moments, the last first; of several the last of each."""
+    if len(histories) > 1:
+        return [
+            (f"{label}, step {history.samples[-1].step:,}", history.samples[-1].texts)
+            for label, history in zip(labels, histories, strict=True)
+            if history.samples
+        ]
+    samples = histories[0].samples
+    last = len(samples) - 1
+    chosen = sorted({round(last * part / (_MOST_SAMPLES - 1)) for part in range(_MOST_SAMPLES)}, reverse=True)
+    return [(f"Step {samples[index].step:,}", samples[index].texts) for index in chosen if samples]
+
+
+def _made_before(out: Path) -> set[str]:
+    """Names of the files of the report that is there already; of a list that was changed only what can be."""
+    try:
+        values = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        return set()
+    listed = values.get("files")
+    possible = {PAGE, NUMBERS, *(f"{name}.png" for name in PANEL_NAMES)}
+    return possible.intersection(name for name in listed if type(name) is str) if listed else set()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _words(name: str) -> str:
+    """Of an evaluation's number: "books/bits_per_byte" is "bits per byte (books)"."""
+    group, _, number = name.rpartition("/")
+    return number.replace("_", " ") + (f" ({group})" if group else "")
+
+
+def _held_out(numbers: Mapping[str, float] | None, name: str) -> str:
+    digits = 2 if name.endswith("perplexity") else 4
+    return "-" if numbers is None or name not in numbers else _fixed(numbers[name], digits)
+
+
+def _best(summary: Summary) -> str:
+    best = summary.held_out_best
+    return "-" if best is None else f"{best['loss']:.4f} (step {int(best['step']):,})"
+
+
+def _device(summary: Summary) -> str:
+    if summary.device is None:
+        return "-"
+    return f"{summary.world_size} × {summary.device}" if (summary.world_size or 1) > 1 else summary.device
+
+
+def _steps(summary: Summary) -> str:
+    of = f" of {summary.planned_steps:,}" if summary.planned_steps not in (None, summary.steps) else ""
+    return f"{summary.steps:,}{of}"
+
+
+def _count(number: float | None) -> str:
+    return "-" if number is None else f"{number:,.0f}"
+
+
+def _fixed(number: float | None, digits: int) -> str:
+    return "-" if number is None else f"{number:,.{digits}f}"
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{share:.{digits}%}"
+
+
+def _gigabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e9:.2f} GB"
