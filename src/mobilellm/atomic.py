@@ -61,6 +61,13 @@ def atomic_directory(path: str | Path, overwrite: bool = False, marker: str | No
         raise
 
 
+def take_name(directory: Path, path: str | Path, overwrite: bool = False, marker: str | None = None) -> None:
+    """Rename a complete, synced directory to `path`, as `atomic_directory` does with what it wrote."""
+    check_destination(path, overwrite, marker)
+    _sync(directory)
+    _swap(directory, _real(path))
+
+
 def check_destination(path: str | Path, overwrite: bool = False, marker: str | None = None) -> None:
     """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError.
 

@@ -19,6 +19,8 @@ from mobilellm import __version__
 
 VERBS = {
     "quickstart": "train, evaluate and talk to a small model on this machine, in minutes",
+    "tokenizer": "train a tokenizer on your text",
+    "prepare": "raw text of any size to token shards, on all cores, resumable",
     "train": "pretrain by a recipe; the same command goes on where it stopped",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
@@ -27,6 +29,10 @@ VERBS = {
     "convert": "read any official layout, write one clean directory",
 }
 
+_EXTRAS = {
+    "torch": "torch", "matplotlib": "plots", "transformers": "hf", "pyarrow": "data", "zstandard": "data",
+    "datasets": "data", "datasketch": "data",
+}  # fmt: skip
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
 
@@ -116,7 +122,7 @@ def _fail(message: str) -> int:
 def _one_line(error: Exception, verb: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        extra = {"torch": "torch", "matplotlib": "plots", "transformers": "hf"}.get(package, "all")
+        extra = _EXTRAS.get(package, "all")
         return f"{verb} needs the package {package!r}; install it with: pip install 'mobilellm[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"

@@ -1,0 +1,276 @@
+"""From raw text of any size to a folder of token shards, on all cores, in memory that does not grow with it.
+
+    sources -> chunks -> workers: documents, rules, token ids -> duplicates, split -> shards
+
+The bytes that come out depend on the input and the settings alone: not on the number of workers, nor on how
+often the work was interrupted. Everything is written in OUT.partial, with a journal of what is safe on the
+disk; the same command goes on from there, and the folder takes its final name when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from mobilellm.atomic import check_destination, take_name
+from mobilellm.data.chunks import CHUNK_BYTES, START, Chunk, Cutting, Place
+from mobilellm.data.corpus import Corpus
+from mobilellm.data.inputs import Source, find_sources
+from mobilellm.data.journal import Workplace, forget
+from mobilellm.data.near_duplicates import Bands, bands_for
+from mobilellm.data.prepare_settings import (
+    PrepareSettings,
+    already_done,
+    command_of,
+    name_of,
+    preparation_of,
+)
+from mobilellm.data.readers import chunks_of
+from mobilellm.data.records import NO_FIELD
+from mobilellm.data.screening import Examined, ScreenSettings
+from mobilellm.data.shard_index import ShardError, ShardIndex, make_index, write_index
+from mobilellm.data.workers import ReadAhead, Workers, bundles, in_order
+from mobilellm.tokenizer import Tokenizer
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RECORDS_WITHOUT_FIELD = 10_000
+"""So many records without the text field, and none with it, and the work stops: the name must be wrong."""
+
+
+class Progress(NamedTuple):
+    """How far it is. `seconds` and `session_bytes` count for this process, the rest from the start."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    rejected: int
+    read: int  # bytes of the input files
+    size: int | None  # all of them; None where it is not known
+    seconds: float
+    session_bytes: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    index: ShardIndex
+    passed_over: tuple[str, ...]  # files in folders whose names told no format
+    resumed: bool
+    progress: Progress | None  # None if all was done before
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """`stop` was set: what is done is safe, and the same call goes on."""
+
+
+def prepare(
+    inputs: Sequence[str],
+    tokenizer: Tokenizer,
+    out: Path,
+    settings: PrepareSettings | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    fresh: bool = False,
+    checkpoint_seconds: float = 5.0,
+    chunk_bytes: int = CHUNK_BYTES,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: threading.Event | None = None,
+) -> Prepared:
+    """Tokenise `inputs` into the folder of shards `out`. Call it again with the same arguments to go on.
+
+    A crash costs at most the work of `checkpoint_seconds`. `workers` is a number of processes, by default one
+    for each core. Raises ValueError, FileNotFoundError or OSError with one line; after an OSError (a full
+    disk) the same call goes on. Raises Stopped soon after `stop` is set.
+    """
+    settings = settings or PrepareSettings()
+    sources = find_sources(inputs, settings.format)
+    out = Path(os.path.realpath(out))
+    workers = _cores() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers = {workers} must be at least 1")
+    command = command_of(sources, tokenizer, settings)
+    if not overwrite and not fresh and (done := already_done(out, sources, tokenizer, settings)):
+        forget(out, command)
+        return Prepared(done, sources.passed_over, True, None)
+    check_destination(out, overwrite, "index.json")
+    stop = stop or threading.Event()
+    bands = bands_for(settings.near_duplicates) if settings.near_duplicates is not None else None
+    workplace = Workplace(out, command, fresh)
+    try:
+        corpus = Corpus(
+            workplace.folder,
+            tokenizer.vocab_size,
+            settings.held_out,
+            settings.shard_tokens,
+            settings.deduplicate,
+            settings.limit,
+            workplace.state.get("corpus"),
+        )
+        run = _Run(sources.read, settings, corpus, workplace, report, stop, chunk_bytes)
+        with corpus:
+            run.go(workers, tokenizer, bands, checkpoint_seconds)
+            run.refuse_too_little()
+            folder, shards = corpus.finish()
+            index = make_index(
+                tokenizer.vocab_size,
+                tokenizer.fingerprint,
+                settings.source or name_of(sources),
+                settings.licence,
+                corpus.rejected,
+                shards,
+                preparation_of(sources, settings),
+            )
+            tokenizer.save(folder / "tokenizer")
+            write_index(folder, index)
+            take_name(folder, out, overwrite, "index.json")
+        workplace.remove()
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            what = f"{error.strerror}; what is done is kept: make room and give the same command to go on"
+            raise OSError(error.errno, what, error.filename) from error
+        raise
+    finally:
+        workplace.close()
+    return Prepared(index, sources.passed_over, run.resumed, run.progress())
+
+
+class _Run:
+    """One process's share of the work: reads, hands out, takes back in order, saves now and then."""
+
+    def __init__(
+        self,
+        sources: tuple[Source, ...],
+        settings: PrepareSettings,
+        corpus: Corpus,
+        workplace: Workplace,
+        report: Callable[[Progress], None],
+        stop: threading.Event,
+        chunk_bytes: int,
+    ) -> None:
+        self.settings, self.corpus = settings, corpus
+        self._sources, self._workplace, self._report, self._stop = sources, workplace, report, stop
+        self._chunk_bytes = chunk_bytes
+        state = workplace.state
+        self.resumed = bool(state)
+        self.place = Place(*state["place"]) if state else START
+        self._seen, self._read = state.get("seen", ""), state.get("read", 0)
+        self.fields: dict[str, None] = dict.fromkeys(state.get("fields", ()))
+        self.finished = state.get("finished", False)
+        self._sizes = [source.size for source in sources]
+        self._began, self._bytes_before = time.monotonic(), corpus.text_bytes
+
+    def go(self, workers: int, tokenizer: Tokenizer, bands: Bands | None, checkpoint_seconds: float) -> None:
+        """Take in all there is, up to the limit."""
+        if self.finished:
+            return
+        settings = self.settings
+        screen = ScreenSettings(
+            settings.text_field, settings.cutting, settings.min_characters, settings.max_characters,
+            settings.quality, bands,
+        )  # fmt: skip
+        chunks = ReadAhead(self._readers(), max(1, min(8, workers // 2)), self._stop)
+        pool = Workers(workers, screen, tokenizer)
+        saved = time.monotonic()
+        self._report(self.progress())
+        try:
+            for task, result in in_order(pool, bundles(chunks, self._chunk_bytes), 2 * workers + 1):
+                for chunk, examined in zip(task, result, strict=True):
+                    self._take(chunk, examined)
+                self._report(self.progress())
+                if self.corpus.full or self._stop.is_set():
+                    break
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+            self.finished = self.corpus.full or not self._stop.is_set()
+            self.save()
+        finally:
+            pool.close()
+        if not self.finished:
+            raise Stopped
+
+    def save(self) -> None:
+        corpus = self.corpus.sync()
+        self._workplace.save(
+            {
+                "place": self.place, "seen": self._seen, "read": self._read, "fields": list(self.fields),
+                "finished": self.finished, "corpus": corpus,
+            }
+        )  # fmt: skip
+
+    def progress(self) -> Progress:
+        before = [size or 0 for size in self._sizes[: self.place.source]]
+        known = [size for size in self._sizes if size is not None]
+        return Progress(
+            self.corpus.documents,
+            self.corpus.tokens,
+            self.corpus.text_bytes,
+            sum(self.corpus.rejected.values()),
+            sum(before) + (self._read if self.place.source < len(self._sizes) else 0),
+            sum(known) if len(known) == len(self._sizes) else None,
+            time.monotonic() - self._began,
+            self.corpus.text_bytes - self._bytes_before,
+        )
+
+    def _take(self, chunk: Chunk, examined: Examined) -> None:
+        if self.corpus.full:
+            return
+        source = self._sources[chunk.source]
+        self.corpus.take(source.name, "row" if chunk.format == "rows" else "line", examined)
+        self.place, self._read, self._seen = chunk.next, chunk.read, chunk.seen
+        self.fields.update(dict.fromkeys(examined.fields))
+        missing = self.corpus.rejected.get(NO_FIELD, 0)
+        if missing >= _RECORDS_WITHOUT_FIELD and missing == self.corpus.records:
+            self._refuse_field()
+
+    def _refuse_field(self) -> None:
+        self._workplace.remove()
+        raise ValueError(
+            f"none of {self.corpus.records:,} records has the text field {self.settings.text_field!r}; they "
+            f"have {', '.join(self.fields) or 'no fields'}: choose one with --text-field"
+        )
+
+    def refuse_too_little(self) -> None:
+        """If there are no two documents: the work came to nothing."""
+        corpus = self.corpus
+        if corpus.documents >= 2:
+            return
+        if corpus.records and corpus.rejected.get(NO_FIELD) == corpus.records:
+            self._refuse_field()
+        self._workplace.remove()
+        reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.rejected.items()) or "no others"
+        advice = "give more text"
+        if any(source.format == "text" for source in self._sources) and self.settings.cutting == Cutting():
+            advice += ", or cut it into documents with --document-separator or --split-on-blank-lines"
+        raise ShardError(
+            f"{self._sources[0].name}{' …' if len(self._sources) > 1 else ''}: {corpus.documents} documents "
+            f"left ({reasons}); at least 2 are needed, one to train on and one to hold out; {advice}"
+        )
+
+    def _readers(self) -> Iterator[Callable[[], Iterator[Chunk]]]:
+        first, seen = self.place, self._seen
+        for number in range(first.source, len(self._sources)):
+            place = first if number == first.source else START._replace(source=number)
+            yield partial(
+                chunks_of,
+                self._sources[number],
+                place,
+                self.settings,
+                self._chunk_bytes,
+                self._workplace.folder,
+                seen,
+            )
+
+
+def _cores() -> int:
+    """Processor cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
