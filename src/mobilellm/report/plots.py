@@ -140,7 +140,7 @@ def _draw_lines(axes: Axes, panel: Panel, theme: Theme) -> None:
             )  # fmt: skip
         else:
             if line.low is not None and line.high is not None:
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.28, linewidth=0.5)
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.28, linewidth=0.8)
             (artist,) = axes.plot(line.x, line.y, linestyle=dashes, linewidth=1.8, color=colour, zorder=2)
             if np.isfinite(line.y).sum() == 1:
                 artist.set_marker("o")  # a line of one point would not be seen
