@@ -1,0 +1,148 @@
+"""Steps for datatrove pipelines: every task writes its documents as a folder of shards, the last step merges.
+
+datatrove brings the readers, filters, near-duplicate removal and the executors (local, Slurm, Ray); see
+docs/large-corpora.md. Needs the extra mobilellm[datatrove].
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from mobilellm.atomic import atomic_directory
+from mobilellm.data.holding_out import check_share, digest_of, side_of
+from mobilellm.data.rejected import Rejected
+from mobilellm.data.shard_index import make_index, write_index
+from mobilellm.data.shard_merge import PART, merge_shards
+from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
+from mobilellm.tokenizer import Tokenizer
+
+REASONS = ("empty", "duplicate", "not Unicode")
+_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 2**22
+
+
+class ShardsWriter(PipelineStep):  # type: ignore[misc]
+    """Tokenises what comes and writes it to FOLDER/part-RANK, whole or not at all; hands documents on.
+
+    A part is a folder of shards with an index of its own, and empty where no documents came. A task that is
+    run again begins anew. Documents are held out by the hash of their text. An exact duplicate is dropped
+    if it comes to the same task (about 100 bytes of memory a document; `drop_duplicates=False` spares them);
+    among tasks only an earlier step can find them. FOLDER is a path that all tasks see.
+    """
+
+    type = "💾 - WRITER"
+    name = "📱 mobilellm shards"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: str | Path,
+        source: str,
+        licence: str = "",
+        held_out: float = 0.005,
+        drop_duplicates: bool = True,
+        shard_tokens: int = SHARD_TOKENS,
+    ) -> None:
+        super().__init__()
+        check_share(held_out)
+        self.folder, self.tokenizer = _path(folder), _path(tokenizer)
+        self.source, self.licence, self.held_out = source, licence, held_out
+        self.drop_duplicates, self.shard_tokens = drop_duplicates, shard_tokens
+
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        tokenizer = Tokenizer.load(self.tokenizer)
+        target = self.folder / f"part-{rank:05d}"
+        for left_behind in self.folder.glob(f"{target.name}.tmp-*"):  # by a killed task of this rank
+            shutil.rmtree(left_behind, ignore_errors=True)
+        with atomic_directory(target, overwrite=True, marker="index.json") as temporary:
+            with (
+                ShardWriter(temporary, tokenizer.vocab_size, self.shard_tokens) as writer,
+                Rejected(temporary, REASONS) as rejected,
+            ):
+                seen: set[bytes] = set()
+                for documents in _batches(data or ()):
+                    with self.track_time("batch"):
+                        self._write(documents, tokenizer, writer, rejected, seen)
+                    yield from documents
+                shards = writer.finish()
+            preparation = {
+                "held_out": self.held_out,
+                "exact_duplicates": "dropped within a task" if self.drop_duplicates else "kept",
+                PART: {"rank": rank, "of": world_size},
+            }
+            index = make_index(
+                tokenizer.vocab_size, tokenizer.fingerprint, self.source, self.licence, rejected.counts, shards,
+                preparation,
+            )  # fmt: skip
+            write_index(temporary, index)
+
+    def _write(
+        self,
+        documents: list[Document],
+        tokenizer: Tokenizer,
+        writer: ShardWriter,
+        rejected: Rejected,
+        seen: set[bytes],
+    ) -> None:
+        chosen: list[tuple[str, str]] = []  # split, text
+        for document in documents:
+            self.stat_update("total")
+            try:
+                digest = digest_of(document.text)
+            except UnicodeEncodeError:  # lone surrogates, as JSON can carry them
+                reason = "not Unicode"
+            else:
+                reason = "" if document.text.strip() else "empty"
+                if not reason and self.drop_duplicates:
+                    reason = "duplicate" if digest[:16] in seen else ""
+                    seen.add(digest[:16])
+            if reason:
+                self.stat_update("dropped", f"dropped_{reason}")
+                rejected.add(document.id, reason)
+            else:
+                chosen.append((side_of(digest, self.held_out), document.text))
+        encoded = tokenizer.encode_batch([text for _, text in chosen], eos=True)
+        for (split, text), ids in zip(chosen, encoded, strict=True):
+            writer.add(split, ids, len(text.encode()), len(text.split()))
+            self.stat_update("forwarded", split)
+            self.stat_update("tokens", value=len(ids), unit="doc")
+
+
+class MergeShards(PipelineStep):  # type: ignore[misc]
+    """The last step, for one task: `merge_shards` of what all tasks of ShardsWriter have written."""
+
+    type = "💾 - WRITER"
+    name = "📱 mobilellm shards, merged"
+
+    def __init__(self, parts: str | Path, folder: str | Path) -> None:
+        super().__init__()
+        self.parts, self.folder = _path(parts), _path(folder)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        if world_size != 1:
+            raise ValueError(f"merging is for one task, not for {world_size}; give its executor tasks=1")
+        merge_shards([self.parts], self.folder, overwrite=True)
+
+
+def _path(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise ValueError(f"{path}: shards are memory-mapped files; name a folder of a file system")
+    return Path(path).absolute()  # tasks may run elsewhere
+
+
+def _batches(data: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in data:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) >= _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
