@@ -24,6 +24,7 @@ VERBS = {
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
     "generate": "complete a prompt",
+    "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
 }
 

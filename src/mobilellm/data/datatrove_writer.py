@@ -76,8 +76,8 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
                 PART: {"rank": rank, "of": world_size},
             }
             index = make_index(
-                tokenizer.vocab_size, tokenizer.fingerprint, self.source, self.licence, rejected.counts, shards,
-                preparation,
+                tokenizer.vocab_size, tokenizer.fingerprint, self.source, self.licence, rejected.counts,
+                shards, preparation,
             )  # fmt: skip
             write_index(temporary, index)
 

@@ -36,8 +36,8 @@ def import_reference(
 
     The stream is cut into documents after each EOS and before each BOS, and where a line was rejected.
     With `add_bos` a document without a BOS gets one: amber-data-prep writes none, and document masking goes
-    by it. Bad lines are listed in rejected.jsonl and counted by reason. Raises ShardError for another tokenizer
-    than the folder was exported with, and where nothing can be used.
+    by it. Bad lines are listed in rejected.jsonl and counted by reason. Raises ShardError for another
+    tokenizer than the folder was exported with, and where nothing can be used.
     """
     check_share(held_out)
     layout = find_layout(source)
@@ -52,7 +52,9 @@ def import_reference(
             ShardWriter(temporary, tokenizer.vocab_size, shard_tokens) as writer,
             Rejected(temporary, REASONS) as rejected,
         ):
+            without_bos = 0
             for ids in _documents(source, layout, tokenizer.vocab_size, order, add_bos, rejected):
+                without_bos += int(ids[0] != BOS_ID)
                 text = tokenizer.decode(ids.tolist())
                 split = side_of(digest_of(text), held_out)
                 writer.add(split, ids, len(text.encode()), len(text.split()))
@@ -68,9 +70,14 @@ def import_reference(
             licence or (manifest.licence if manifest is not None else ""),
             rejected.counts,
             shards,
-            {"imported": "reference layout", "nodes": len(layout.nodes), "order": order, "held_out": held_out,
-             "add_bos": add_bos},
-        )  # fmt: skip
+            {
+                "imported": "reference layout",
+                "nodes": len(layout.nodes),
+                "order": order,
+                "held_out": held_out,
+                "documents_without_bos": without_bos,
+            },
+        )
         write_index(temporary, index)
     return index
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +33,10 @@ def merge_shards(
 ) -> ShardIndex:
     """Put the files of `parts` into `directory`, whole or not at all; the parts may be deleted afterwards.
 
-    Parts of one run come in the order of their ranks and must all be there, other folders as they are given. A
-    folder that is no folder of shards stands for those inside it. Sizes are checked, sha256 are taken over
+    Parts of one run come in the order of their ranks and must all be there, other folders as they are given.
+    A folder that is no folder of shards stands for those inside it. Sizes are checked, sha256 are taken over
     (`verify` compares). Equal documents of different parts stay, on the same side of the split. Raises
-    ShardError where the parts do not fit together, OSError where files cannot be linked (`copy` copies them).
+    ShardError where the parts do not fit together, ValueError where files cannot be linked (`copy` copies).
     """
     check_destination(directory, overwrite, "index.json")
     found = _in_order([(part, read_index(part, may_be_empty=True)) for part in find_parts(parts)])
@@ -65,7 +64,7 @@ def merge_shards(
             first.tokenizer,
             "; ".join(dict.fromkeys(index.source for _, index in found if index.source)),
             "; ".join(dict.fromkeys(index.licence for _, index in found if index.licence)),
-            sum((Counter(index.rejected) for _, index in found), Counter(dict.fromkeys(first.rejected, 0))),
+            _rejected([index for _, index in found]),
             tuple(shards),
             _preparation([index for _, index in found]),
         )
@@ -144,10 +143,18 @@ def _place(part: Path, shard: Shard, dtype: str, target: Path, copy: bool) -> No
     except OSError as error:
         if error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise ValueError(
-                f"{file}: cannot be linked from {target.parent.parent} ({error.strerror}); merge into a folder "
-                "on the same file system, or pass --copy"
+                f"{file}: cannot be linked from {target.parent.parent} ({error.strerror}); merge into a "
+                "folder on the same file system, or pass --copy"
             ) from None
         raise
+
+
+def _rejected(indices: Sequence[ShardIndex]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for index in indices:
+        for reason, count in index.rejected.items():
+            counts[reason] = counts.get(reason, 0) + count
+    return counts
 
 
 def _preparation(indices: Sequence[ShardIndex]) -> dict[str, Any]:
