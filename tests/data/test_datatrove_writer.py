@@ -23,7 +23,7 @@ from mobilellm.data.documents import Document
 from mobilellm.data.shard_index import ShardError, read_index
 from mobilellm.data.shard_merge import merge_shards
 from mobilellm.data.shards import read_split, verify, write_shards
-from mobilellm.tokenizer import EOS_ID
+from mobilellm.tokenizer import EOS_ID, Tokenizer
 from tokenizer_oracles import trained
 
 HELD_OUT = 0.2
@@ -83,11 +83,8 @@ def test_token_for_token_what_write_shards_writes(tmp_path: Path, tokenizer: Pat
     even = [tuple(trained().encode(text, eos=True)) for text in TEXTS[::2]]
     assert by_rank[0] == [ids for ids in even if ids in set(by_rank[0])]
     assert (merged.tokenizer, merged.source, merged.licence) == (trained().fingerprint, "test", "ours")
-    assert merged.preparation == {
-        "held_out": HELD_OUT,
-        "exact_duplicates": "dropped within a task",
-        "merged": 2,
-    }
+    assert merged.preparation == {"held_out": HELD_OUT, "deduplicate": "within each part", "merged": 2}
+    assert Tokenizer.load(tmp_path / "shards" / "tokenizer").fingerprint == trained().fingerprint
 
 
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, tokenizer: Path) -> None:
@@ -116,14 +113,15 @@ def test_what_is_rejected_is_counted_and_listed(tmp_path: Path, tokenizer: Path)
     executor(tmp_path, tokenizer).run()
     merged = merge_shards([tmp_path / "parts"], tmp_path / "shards")
     # documents 40 and 42 are in the file of document 0; 41 is in the other, where it is the first of its kind
-    assert merged.rejected == {"empty": 2, "duplicate": 2, "not Unicode": 0}
+    assert merged.rejected == {"empty": 2, "duplicate": 2}
     assert sum(merged.total(split, "documents") for split in ("train", "held-out")) == 41
     listed = [json.loads(line) for line in (tmp_path / "shards" / "rejected.jsonl").read_text().splitlines()]
+    files = [str(tmp_path / "corpus" / f"{number}.jsonl") for number in range(2)]
     assert listed == [
-        {"reason": "duplicate", "name": "0/20"},
-        {"reason": "duplicate", "name": "0/21"},
-        {"reason": "empty", "name": "0/22"},
-        {"reason": "empty", "name": "1/21"},
+        {"file": files[0], "document": "0/20", "reason": "duplicate", "text": TEXTS[0]},
+        {"file": files[0], "document": "0/21", "reason": "duplicate", "text": TEXTS[0]},
+        {"file": files[0], "document": "0/22", "reason": "empty", "text": "\t"},
+        {"file": files[1], "document": "1/21", "reason": "empty", "text": " \n"},
     ]
     # the copy in the other part stands on the same side
     copies = [
@@ -143,8 +141,8 @@ def test_duplicates_are_kept_if_asked_and_documents_handed_on(tmp_path: Path, to
     assert [document.text for document in handed_on] == ["one", "one", "\ud800", ""]
     index = read_index(tmp_path / "parts" / "part-00000")
     assert index.total("train", "documents") == 2
-    assert index.rejected == {"empty": 1, "duplicate": 0, "not Unicode": 1}
-    assert index.preparation["exact_duplicates"] == "kept"
+    assert index.rejected == {"empty": 1, "not Unicode": 1}
+    assert index.preparation["deduplicate"] is False
 
 
 def test_more_tasks_than_files(tmp_path: Path, tokenizer: Path) -> None:

@@ -76,8 +76,8 @@ class Import:
     """node-by-node: all of node 1, then all of node 2, for data that was cut into blocks."""
     add_bos: bool = False
     """Put a BOS in front of every document without one: amber-data-prep writes none, masking needs it."""
-    licence: str = ""
-    """Licence of the text, noted in the index."""
+    licence: str | None = None
+    """Licence of the text, noted in the index; by default what DIR says."""
     overwrite: bool = False
     """Replace the shards in OUT; the old ones go only when the new ones are complete."""
     json: bool = False
@@ -171,8 +171,8 @@ def _import(arguments: Import) -> None:
         progress=_every_ten_seconds(),
     )
     _print(arguments.out, index, arguments.json)
-    if sum(index.rejected.values()):
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in index.rejected.items() if count)
+    if index.rejected:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in index.rejected.items())
         _note(f"rejected lines: {counts}; they are listed in {arguments.out / 'rejected.jsonl'}")
     without = index.preparation["documents_without_bos"]
     if without:
@@ -231,8 +231,8 @@ def _print(folder: Path, index: Any, as_json: bool) -> None:
             ("shards", str(folder)),
             ("format", f"{index.format}, {8 * int(index.dtype[-1])} bits a token"),
             ("tokenizer", f"{index.vocab_size:,} pieces, {index.tokenizer[:16]}…"),
-            ("source", index.source or "not said"),
-            ("licence", index.licence or "not said"),
+            ("source", index.source),
+            ("licence", index.licence),
             ("rejected", rejected or "none"),
             *[(name.replace("_", " "), str(value)) for name, value in index.preparation.items()],
         ]

@@ -22,7 +22,6 @@ from mobilellm.data.shard_merge import PART, merge_shards
 from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from mobilellm.tokenizer import Tokenizer
 
-REASONS = ("empty", "duplicate", "not Unicode")
 _DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 2**22
 
 
@@ -43,7 +42,7 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
         folder: str | Path,
         tokenizer: str | Path,
         source: str,
-        licence: str = "",
+        licence: str = "not stated",
         held_out: float = 0.005,
         drop_duplicates: bool = True,
         shard_tokens: int = SHARD_TOKENS,
@@ -62,7 +61,7 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
         with atomic_directory(target, overwrite=True, marker="index.json") as temporary:
             with (
                 ShardWriter(temporary, tokenizer.vocab_size, self.shard_tokens) as writer,
-                Rejected(temporary, REASONS) as rejected,
+                Rejected(temporary) as rejected,
             ):
                 seen: set[bytes] = set()
                 for documents in _batches(data or ()):
@@ -72,13 +71,14 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
                 shards = writer.finish()
             preparation = {
                 "held_out": self.held_out,
-                "exact_duplicates": "dropped within a task" if self.drop_duplicates else "kept",
+                "deduplicate": "within each part" if self.drop_duplicates else False,
                 PART: {"rank": rank, "of": world_size},
             }
             index = make_index(
                 tokenizer.vocab_size, tokenizer.fingerprint, self.source, self.licence, rejected.counts,
                 shards, preparation,
             )  # fmt: skip
+            tokenizer.save(temporary / "tokenizer")
             write_index(temporary, index)
 
     def _write(
@@ -103,7 +103,8 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
                     seen.add(digest[:16])
             if reason:
                 self.stat_update("dropped", f"dropped_{reason}")
-                rejected.add(document.id, reason)
+                file = str(document.metadata.get("file_path", self.source))
+                rejected.add(file, {"document": document.id}, reason, document.text)
             else:
                 chosen.append((side_of(digest, self.held_out), document.text))
         encoded = tokenizer.encode_batch([text for _, text in chosen], eos=True)

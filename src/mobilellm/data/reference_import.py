@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mobilellm.atomic import atomic_directory
 from mobilellm.data.holding_out import check_share, digest_of, side_of
-from mobilellm.data.reference_layout import REASONS, Layout, Order, find_layout, read_sequences
+from mobilellm.data.reference_layout import Layout, Order, find_layout, read_sequences
 from mobilellm.data.rejected import Rejected
 from mobilellm.data.shard_index import Shard, ShardError, ShardIndex, make_index, write_index
 from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
@@ -27,7 +27,7 @@ def import_reference(
     held_out: float = 0.0,
     order: Order = "round-robin",
     add_bos: bool = False,
-    licence: str = "",
+    licence: str | None = None,
     shard_tokens: int = SHARD_TOKENS,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda tokens: None,
@@ -50,7 +50,7 @@ def import_reference(
     with atomic_directory(directory, overwrite, "index.json") as temporary:
         with (
             ShardWriter(temporary, tokenizer.vocab_size, shard_tokens) as writer,
-            Rejected(temporary, REASONS) as rejected,
+            Rejected(temporary) as rejected,
         ):
             without_bos = 0
             for ids in _documents(source, layout, tokenizer.vocab_size, order, add_bos, rejected):
@@ -67,7 +67,7 @@ def import_reference(
             tokenizer.vocab_size,
             tokenizer.fingerprint,
             manifest.source if manifest is not None else str(source),
-            licence or (manifest.licence if manifest is not None else ""),
+            licence or (manifest.licence if manifest is not None else "not stated"),
             rejected.counts,
             shards,
             {
@@ -78,6 +78,7 @@ def import_reference(
                 "documents_without_bos": without_bos,
             },
         )
+        tokenizer.save(temporary / "tokenizer")
         write_index(temporary, index)
     return index
 
@@ -86,11 +87,11 @@ def _documents(
     source: Path, layout: Layout, vocab_size: int, order: Order, add_bos: bool, rejected: Rejected
 ) -> Iterator[NDArray[np.int64]]:
     cutter = _Cutter(add_bos)
-    for name, ids, reason in read_sequences(source, layout, vocab_size, order):
-        if ids is not None:
-            yield from cutter.feed(ids)
+    for line in read_sequences(source, layout, vocab_size, order):
+        if line.ids is not None:
+            yield from cutter.feed(line.ids)
         else:
-            rejected.add(name, reason)
+            rejected.add(line.file, {"line": line.number}, line.reason, line.text)
             yield from cutter.close()  # what follows is not what stood next to it
     yield from cutter.close()
 

@@ -40,25 +40,19 @@ REMAINDER = "remainder.jsonl"
 """Beside the node folders, where the reference does not look: the tokens after the last whole line."""
 
 GPUS_PER_NODE = 8  # written into the reference
-REASONS = (
-    "empty",
-    "no token_ids",
-    "not JSON",
-    "not UTF-8",
-    "not whole numbers",
-    "outside the vocabulary",
-    "too long",
-)
 _LONGEST_LINE = 2**26  # bytes; so that a file without line ends does not fill the memory
 _LINES_AT_ONCE = 256
+_EXCERPT = 320  # bytes of a bad line that are told
 
 
 class Line(NamedTuple):
-    """One line: where it stood, and its ids, or why it cannot be used (one of REASONS)."""
+    """One line of a file: its ids, or why it cannot be used and how it begins."""
 
-    name: str
+    file: str
+    number: int  # from 1
     ids: NDArray[np.int64] | None
     reason: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,7 +167,7 @@ def read_sequences(directory: Path, layout: Layout, vocab_size: int, order: Orde
     count = 0
     for file, number, line in dealt:
         count += 1
-        yield _sequence(f"{file.relative_to(directory)}:{number}", line, vocab_size)
+        yield _sequence(str(file.relative_to(directory)), number, line, vocab_size)
     if layout.manifest is not None and count != layout.manifest.sequences:
         raise ShardError(
             f"{directory}: has {count} lines and its {MANIFEST} says {layout.manifest.sequences}; a file is "
@@ -181,7 +175,7 @@ def read_sequences(directory: Path, layout: Layout, vocab_size: int, order: Orde
         )
     if layout.remainder is not None:
         for file, number, line in _lines(layout.remainder):
-            yield _sequence(f"{file.name}:{number}", line, vocab_size)
+            yield _sequence(file.name, number, line, vocab_size)
     elif layout.manifest is not None and layout.manifest.remainder:
         raise ShardError(f"{directory}: {REMAINDER} is missing; copy or export it again")
 
@@ -212,20 +206,27 @@ def _lines(file: Path) -> Iterator[tuple[Path, int, bytes]]:
             yield file, number, line
 
 
-def _sequence(name: str, line: bytes, vocab_size: int) -> Line:
+def _sequence(file: str, number: int, line: bytes, vocab_size: int) -> Line:
+    ids, reason = _token_ids(line)
+    reason = reason or _fault(ids, vocab_size)
+    if reason:
+        return Line(file, number, None, reason, line[:_EXCERPT].decode(errors="replace").strip())
+    return Line(file, number, np.array(ids, dtype=np.int64))
+
+
+def _token_ids(line: bytes) -> tuple[Any, str]:
+    """What the line has as token_ids, None if nothing, and why the line cannot be read at all, or ""."""
     if len(line) > _LONGEST_LINE:
-        return Line(name, None, "too long")
+        return None, "too long"
     if not line.strip():
-        return Line(name, None, "empty")
+        return None, "empty"
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        return Line(name, None, "not UTF-8")
+        return None, "not UTF-8"
     except (ValueError, RecursionError):
-        return Line(name, None, "not JSON")
-    ids = values.get("token_ids") if isinstance(values, dict) else None
-    reason = _fault(ids, vocab_size)
-    return Line(name, None if reason else np.array(ids, dtype=np.int64), reason)
+        return None, "not JSON"
+    return values.get("token_ids") if isinstance(values, dict) else None, ""
 
 
 def _fault(ids: Any, vocab_size: int) -> str:

@@ -59,6 +59,8 @@ def merge_shards(
                 if (part / REJECTED).is_file():
                     with (part / REJECTED).open("rb") as lines:
                         shutil.copyfileobj(lines, rejected)
+        if (found[0][0] / "tokenizer").is_dir():
+            shutil.copytree(found[0][0] / "tokenizer", temporary / "tokenizer")
         merged = make_index(
             first.vocab_size,
             first.tokenizer,
