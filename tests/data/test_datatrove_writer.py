@@ -178,6 +178,17 @@ def test_the_merging_step(tmp_path: Path, tokenizer: Path) -> None:
     for _ in range(2):  # killed after the work and before it was marked as done, it runs again
         LocalPipelineExecutor([step], tasks=1, logging_dir=str(tmp_path / "logs"), skip_completed=False).run()
     assert sum(shard.documents for shard in read_index(tmp_path / "shards").shards) == len(TEXTS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "diary.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        MergeShards(tmp_path / "parts", tmp_path / "other").run()
+    write_shards(
+        tmp_path / "shards", [Document("", "a"), Document("", "b")], trained(), "", "", overwrite=True
+    )
+    before = read_index(tmp_path / "shards")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        step.run()
+    assert read_index(tmp_path / "shards") == before
 
 
 def test_wrong_settings_are_refused_before_the_pipeline_starts(tmp_path: Path, tokenizer: Path) -> None:

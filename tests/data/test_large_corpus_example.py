@@ -123,7 +123,7 @@ def test_slurm_gets_a_chain_of_jobs(tmp_path: Path, arguments: list[str]) -> Non
         assert "#SBATCH --partition=night\n" in job
         assert "#SBATCH --cpus-per-task=2\n" in job
         assert "\nactivate\n" in job
-        assert f"launch_pickled_pipeline {tmp_path}/work/logs/{stage}/executor.pik" in job
+        assert f"launch_pickled_pipeline {tmp_path / 'work' / 'logs' / stage / 'executor.pik'}" in job
         assert (tmp_path / "work" / "logs" / stage / "executor.pik").stat().st_size > 0
     calls = (tmp_path / "calls").read_text().splitlines()[::2]
     after = [

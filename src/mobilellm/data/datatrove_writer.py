@@ -18,7 +18,7 @@ from mobilellm.atomic import atomic_directory
 from mobilellm.data.holding_out import check_share, digest_of, side_of
 from mobilellm.data.rejected import Rejected
 from mobilellm.data.shard_index import make_index, write_index
-from mobilellm.data.shard_merge import PART, merge_shards
+from mobilellm.data.shard_merge import PART, is_merged, merge_shards
 from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from mobilellm.tokenizer import Tokenizer
 
@@ -115,7 +115,10 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
 
 
 class MergeShards(PipelineStep):  # type: ignore[misc]
-    """The last step, for one task: `merge_shards` of what all tasks of ShardsWriter have written."""
+    """The last step, for one task: `merge_shards` of what all tasks of ShardsWriter have written.
+
+    A folder that holds just these already is left alone; one that holds anything else is refused.
+    """
 
     type = "💾 - WRITER"
     name = "📱 mobilellm shards, merged"
@@ -127,7 +130,13 @@ class MergeShards(PipelineStep):  # type: ignore[misc]
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         if world_size != 1:
             raise ValueError(f"merging is for one task, not for {world_size}; give its executor tasks=1")
-        merge_shards([self.parts], self.folder, overwrite=True)
+        try:
+            merge_shards([self.parts], self.folder)
+        except FileExistsError:
+            if not is_merged([self.parts], self.folder):
+                raise FileExistsError(
+                    f"{self.folder}: holds something else than these shards; remove it or name another folder"
+                ) from None
 
 
 def _path(path: str | Path) -> Path:

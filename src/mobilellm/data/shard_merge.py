@@ -74,6 +74,15 @@ def merge_shards(
     return merged
 
 
+def is_merged(parts: Sequence[Path], directory: Path) -> bool:
+    """Whether `directory` holds the files of `parts` already, and no others."""
+    if not (directory / "index.json").is_file():
+        return False
+    indices = [read_index(part, may_be_empty=True) for part in find_parts(parts)]
+    expected = sorted(shard.sha256 for index in indices for shard in index.shards)
+    return expected == sorted(shard.sha256 for shard in read_index(directory).shards)
+
+
 def find_parts(paths: Sequence[Path]) -> list[Path]:
     """The folders of shards among `paths` and, where a path is none, directly inside it, by name."""
     parts: list[Path] = []
