@@ -332,3 +332,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 2**20, peaks
+
+
+def test_files_are_taken_by_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "ref").mkdir()
+    for number in (10, 2, 0, 1, 11, 9):
+        (tmp_path / "ref" / f"train_{number}.jsonl").write_text(json.dumps({"token_ids": [300 + number]}))
+    import_reference(tmp_path / "ref", tmp_path / "shards", trained())
+    assert stream_of(tmp_path / "shards") == [300, 301, 302, 309, 310, 311]
