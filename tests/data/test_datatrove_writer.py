@@ -20,6 +20,8 @@ from datatrove.pipeline.readers import JsonlReader
 
 from mobilellm.data.datatrove_writer import MergeShards, ShardsWriter
 from mobilellm.data.documents import Document
+from mobilellm.data.prepare import prepare
+from mobilellm.data.prepare_settings import PrepareSettings
 from mobilellm.data.shard_index import ShardError, read_index
 from mobilellm.data.shard_merge import merge_shards
 from mobilellm.data.shards import read_split, verify, write_shards
@@ -85,6 +87,22 @@ def test_token_for_token_what_write_shards_writes(tmp_path: Path, tokenizer: Pat
     assert (merged.tokenizer, merged.source, merged.licence) == (trained().fingerprint, "test", "ours")
     assert merged.preparation == {"held_out": HELD_OUT, "deduplicate": "within each part", "merged": 2}
     assert Tokenizer.load(tmp_path / "shards" / "tokenizer").fingerprint == trained().fingerprint
+
+
+def test_token_for_token_what_prepare_writes(tmp_path: Path, tokenizer: Path) -> None:
+    corpus(tmp_path / "corpus", 2, [*TEXTS, " \n", "naïve ▁ — 中文 🙂\x00", "a  b\n\n   c\t"])
+    executor(tmp_path, tokenizer).run()
+    merged = merge_shards([tmp_path / "parts"], tmp_path / "shards")
+    settings = PrepareSettings(held_out=HELD_OUT, source="test", licence="ours")
+    expected = prepare(
+        [str(tmp_path / "corpus")], trained(), tmp_path / "expected", settings, workers=1
+    ).index
+    for split in ("train", "held-out"):
+        found = documents(tmp_path / "shards", split)
+        assert found == documents(tmp_path / "expected", split)  # two files, two tasks: the order is the same
+        for field in ("tokens", "documents", "bytes", "words"):
+            assert merged.total(split, field) == expected.total(split, field)
+    assert merged.rejected == expected.rejected == {"empty": 1}
 
 
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, tokenizer: Path) -> None:

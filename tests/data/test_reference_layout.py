@@ -66,7 +66,7 @@ def as_amber_does(documents: list[list[int]], length: int, files: int) -> list[l
     return [sequences[i::files] for i in range(files)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     texts=st.lists(TEXTS.filter(str.strip), min_size=1, max_size=30),
     nodes=st.integers(1, 6),
@@ -132,7 +132,7 @@ def test_every_token_is_trained_on_by_one_gpu(tmp_path: Path) -> None:
     assert rest == stream[len(expected) * 64 :] != []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(
     documents=st.lists(st.lists(st.integers(262, 599), min_size=1, max_size=40), min_size=20, max_size=40),
     length=st.integers(1, 30),

@@ -11,13 +11,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from numpy.typing import NDArray
 
 from mobilellm.atomic import atomic_directory
-from mobilellm.data.holding_out import check_share, digest_of, side_of
+from mobilellm.data.chunks import START, Chunk
+from mobilellm.data.corpus import DUPLICATE
+from mobilellm.data.digests import DigestSet
+from mobilellm.data.holding_out import check_share, held_out_below
 from mobilellm.data.rejected import Rejected
-from mobilellm.data.shard_index import make_index, write_index
+from mobilellm.data.screening import Examined, Screen, ScreenSettings
+from mobilellm.data.shard_index import SPLITS, make_index, write_index
 from mobilellm.data.shard_merge import PART, is_merged, merge_shards
 from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from mobilellm.tokenizer import Tokenizer
@@ -29,9 +35,10 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
     """Tokenises what comes and writes it to FOLDER/part-RANK, whole or not at all; hands documents on.
 
     A part is a folder of shards with an index of its own, and empty where no documents came. A task that is
-    run again begins anew. Documents are held out by the hash of their text. An exact duplicate is dropped
-    if it comes to the same task (about 100 bytes of memory a document; `drop_duplicates=False` spares them);
-    among tasks only an earlier step can find them. FOLDER is a path that all tasks see.
+    run again begins anew. Ids and counts, what is empty, and what is held out (by the hash of its text) are
+    those of `mobilellm prepare`. An exact duplicate is dropped if it comes to the same task (12 to 24 bytes
+    of memory a document; `drop_duplicates=False` spares them); among tasks only an earlier step can find
+    them. FOLDER is a path that all tasks see.
     """
 
     type = "💾 - WRITER"
@@ -63,10 +70,12 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
                 ShardWriter(temporary, tokenizer.vocab_size, self.shard_tokens) as writer,
                 Rejected(temporary) as rejected,
             ):
-                seen: set[bytes] = set()
+                screen, seen = Screen(ScreenSettings(), tokenizer), DigestSet()
                 for documents in _batches(data or ()):
                     with self.track_time("batch"):
-                        self._write(documents, tokenizer, writer, rejected, seen)
+                        texts: list[Any] = [document.text for document in documents]
+                        examined = screen.examine(Chunk("rows", 0, texts, 0, START, 0))
+                        self._write(documents, examined, writer, rejected, seen)
                     yield from documents
                 shards = writer.finish()
             preparation = {
@@ -84,34 +93,43 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
     def _write(
         self,
         documents: list[Document],
-        tokenizer: Tokenizer,
+        examined: Examined,
         writer: ShardWriter,
         rejected: Rejected,
-        seen: set[bytes],
+        seen: DigestSet,
     ) -> None:
-        chosen: list[tuple[str, str]] = []  # split, text
-        for document in documents:
-            self.stat_update("total")
-            try:
-                digest = digest_of(document.text)
-            except UnicodeEncodeError:  # lone surrogates, as JSON can carry them
-                reason = "not Unicode"
-            else:
-                reason = "" if document.text.strip() else "empty"
-                if not reason and self.drop_duplicates:
-                    reason = "duplicate" if digest[:16] in seen else ""
-                    seen.add(digest[:16])
-            if reason:
-                self.stat_update("dropped", f"dropped_{reason}")
-                file = str(document.metadata.get("file_path", self.source))
-                rejected.add(file, {"document": document.id}, reason, document.text)
-            else:
-                chosen.append((side_of(digest, self.held_out), document.text))
-        encoded = tokenizer.encode_batch([text for _, text in chosen], eos=True)
-        for (split, text), ids in zip(chosen, encoded, strict=True):
-            writer.add(split, ids, len(text.encode()), len(text.split()))
-            self.stat_update("forwarded", split)
-            self.stat_update("tokens", value=len(ids), unit="doc")
+        self.stat_update("total", value=len(documents))
+        numbers = np.array(examined.numbers, dtype=np.int64)
+        new = np.ones(len(numbers), dtype=np.bool_)
+        if self.drop_duplicates:
+            new = seen.add(examined.digests)
+        reasons = {rejection.number: rejection.reason for rejection in examined.rejections}
+        reasons |= dict.fromkeys(numbers[~new].tolist(), DUPLICATE)
+        for number, reason in sorted(reasons.items()):
+            self.stat_update("dropped", f"dropped_{reason}")
+            document = documents[number]
+            file = str(document.metadata.get("file_path", self.source))
+            rejected.add(file, {"document": document.id}, reason, document.text)
+        ids = np.frombuffer(examined.ids, dtype=writer.dtype)
+        below = held_out_below(examined.digests, self.held_out)
+        for split, side in zip(SPLITS, (new & ~below, new & below), strict=True):
+            self._add(split, ids, examined.counts, side, writer)
+
+    def _add(
+        self,
+        split: str,
+        ids: NDArray[Any],
+        counts: NDArray[np.int64],
+        side: NDArray[np.bool_],
+        writer: ShardWriter,
+    ) -> None:
+        if not side.any():
+            return
+        chosen = counts[side]
+        writer.add_many(split, ids[np.repeat(side, counts[:, 0])], chosen[:, 0], chosen[:, 1], chosen[:, 2])
+        self.stat_update("forwarded", split, value=len(chosen))
+        for tokens in chosen[:, 0].tolist():
+            self.stat_update("tokens", value=tokens, unit="doc")
 
 
 class MergeShards(PipelineStep):  # type: ignore[misc]

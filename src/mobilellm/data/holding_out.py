@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
-from mobilellm.data.shard_index import SPLITS
+import numpy as np
+from numpy.typing import NDArray
 
 
 def check_share(held_out: float) -> None:
@@ -15,11 +17,11 @@ def check_share(held_out: float) -> None:
         )
 
 
-def digest_of(text: str) -> bytes:
-    """SHA-256 of its UTF-8 bytes. Raises UnicodeEncodeError for lone surrogates."""
-    return hashlib.sha256(text.encode()).digest()
+def digest_of(text: str) -> int:
+    """The first eight bytes of the sha256 of its UTF-8 bytes, big-endian."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def side_of(digest: bytes, held_out: float) -> str:
-    """ "train" or "held-out": the hash lies below the share, so a smaller share is part of a larger one."""
-    return SPLITS[int.from_bytes(digest[:8], "big") < held_out * 2**64]
+def held_out_below(digests: NDArray[np.uint64], held_out: float) -> NDArray[np.bool_]:
+    """Which texts are held out: what a smaller share holds out, a larger one does too."""
+    return digests < np.uint64(math.ceil(held_out * 2**64))

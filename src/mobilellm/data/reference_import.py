@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.atomic import atomic_directory
-from mobilellm.data.holding_out import check_share, digest_of, side_of
+from mobilellm.data.holding_out import check_share, digest_of, held_out_below
 from mobilellm.data.reference_layout import Layout, Order, find_layout, read_sequences
 from mobilellm.data.rejected import Rejected
-from mobilellm.data.shard_index import Shard, ShardError, ShardIndex, make_index, write_index
+from mobilellm.data.shard_index import SPLITS, Shard, ShardError, ShardIndex, make_index, write_index
 from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
 
@@ -56,7 +56,8 @@ def import_reference(
             for ids in _documents(source, layout, tokenizer.vocab_size, order, add_bos, rejected):
                 without_bos += int(ids[0] != BOS_ID)
                 text = tokenizer.decode(ids.tolist())
-                split = side_of(digest_of(text), held_out)
+                out = held_out_below(np.array([digest_of(text)], dtype=np.uint64), held_out)[0]
+                split = SPLITS[int(out)]
                 writer.add(split, ids, len(text.encode()), len(text.split()))
                 progress(writer.tokens)
             if not writer.tokens:
