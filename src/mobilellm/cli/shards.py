@@ -234,7 +234,7 @@ def _print(folder: Path, index: Any, as_json: bool) -> None:
             ("source", index.source),
             ("licence", index.licence),
             ("rejected", rejected or "none"),
-            *[(name.replace("_", " "), str(value)) for name, value in index.preparation.items()],
+            *[(name.replace("_", " "), str(value)) for name, value in _plain(index.preparation)],
         ]
     )
     print()
@@ -243,6 +243,15 @@ def _print(folder: Path, index: Any, as_json: bool) -> None:
         for name, split in splits.items()
     ]
     print_table(("split", "files", *fields, "bytes\na token"), rows)
+
+
+def _plain(preparation: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The settings that were made and fit on a line; --json gives all."""
+    return [
+        (name, value)
+        for name, value in preparation.items()
+        if value not in (None, "") and not isinstance(value, dict | list)
+    ]
 
 
 def _every_ten_seconds() -> Callable[[int], None]:
