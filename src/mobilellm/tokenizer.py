@@ -164,7 +164,7 @@ class Tokenizer:
         table = self._bytes
         if not skip_special:
             table = [piece.encode() for piece in SPECIAL_PIECES] + table[len(SPECIAL_PIECES) :]
-        data = b"".join([table[self._checked(index)] for index in ids])
+        data = b"".join(map(table.__getitem__, self._all_checked(ids)))
         return data.decode("utf-8", errors="replace").removeprefix(" ")
 
     def token_bytes(self, id: int) -> bytes:
@@ -213,6 +213,13 @@ class Tokenizer:
         if model_file.is_file() and Tokenizer.from_sentencepiece(model_file).fingerprint != self.fingerprint:
             raise ValueError(f"{model_file}: belongs to another tokenizer; remove it or save elsewhere")
         write_tokenizer_files(directory, self.pieces, self.merges, model_max_length)
+
+    def _all_checked(self, ids: Iterable[int]) -> list[int]:
+        ids = list(ids)
+        if ids and not (min(ids) >= 0 and max(ids) < len(self.pieces)):
+            for index in ids:
+                self._checked(index)
+        return ids
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self.pieces):

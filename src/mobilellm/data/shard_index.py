@@ -78,7 +78,7 @@ def write_index(directory: Path, index: ShardIndex) -> None:
         temporary.write_text(json.dumps(asdict(index), indent=2) + "\n", encoding="utf-8")
 
 
-def read_index(directory: Path) -> ShardIndex:
+def read_index(directory: Path, may_be_empty: bool = False) -> ShardIndex:
     """The index of a folder of shards. Raises FileNotFoundError or ShardError."""
     file = directory / "index.json"
     if not file.is_file():
@@ -97,7 +97,7 @@ def read_index(directory: Path) -> ShardIndex:
         index = ShardIndex(**values, shards=shards)
     except (KeyError, TypeError) as error:
         raise ShardError(f"{file}: not a shard index ({error}); prepare the data again") from None
-    if problem := _problem(index):
+    if problem := _problem(index) or ("" if index.shards or may_be_empty else "it lists no shards"):
         raise ShardError(f"{file}: {problem}; prepare the data again")
     return index
 
@@ -119,4 +119,4 @@ def _problem(index: ShardIndex) -> str:
             return f"file = {shard.file!r} must be the name of a file beside it"
     if index.dtype not in DTYPES:
         return f"dtype = {index.dtype!r} must be one of {', '.join(DTYPES)}"
-    return "" if index.shards else "it lists no shards"
+    return ""
