@@ -45,6 +45,7 @@ from torch import Tensor
 
 from mobilellm.data.loader import Batch, PackedLoader
 from mobilellm.model.transformer import Block, MobileLLM
+from mobilellm.tokenizer import BOS_ID
 from mobilellm.train.guard import TrainingError
 from mobilellm.train.loop import train
 from mobilellm.train.loss import weighted_loss
@@ -530,6 +531,26 @@ def test_weights_count_by_token(tmp_path: Path) -> None:
     ]
     mean = sum(loss for loss, _ in sums) / sum(weight for _, weight in sums)
     assert weighted_losses(tmp_path, 1)[0][0] == pytest.approx(mean, rel=1e-6)
+
+
+def test_the_loss_is_told_the_segments(tmp_path: Path) -> None:
+    """Of its own micro-batch, where documents are kept apart; nothing where they are not."""
+    stream, settings = tiny_stream(), tiny_settings(steps=3, micro_batch=2)
+    stream[::9] = BOS_ID
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def loss(model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor, segments: Tensor) -> Tensor:
+        seen.append((tokens, segments))
+        return weighted_loss(model, tokens, targets, weights)
+
+    loader = PackedLoader(stream, 16, 4, settings.seed, document_mask=True)
+    train(tiny_model(), loader, settings, tmp_path, loss_function=loss)
+    again = PackedLoader(stream, 16, 4, settings.seed, document_mask=True)
+    for number in range(3):
+        batch, parts = again.next(), seen[2 * number : 2 * number + 2]
+        assert np.array_equal(torch.cat([tokens for tokens, _ in parts]), batch.tokens)
+        assert np.array_equal(torch.cat([segments for _, segments in parts]), batch.segments)
+    assert len(seen) == 6
 
 
 def test_a_batch_in_which_nothing_counts(tmp_path: Path) -> None:

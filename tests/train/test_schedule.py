@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -86,3 +87,67 @@ def test_up_then_down(steps: int, warmup: int, final_fraction: float) -> None:
     assert down == sorted(down, reverse=True)
     if len(down) > 1:
         assert (down[0], down[-1]) == (pytest.approx(1), pytest.approx(final_fraction))
+
+
+# The others
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1]),  # six equal steps down
+        ("wsd", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.1]),  # a third of nine steps is three
+    ],
+)
+def test_the_others_by_hand(name: str, values: list[float]) -> None:
+    rates = [factor(name, step, 9, 2, 0.1, decay_fraction=1 / 3) for step in range(9)]
+    assert rates == pytest.approx(values, abs=1e-12)
+    assert factor(name, 100, 9, 2, 0.1, decay_fraction=1 / 3) == pytest.approx(0.1)
+
+
+def test_wsd_of_a_long_run() -> None:
+    """MiniCPM's: a tenth of the run to decay."""
+    rates = [factor("wsd", step, 10_000, 100, 0.0, 0.1) for step in range(10_000)]
+    assert rates[99:9000] == [1.0] * 8901
+    assert 0.99 < rates[9001] < 1
+    assert rates[9499] == pytest.approx(0.5)
+    assert rates[9999] == 0.0
+
+
+shape = given(st.integers(1, 300), st.integers(0, 100), st.floats(0, 1), st.floats(0, 1, exclude_min=True))
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+@shape
+def test_all_warm_up_alike_and_end_at_the_floor(
+    name: str, steps: int, warmup: int, final_fraction: float, decay_fraction: float
+) -> None:
+    rates = [factor(name, step, steps, warmup, final_fraction, decay_fraction) for step in range(steps)]
+    assert rates[:warmup] == [(step + 1) / warmup for step in range(min(warmup, steps))]
+    down = rates[warmup:]
+    assert all(a >= b for a, b in itertools.pairwise(down))
+    if len(down) > 1:
+        assert (down[0], down[-1]) == (pytest.approx(1), pytest.approx(final_fraction))
+
+
+@shape
+def test_linear_is_a_line(steps: int, warmup: int, final_fraction: float, decay_fraction: float) -> None:
+    down = [factor("linear", step, steps, warmup, final_fraction) for step in range(warmup, steps)]
+    falls = [a - b for a, b in itertools.pairwise(down)]
+    assert falls == pytest.approx([(1 - final_fraction) / len(falls)] * len(falls)) if falls else True
+
+
+@shape
+def test_wsd_stays_then_falls_in_a_line(
+    steps: int, warmup: int, final_fraction: float, decay_fraction: float
+) -> None:
+    rates = [
+        factor("wsd", step, steps, warmup, final_fraction, decay_fraction) for step in range(warmup, steps)
+    ]
+    if len(rates) < 2:
+        return
+    decay = min(max(1, round(decay_fraction * steps)), len(rates) - 1)
+    stay = len(rates) - decay
+    assert rates[:stay] == [1.0] * stay
+    falls = [a - b for a, b in zip(rates[stay - 1 :], rates[stay:], strict=False)]
+    assert falls == pytest.approx([(1 - final_fraction) / decay] * decay)

@@ -175,6 +175,16 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def reshard(model: nn.Module) -> None:
+    """Make the parameters of a sharded model those that the optimiser knows.
+
+    A forward pass without a backward one (an evaluation) leaves embedding and norm gathered, under the same
+    names; blocks are not.
+    """
+    if is_sharded(model):
+        model.reshard()  # type: ignore[operator]
+
+
 def whole_model(model: MobileLLM) -> MobileLLM | None:
     """A plain copy of a sharded model, on the first process; None on the others. All must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

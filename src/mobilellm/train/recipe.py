@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -95,16 +96,15 @@ class Recipe(TrainSettings):
     sample: SampleChoice = field(default_factory=SampleChoice)
     log: LogChoice = field(default_factory=LogChoice)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        problems = []
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
         if not self.data.train:
             problems.append("data.train is empty; name at least one folder of shards")
         if self.data.weights and len(self.data.weights) != len(self.data.train):
             problems.append(
                 f"data.weights has {len(self.data.weights)} numbers, data.train {len(self.data.train)} names"
             )
-        if any(not weight > 0 for weight in self.data.weights):
+        if not all(0 < weight < math.inf for weight in self.data.weights):
             problems.append(f"data.weights = {list(self.data.weights)} must all be above 0")
         for name, value in (
             ("data.held_out_tokens", self.data.held_out_tokens),
@@ -116,8 +116,7 @@ class Recipe(TrainSettings):
             problems.append(f"sample.temperature = {self.sample.temperature} must be 0 or above")
         if self.log.tracker not in ("none", "trackio", "wandb"):
             problems.append(f"log.tracker = {self.log.tracker!r} must be none, trackio or wandb")
-        if problems:
-            raise ValueError("train: " + "; ".join(problems))
+        return problems
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def learning_rate_factor(step: int, steps: int, settings: ScheduleSettings) -> f
         return (step + 1) / warmup
     start = warmup
     if settings.name == "wsd":
-        start = max(warmup, steps - 1 - round(settings.decay_fraction * steps))
+        start = max(warmup, steps - 1 - max(1, round(settings.decay_fraction * steps)))
     progress = min(1.0, max(0, step - start) / max(1, steps - 1 - start))
     if settings.name == "cosine":
         progress = 0.5 * (1 - math.cos(math.pi * progress))

@@ -111,16 +111,17 @@ class TrainSettings:
     """Steps between evaluations; there is one before the first step and one after the last."""
 
     def __post_init__(self) -> None:
-        problems = type_problems(self)
-        if not problems:
-            problems = [text for name, good, text in self._rules() if not good(_value(self, name))]
-            problems += [] if problems else self._relations()
-        if problems:
+        if problems := type_problems(self) or self._problems():
             raise ValueError("train: " + "; ".join(problems))
 
     @property
     def total_tokens(self) -> int:
         return self.steps * self.batch.tokens_per_step
+
+    def _problems(self) -> list[str]:
+        """What is wrong with values of the right types."""
+        problems = [text for name, good, text in self._rules() if not good(_value(self, name))]
+        return problems or self._relations()
 
     def _rules(self) -> Iterator[tuple[str, Callable[[Any], bool], str]]:
         for name, good, words in _RULES:

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from mobilellm.model.transformer import MobileLLM
-from mobilellm.train.distributed import World
+from mobilellm.train.distributed import World, reshard
 from mobilellm.train.settings import CheckpointSettings
 
 _NAME = re.compile(r"step-([0-9]+)")
@@ -78,6 +78,7 @@ class Checkpointer:
         Raises OSError, e.g. for a full disk; an error in the background is raised by the next call.
         """
         self.wait()
+        reshard(model)
         tensors = _tensors(model, optimizer)
         path = self._directory / f"step-{state.step:08d}"
         temporary = path.with_name(f"{path.name}.tmp")

@@ -1,0 +1,160 @@
+"""Several processes give what one gives, by DDP and by FSDP2, and take over from each other."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spread_runs import CONFIGS, TARGETS, launch, spread_run, stopping_at
+
+from mobilellm.train.distributed import World, join
+from mobilellm.train.state import checkpoints
+
+SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in (2, 4)]
+ALONE = World()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process, one device."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("alone")
+    seen = {config: spread_run(folder / config, ALONE, config) for config in CONFIGS}
+    return seen | {f"{config} weights": torch.load(folder / config / "weights.pt") for config in CONFIGS}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def together(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder, and what every process saw."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp(f"of-{request.param}")
+    for name in ("1 to many", "1 to fsdp"):
+        assert spread_run(folder / name, ALONE, loss_function=stopping_at(2))["steps"] == 2
+    return folder, launch(request.param, folder)
+
+
+def same_losses(seen: dict[str, Any], alone: dict[str, Any], steps: slice = slice(None)) -> None:
+    assert len(alone["loss"][steps]) > 0
+    assert seen["loss"] == pytest.approx(alone["loss"][steps], rel=1e-5)
+    assert seen["norm"] == pytest.approx(alone["norm"][steps], rel=1e-4)
+
+
+def same_weights(folder: Path, alone: dict[str, torch.Tensor]) -> None:
+    weights = torch.load(folder / "weights.pt")
+    assert weights.keys() == alone.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_it_is_the_same_run(
+    together: tuple[Path, list[dict[str, Any]]], alone: dict[str, Any], strategy: str, config: str
+) -> None:
+    """Losses, gradient norms, evaluations and texts, with accumulation and unequal weights; tied or not."""
+    folder, everywhere = together
+    first, *others = (seen[f"{strategy} {config}"] for seen in everywhere)
+    same_losses(first, alone[config])
+    assert len(first["eval"]) == 4
+    assert first["evaluated"] == [TARGETS] * 4  # every target once
+    assert first["eval"] == pytest.approx(alone[config]["eval"], rel=1e-5)
+    assert first["said"] == pytest.approx(alone[config]["said"], rel=1e-5)
+    same_weights(folder / f"{strategy} {config}", alone[f"{config} weights"])
+    for other in others:
+        assert (other["steps"], other["stopped"]) == (6, None)
+        assert other["loss"] == other["said"] == []  # only the first speaks
+
+
+def test_sharded_means_that_each_holds_a_part(
+    together: tuple[Path, list[dict[str, Any]]], alone: dict[str, Any]
+) -> None:
+    _, everywhere = together
+    for config in CONFIGS:
+        whole, parts = (
+            alone[config]["parameters"],
+            [seen[f"fsdp {config}"]["parameters"] for seen in everywhere],
+        )
+        assert sum(parts) == whole
+        assert max(parts) < 1.2 * whole / len(parts)
+        assert {seen[f"ddp {config}"]["parameters"] for seen in everywhere} == {whole}
+
+
+def test_one_is_asked_and_all_stop(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    """After the same step, for the same reason, with a checkpoint that all have written."""
+    folder, everywhere = together
+    outcomes = {name: {(seen[name]["steps"], seen[name]["stopped"]) for seen in everywhere} for name in (
+        "1 to many", "ddp first", "fsdp then",
+    )}  # fmt: skip
+    assert outcomes["1 to many"] == {(4, "requeue")}
+    assert outcomes["ddp first"] == {(1, "requeue")}
+    assert outcomes["fsdp then"] == {(4, "interrupt")}
+    assert checkpoints(folder / "mixed" / "checkpoints")[-1].name == "step-00000004"
+    for name in ("ddp shared", "fsdp shared"):
+        newest = checkpoints(folder / name / "checkpoints")[-1]
+        files = {path.name for path in newest.iterdir()}
+        assert files == {*json.loads((newest / "state.json").read_text())["files"], "state.json"}
+        assert len({name.partition("-model")[0] for name in files if "-model" in name}) == len(everywhere)
+
+
+def test_on_one_then_on_many_then_on_one(
+    together: tuple[Path, list[dict[str, Any]]], alone: dict[str, Any]
+) -> None:
+    folder, everywhere = together
+    same_losses(everywhere[0]["1 to many"], alone["shared"], slice(2, 4))
+    same_losses(everywhere[0]["1 to fsdp"], alone["shared"], slice(2, 6))
+    same_weights(folder / "1 to fsdp", alone["shared weights"])
+    assert spread_run(folder / "1 to fsdp", ALONE)["steps"] == 6  # what was saved right after an evaluation
+    same_weights(folder / "1 to fsdp", alone["shared weights"])
+    back = spread_run(folder / "1 to many", ALONE)
+    same_losses(back, alone["shared"], slice(4, 6))
+    same_weights(folder / "1 to many", alone["shared weights"])
+
+
+def test_ddp_then_fsdp_then_one(together: tuple[Path, list[dict[str, Any]]], alone: dict[str, Any]) -> None:
+    folder, everywhere = together
+    same_losses(everywhere[0]["ddp first"], alone["shared"], slice(0, 1))
+    same_losses(everywhere[0]["fsdp then"], alone["shared"], slice(1, 4))
+    back = spread_run(folder / "mixed", ALONE)
+    same_losses(back, alone["shared"], slice(4, 6))
+    same_weights(folder / "mixed", alone["shared weights"])
+
+
+def test_what_goes_wrong_for_one_stops_all(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    """None is left waiting for the others."""
+    folder, everywhere = together
+    (spoilt,) = {seen["spoilt"] for seen in everywhere}
+    assert spoilt.startswith("TrainingError: step 3: loss nan and gradient norm nan are not both finite")
+    assert json.loads((folder / "spoilt" / "bad-batch.json").read_text())["batch"]["windows"] == [32]
+    (damaged,) = {seen["damaged"] for seen in everywhere}
+    assert "step-00000006: damaged checkpoint (shard-" in damaged
+    assert "sha256" in damaged
+    (too_many,) = {seen["too many"] for seen in everywhere}
+    assert f"cannot be shared by {len(everywhere)} devices" in too_many
+
+
+# Who we are
+
+
+def test_the_environment_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "MASTER_"))]:
+        monkeypatch.delenv(name)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with join("cpu") as world:
+        assert (world.rank, world.size, world.device) == (0, 1, torch.device("cpu"))
+        assert world.sum([1, 2.5]) == [1.0, 2.5]
+        assert world.gather("x") == ["x"]
+    for name, value in (("PROCID", "0"), ("NTASKS", "4"), ("LOCALID", "0")):
+        monkeypatch.setenv(f"SLURM_{name}", value)  # an interactive shell of Slurm, nobody to meet
+    with join("cpu") as world:
+        assert world.size == 1
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="the environment lacks LOCAL_RANK; start several processes with"):
+        join("cpu").__enter__()
