@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilellm.model import cpu_kernels
+from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.training import training_hidden
 from mobilellm.model.transformer import MobileLLM
 
 CHUNK_ROWS = 512
@@ -19,15 +22,23 @@ CHUNK_LOGITS = 2**21
 
 
 def weighted_loss(
-    model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor, *, z_loss: float = 0.0
+    model: MobileLLM,
+    tokens: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    segments: Tensor | None = None,
+    z_loss: float = 0.0,
+    checkpointing: bool = False,
 ) -> Tensor:
     """Sum over the batch of weight * negative log-likelihood (nats), in float32.
 
     A sum, not a mean: the caller divides by the weight of the whole step, so that micro-batches and devices
     with unequal weights count by token (a mean of means would not). Every target must be a token id; where a
-    target does not count its weight is 0. `z_loss` as in `linear_cross_entropy`.
+    target does not count its weight is 0. `segments` and `checkpointing` as in `training_hidden`, `z_loss` as
+    in `linear_cross_entropy`.
     """
-    hidden = model.hidden(tokens).flatten(0, 1)
+    hidden = training_hidden(model, tokens, segments, checkpointing).flatten(0, 1)
     return linear_cross_entropy(hidden, model.head_weight, targets.flatten(), weights.flatten(), z_loss)
 
 
@@ -119,6 +130,20 @@ def _softmax_gradient(
     logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """The loss of a chunk and its gradient by the logits (rows, V), in the dtype of the logits."""
+    if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        kernels = cpu_kernels.load()
+        if isinstance(kernels, Kernels):
+            losses = weights.new_empty(len(logits))
+            kernels(
+                "cross_entropy",
+                logits,
+                targets.contiguous(),
+                weights.contiguous(),
+                z_loss,
+                losses,
+                *logits.shape,
+            )
+            return losses.sum(), logits
     wide = logits.float()
     total = wide.logsumexp(-1)
     index = targets[:, None]
