@@ -16,15 +16,20 @@ class Rotation(NamedTuple):
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """Angles position * theta^(-2i/D) for positions (T,) or (B, T), in float32; stored in `dtype`."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[..., None].float() * (1.0 / theta**exponents)
-    cos, sin = angles.cos(), angles.sin()
+    """Angles position * theta^(-2i/D) for positions (T,) or (B, T), made in float32 and stored in `dtype`."""
+    angle = angles(positions, head_dim, theta)
+    cos, sin = angle.cos(), angle.sin()
     shape = (-1, positions.shape[-1], 1, head_dim)
     return Rotation(
         torch.cat((cos, cos), dim=-1).view(shape).to(dtype),
         torch.cat((-sin, sin), dim=-1).view(shape).to(dtype),
     )
+
+
+def angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
+    """Positions (T,) or (B, T) times the frequencies: (…, T, D / 2) in float32."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    return positions[..., None].float() * (1.0 / theta**exponents)
 
 
 def rotate(x: Tensor, rope: Rotation) -> Tensor:

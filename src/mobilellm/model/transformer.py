@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mobilellm.config import ModelConfig
 from mobilellm.model.cache import KVCache
@@ -19,6 +20,7 @@ from mobilellm.model.rope import Rotation, rotate, rotation
 
 if TYPE_CHECKING:
     from mobilellm.model.fused import FusedBlock, FusedWeights
+    from mobilellm.model.training import Runner
 
 
 class MobileLLM(nn.Module):
@@ -54,33 +56,44 @@ class MobileLLM(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         fused: FusedWeights | None = None,
+        *,
+        segments: Tensor | None = None,
+        checkpointing: bool = False,
+        runner: Runner | None = None,
     ) -> Tensor:
         """Final normalised hidden states (B, T, E).
 
         Without a mask attention is causal. `positions` (T,) or (B, T) and the boolean `mask`, broadcastable
-        to (B, 1, T, S) with True where a query may look, serve packed documents and left padding; with a
-        cache both follow from it, and must be left out. `fused` holds the same weights in the layout of
-        `model/fused.py`, for inference.
+        to (B, 1, T, S) with True where a query may look, serve left padding and the like; `segments` (B, T)
+        numbers the documents of packed rows, each of which then stands alone and begins at position 0. With a
+        cache all of these follow from it, and must be left out. `fused` holds the same weights in the layout
+        of `model/fused.py`, for inference. For training, blocks run again in backward with `checkpointing`,
+        and `runner` is a faster way through them (`model/training.py`).
         """
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (batch, length), not empty")
         T = tokens.shape[1]
         if cache is not None:
-            if positions is not None or mask is not None:
-                raise ValueError("positions and mask follow from the cache; leave them out")
+            if positions is not None or mask is not None or segments is not None:
+                raise ValueError("positions, mask and segments follow from the cache; leave them out")
             cache.reserve(*tokens.shape)
             positions, mask = _cached_view(cache, T, tokens.device)
+        elif segments is not None:
+            if positions is not None or mask is not None:
+                raise ValueError("positions and mask follow from segments; leave them out")
+            positions, mask = _segmented_view(segments)
         elif positions is None:
             positions = torch.arange(T, device=tokens.device)
         x = F.embedding(tokens, self.model.embed_tokens.weight)
         rope = rotation(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for step, index in enumerate(self.config.schedule):
-            block_fused = fused.blocks[index] if fused is not None else None
-            x = self.model.layers[index](x, rope, mask, cache, step, block_fused)
+            block, block_fused = self.model.layers[index], fused.blocks[index] if fused is not None else None
+            arguments = (x, rope, mask, cache, step, block_fused, runner)
+            x = checkpoint(block, *arguments, use_reentrant=False) if checkpointing else block(*arguments)
         if cache is not None:
             cache.advance(T)
-        norm: Tensor = self.model.norm(x)
-        return norm
+        out: Tensor = self.model.norm(x) if runner is None else runner.norm(self.model.norm, x)
+        return out
 
     def logits(self, hidden: Tensor, fused: FusedWeights | None = None) -> Tensor:
         """Logits (..., V) of hidden states (..., E); compute only the rows you need."""
@@ -137,7 +150,10 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         step: int = 0,
         fused: FusedBlock | None = None,
+        runner: Runner | None = None,
     ) -> Tensor:
+        if runner is not None and (done := runner.block(self, x)) is not None:
+            return done
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, step, fused)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x), fused)
         return out
@@ -239,6 +255,21 @@ def _cached_view(cache: KVCache, T: int, device: torch.device) -> tuple[Tensor, 
         keys = torch.arange(cache.length + T, device=device)
         return columns, keys <= columns[:, None]  # (T, S)
     return left_padding_view(cache.padding, columns)
+
+
+def document_starts(segments: Tensor) -> Tensor:
+    """Where the document of every token begins in its row: (B, T) positions."""
+    columns = torch.arange(segments.shape[1], device=segments.device)
+    new = torch.ones_like(segments, dtype=torch.bool)
+    new[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return torch.where(new, columns, 0).cummax(dim=1).values
+
+
+def _segmented_view(segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) and mask (B, 1, T, T) of rows of documents that stand alone."""
+    starts, columns = document_starts(segments), torch.arange(segments.shape[1], device=segments.device)
+    mask = (columns >= starts[..., None]) & (columns <= columns[:, None])
+    return columns - starts, mask[:, None]
 
 
 def left_padding_view(padding: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,154 @@
-"""Next-token cross-entropy of a batch, in one place for every kind of run."""
+"""Next-token cross-entropy of a batch, in one place for every kind of run.
+
+N tokens of the batch, E hidden_size, V vocab_size.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mobilellm.model import cpu_kernels
+from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.training import training_hidden
 from mobilellm.model.transformer import MobileLLM
 
+CHUNK_ROWS = 512
+"""Tokens whose logits are held at a time, at least: fewer would touch the head's gradient too often."""
+CHUNK_LOGITS = 2**21
+"""With a small vocabulary more tokens go at a time, up to this many logits, which stay in a cache."""
 
-def weighted_loss(model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+
+def weighted_loss(
+    model: MobileLLM,
+    tokens: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    segments: Tensor | None = None,
+    z_loss: float = 0.0,
+    checkpointing: bool = False,
+) -> Tensor:
     """Sum over the batch of weight * negative log-likelihood (nats), in float32.
 
     A sum, not a mean: the caller divides by the weight of the whole step, so that micro-batches and devices
-    with unequal weights count by token (a mean of means would not).
+    with unequal weights count by token (a mean of means would not). Every target must be a token id; where a
+    target does not count its weight is 0. `segments` and `checkpointing` as in `training_hidden`, `z_loss` as
+    in `linear_cross_entropy`.
     """
-    logits = model.logits(model.hidden(tokens))
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return torch.dot(losses, weights.flatten())
+    hidden = training_hidden(model, tokens, segments, checkpointing).flatten(0, 1)
+    return linear_cross_entropy(hidden, model.head_weight, targets.flatten(), weights.flatten(), z_loss)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, z_loss: float = 0.0
+) -> Tensor:
+    """Sum over N of weights * (nll + z_loss * logsumexp²) of logits hidden (N, E) @ weight (V, E) transposed.
+
+    The logits never exist as a whole: they are made a chunk of tokens at a time, and where gradients are
+    wanted those of `hidden` and `weight` are finished before the next chunk (the idea of Liger Kernel, Hsu et
+    al. 2024, arXiv 2410.10989). Products run in autocast's dtype if it is on, softmax and sums in float32.
+    `z_loss` keeps logsumexp near zero (PaLM, arXiv 2204.02311, uses 1e-4). `weights` get no gradient; one
+    backward pass only.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    function: Any = _LinearCrossEntropy.apply
+    loss: Tensor = function(hidden, weight, targets, weights.float(), z_loss, dtype)
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[:2]
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, *gradients = _loss_and_gradients(hidden, weight, targets, weights, z_loss, dtype, wanted)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if part is None else part.mul_(factor) for part in ctx.saved_tensors)
+        return (*scaled, None, None, None, None)
+
+
+def _loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    z_loss: float,
+    dtype: torch.dtype,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    N, V = hidden.shape[0], weight.shape[0]
+    rows = max(CHUNK_ROWS, CHUNK_LOGITS // V)
+    narrow, head = hidden.to(dtype), weight.to(dtype)
+    loss = torch.zeros((), device=hidden.device)
+    hidden_gradient = torch.empty_like(narrow) if wanted[0] else None
+    weight_gradient: Tensor | None = None
+    for start in range(0, N, rows):
+        part = slice(start, start + rows)
+        logits = narrow[part] @ head.t()
+        if any(wanted):
+            chunk_loss, gradient = _softmax_gradient(logits, targets[part], weights[part], z_loss)
+            if hidden_gradient is not None:
+                torch.mm(gradient, head, out=hidden_gradient[part])
+            if wanted[1]:
+                product = gradient.t() @ narrow[part]
+                if weight_gradient is None:
+                    weight_gradient = product.to(weight.dtype)
+                else:
+                    weight_gradient += product
+        else:
+            chunk_loss = _chunk_loss(logits, targets[part], weights[part], z_loss)
+        loss = loss + chunk_loss
+    if hidden_gradient is not None:
+        hidden_gradient = hidden_gradient.to(hidden.dtype)
+    return loss, hidden_gradient, weight_gradient
+
+
+def _chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float) -> Tensor:
+    wide = logits.float()
+    total = wide.logsumexp(-1)
+    chosen = wide.gather(-1, targets[:, None])[:, 0]
+    return torch.dot(weights, total - chosen + z_loss * total.square())
+
+
+def _softmax_gradient(
+    logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of a chunk and its gradient by the logits (rows, V), in the dtype of the logits."""
+    if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        kernels = cpu_kernels.load()
+        if isinstance(kernels, Kernels):
+            losses = weights.new_empty(len(logits))
+            kernels(
+                "cross_entropy",
+                logits,
+                targets.contiguous(),
+                weights.contiguous(),
+                z_loss,
+                losses,
+                *logits.shape,
+            )
+            return losses.sum(), logits
+    wide = logits.float()
+    total = wide.logsumexp(-1)
+    index = targets[:, None]
+    loss = torch.dot(weights, total - wide.gather(-1, index)[:, 0] + z_loss * total.square())
+    gradient = wide.sub_(total[:, None]).exp_()  # the softmax
+    gradient.mul_((weights * (1 + 2 * z_loss * total))[:, None])
+    gradient.scatter_add_(-1, index, -weights[:, None])
+    return loss, gradient.to(logits.dtype)

@@ -1,0 +1,261 @@
+"""Training speed and peak memory, ours against the Hugging Face Trainer, as a user would run each.
+
+    python benchmarks/train.py --json docs/results/train.json
+
+Same shape, random tokens, batch and optimiser (fused AdamW, betas 0.9 and 0.95, decay 0.1, clipping at 1.0),
+weights float32, matrix products bfloat16. Every run is a fresh process; runs of the contestants alternate.
+The rate counts the steps after the warm-up; compiling happens before and is reported apart. Peak memory is
+the process's own, less that of a process which only imported the same packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import machine  # nothing heavy here: a child's peak memory includes its parent's at the fork
+
+SHAPES = {
+    #        preset  sequences × tokens, steps before and in the measurement
+    "tiny": ("tiny", 8, 256, 4, 16),
+    "125m": ("125m", 1, 512, 2, 6),
+    "125m-4": ("125m", 4, 512, 1, 3),
+}
+CONTESTANTS = ("ours", "ours-compiled", "trainer", "trainer-compiled")
+LEARNING_RATE, BETAS, DECAY, CLIP = 2e-3, (0.9, 0.95), 0.1, 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["tiny", "125m"], choices=list(SHAPES))
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", nargs=2, metavar=("CONTESTANT", "SHAPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--import-only", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(_work(*arguments.worker, arguments.import_only)))
+        return
+    results: dict[str, Any] = {"threads": arguments.threads, "runs": arguments.runs}
+    with tempfile.TemporaryDirectory() as cache:
+        for shape in arguments.shapes:
+            results[shape] = _compare(shape, arguments.contestants, arguments.runs, arguments.threads, cache)
+    machine.write(arguments.json, results)
+
+
+def _compare(shape: str, contestants: list[str], runs: int, threads: int, cache: str) -> dict[str, Any]:
+    done: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    imports = {name: _spawn(name, shape, threads, cache, import_only=True)["peak"] for name in contestants}
+    for _ in range(runs):
+        for name in contestants:
+            run = _spawn(name, shape, threads, cache)
+            done[name].append(run)
+            print(f"{shape} {name}: {run['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
+    _, sequences, length, _, _ = SHAPES[shape]
+    table = {name: _median(runs_of, imports[name]) for name, runs_of in done.items()}
+    ratios = {}
+    for mine in (name for name in contestants if name.startswith("ours")):
+        for theirs in (name for name in contestants if name.startswith("trainer")):
+            a, b = table[mine], table[theirs]
+            ratios[f"{mine} / {theirs}"] = {
+                what: round(a[what] / b[what], 3)
+                for what in ("tokens_per_second", "processor_ms_per_token", "peak_megabytes")
+            }
+    return {"sequences": sequences, "tokens_each": length, "contestants": table, "ratios": ratios}
+
+
+def _median(runs: list[dict[str, Any]], imported: int) -> dict[str, Any]:
+    def median(name: str) -> float:
+        return statistics.median(run[name] for run in runs)
+
+    return {
+        "tokens_per_second": round(median("tokens_per_second"), 1),
+        "all_runs": [round(run["tokens_per_second"], 1) for run in runs],
+        "processor_ms_per_token": round(median("processor_ms_per_token"), 3),
+        "model_gflops_per_second": round(median("model_gflops_per_second"), 1),
+        "peak_megabytes": round((median("peak") - imported) / 2**20),
+        "peak_megabytes_of_import": round(imported / 2**20),
+        "seconds_to_end_of_warm_up": [round(run["warm_up"], 1) for run in runs],
+        "last_loss": round(runs[-1]["last_loss"], 4),
+    }
+
+
+def _spawn(name: str, shape: str, threads: int, cache: str, import_only: bool = False) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--worker", name, shape, *["--import-only"] * import_only]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": cache,
+        "GOMP_SPINCOUNT": "10000",  # for all of them; the command line sets it too
+    }  # fmt: skip
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+# In the child
+
+
+def _work(name: str, shape: str, import_only: bool) -> dict[str, Any]:
+    contestant = _trainer if name.startswith("trainer") else _ours
+    clock = Clock(shape)
+    contestant(clock, name.endswith("compiled"), import_only)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"peak": peak} if import_only else clock.result() | {"peak": peak}
+
+
+class Clock:
+    """Notes wall-clock and processor time at the end of every step."""
+
+    def __init__(self, shape: str) -> None:
+        self.preset, self.sequences, self.length, self.warm_up, self.measured = SHAPES[shape]
+        self.steps = self.warm_up + self.measured
+        self.loss = math.nan
+        self.started = time.perf_counter()
+        self.marks: list[tuple[float, float]] = []
+
+    def tick(self) -> None:
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    def result(self) -> dict[str, Any]:
+        from mobilellm.accounting import training_flops_per_token
+        from mobilellm.presets import preset
+
+        assert len(self.marks) == self.steps, f"{len(self.marks)} steps were made, not {self.steps}"
+        pairs = list(zip(self.marks[self.warm_up - 1 :], self.marks[self.warm_up :], strict=False))
+        seconds, processor = (
+            statistics.median(later[i] - earlier[i] for earlier, later in pairs) for i in (0, 1)
+        )
+        rate = self.sequences * self.length / seconds
+        return {
+            "tokens_per_second": rate,
+            "processor_ms_per_token": 1e3 * processor / (self.sequences * self.length),
+            "model_gflops_per_second": rate
+            * training_flops_per_token(preset(self.preset), self.length)
+            / 1e9,
+            "warm_up": self.marks[self.warm_up - 1][0] - self.started,
+            "last_loss": self.loss,
+        }
+
+
+def _tokens(clock: Clock, vocab_size: int) -> Any:
+    """(steps * sequences, length + 1) random ids, the same for every contestant."""
+    import numpy as np
+
+    shape = (clock.steps * clock.sequences, clock.length + 1)
+    return np.random.default_rng(0).integers(0, vocab_size, shape, dtype=np.int64)
+
+
+def _ours(clock: Clock, compiled: bool, import_only: bool) -> None:
+    import torch
+
+    from mobilellm.model.transformer import MobileLLM
+    from mobilellm.presets import preset
+    from mobilellm.train.loss import weighted_loss
+    from mobilellm.train.optim import adamw
+    from mobilellm.train.settings import TrainSettings
+
+    if import_only:
+        return
+    torch.manual_seed(0)
+    config = preset(clock.preset)
+    model = MobileLLM(config)
+    settings = TrainSettings(
+        steps=clock.steps, sequence_length=clock.length, sequences_per_step=clock.sequences,
+        micro_batch=clock.sequences, learning_rate=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1],
+        weight_decay=DECAY, clip_norm=CLIP,
+    )  # fmt: skip
+    optimizer = adamw(model, settings)
+    loss_function = torch.compile(weighted_loss) if compiled else weighted_loss
+    data = torch.from_numpy(_tokens(clock, config.vocab_size)).split(clock.sequences)
+    for batch in data:
+        tokens, targets = batch[:, :-1], batch[:, 1:]
+        weights = torch.ones(tokens.shape)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_function(model, tokens, targets, weights) / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        clock.loss = loss.item()
+        clock.tick()
+
+
+def _trainer(clock: Clock, compiled: bool, import_only: bool) -> None:
+    import accelerate  # noqa: F401
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    from mobilellm.presets import preset
+
+    if import_only:
+        return
+    config = preset(clock.preset)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_steps,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            tie_word_embeddings=config.tie_word_embeddings,
+            initializer_range=config.initializer_range,
+        )
+    )
+    rows = torch.from_numpy(_tokens(clock, config.vocab_size))
+
+    class Ticking(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick()
+
+        def on_log(self, _arguments: Any, _state: Any, _control: Any, logs: Any = None, **__: Any) -> None:
+            clock.loss = (logs or {}).get("loss", clock.loss)
+
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(
+            model=model,
+            args=TrainingArguments(
+                folder,
+                max_steps=clock.steps,
+                per_device_train_batch_size=clock.sequences,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                adam_beta1=BETAS[0],
+                adam_beta2=BETAS[1],
+                weight_decay=DECAY,
+                max_grad_norm=CLIP,
+                optim="adamw_torch_fused",
+                bf16=True,
+                use_cpu=True,
+                torch_compile=compiled,
+                train_sampling_strategy="sequential",
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            # The model shifts the labels itself, so it is given as many tokens as ours sees.
+            train_dataset=[{"input_ids": row[:-1], "labels": row[:-1]} for row in rows],
+            callbacks=[Ticking()],
+        ).train()
+
+
+if __name__ == "__main__":
+    main()

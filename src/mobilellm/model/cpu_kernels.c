@@ -1,0 +1,267 @@
+/* The passes of training between matrix products, on a CPU: each reads its inputs once and writes its outputs once.
+ *
+ * Plain C that compilers turn into vector code; model/cpu_kernels.py compiles it on first use, and holds the
+ * contract of every function. bf16 in memory, float32 in registers. N tokens, E hidden_size, F intermediate_size,
+ * V vocab_size, B sequences, T tokens of each, K key/value heads, G query heads to each, D head_dim.
+ *
+ * Queries and what is shaped like them are stored in blocks of at most `block` positions: block j holds, for every
+ * sequence and key/value head, its G query heads one after the other, positions j * block … of each. All products of
+ * a block are then one batched product of B * K matrices, over just the keys that causality lets it see.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+typedef int64_t i64;
+
+static inline float wide(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+static inline bf16 narrow(float x) { /* to nearest even; the NaNs that arithmetic makes stay NaN */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float exponential(float x) { /* within 2 units in the last place; e^x below -87 is e^-87; keeps NaN */
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest whole number */
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* Norms and residuals */
+
+void rms_norm(const float *x, const float *w, bf16 *y, float *scale, i64 N, i64 E, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        const float *xi = x + i * E;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (i64 e = 0; e < E; e++) sum += xi[e] * xi[e];
+        float s = 1.0f / sqrtf(sum / E + eps);
+        scale[i] = s;
+        bf16 *yi = y + i * E;
+#pragma omp simd
+        for (i64 e = 0; e < E; e++) yi[e] = narrow(xi[e] * s * w[e]);
+    }
+}
+
+/* dx = residual + gradient through the norm; y is made again, for the gradients of the weights it met. */
+void rms_norm_backward(const bf16 *dy, const float *x, const float *w, const float *scale, const float *residual,
+                       float *dx, float *dw, i64 N, i64 E, int threads) {
+    float *sums = calloc((size_t)(threads * E), sizeof(float));
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        float *mine = sums + thread * E;
+        for (i64 i = N * thread / threads; i < N * (thread + 1) / threads; i++) {
+            const float *xi = x + i * E, *ri = residual + i * E;
+            const bf16 *di = dy + i * E;
+            float *oi = dx + i * E, s = scale[i], dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (i64 e = 0; e < E; e++) {
+                float part = wide(di[e]) * xi[e];
+                dot += part * w[e];
+                mine[e] += part * s;
+            }
+            float back = dot * s * s * s / E;
+#pragma omp simd
+            for (i64 e = 0; e < E; e++) oi[e] = ri[e] + wide(di[e]) * w[e] * s - xi[e] * back;
+        }
+    }
+    for (i64 e = 0; e < E; e++) {
+        float sum = 0;
+        for (int thread = 0; thread < threads; thread++) sum += sums[thread * E + e];
+        dw[e] = sum;
+    }
+    free(sums);
+}
+
+void rms_norm_again(const float *x, const float *w, const float *scale, bf16 *y, i64 N, i64 E, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++)
+#pragma omp simd
+        for (i64 e = 0; e < E; e++) y[i * E + e] = narrow(x[i * E + e] * scale[i] * w[e]);
+}
+
+void add(const float *x, const bf16 *y, float *out, i64 count, int threads) {
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+    for (i64 i = 0; i < count; i++) out[i] = x[i] + wide(y[i]);
+}
+
+/* SwiGLU: rows of gate (F) then up (F) */
+
+void swiglu(const bf16 *gate_up, bf16 *out, i64 N, i64 F, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        const bf16 *gate = gate_up + i * 2 * F, *up = gate + F;
+#pragma omp simd
+        for (i64 f = 0; f < F; f++) {
+            float g = wide(gate[f]);
+            out[i * F + f] = narrow(g * sigmoid(g) * wide(up[f]));
+        }
+    }
+}
+
+/* The output is made again beside the gradient. */
+void swiglu_backward(const bf16 *gate_up, const bf16 *dout, bf16 *dgate_up, bf16 *out, i64 N, i64 F, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        const bf16 *gate = gate_up + i * 2 * F, *up = gate + F, *di = dout + i * F;
+        bf16 *dgate = dgate_up + i * 2 * F, *dup = dgate + F, *oi = out + i * F;
+#pragma omp simd
+        for (i64 f = 0; f < F; f++) {
+            float g = wide(gate[f]), u = wide(up[f]), d = wide(di[f]), s = sigmoid(g), silu = g * s;
+            dgate[f] = narrow(d * u * (s + silu * (1.0f - s)));
+            dup[f] = narrow(d * silu);
+            oi[f] = narrow(silu * u);
+        }
+    }
+}
+
+/* Heads */
+
+typedef struct {
+    i64 B, T, K, G, D, block;
+} Heads;
+
+/* Where query head g of key/value head k stands at position t of sequence b, in rows of D. */
+static inline i64 query_row(Heads s, i64 b, i64 t, i64 k, i64 g) {
+    i64 first = t / s.block * s.block, length = s.T - first < s.block ? s.T - first : s.block;
+    return s.B * s.K * s.G * first + ((b * s.K + k) * s.G + g) * length + t - first;
+}
+
+static void turn(const bf16 *in, bf16 *out, const float *cos, const float *sin, float sign, i64 D) {
+    i64 half = D / 2;
+#pragma omp simd
+    for (i64 d = 0; d < half; d++) {
+        float a = wide(in[d]), b = wide(in[half + d]), s = sign * sin[d];
+        out[d] = narrow(a * cos[d] - b * s);
+        out[half + d] = narrow(b * cos[d] + a * s);
+    }
+}
+
+/* Rows of q heads, k heads, v heads to rotated queries in blocks, rotated keys and values (B, K, T, D); backward
+ * (sign -1) the way back. cos and sin are (rows of positions, T, D / 2), one row for all sequences or one for each. */
+void rotary(bf16 *joint, bf16 *q, bf16 *k, bf16 *v, const float *cos, const float *sin, i64 rows, i64 B, i64 T, i64 K,
+            i64 G, i64 D, i64 block, int backward, int threads) {
+    Heads s = {B, T, K, G, D, block};
+    i64 H = K * G;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < B * T; i++) {
+        i64 b = i / T, t = i % T, angle = ((rows == 1 ? 0 : b) * T + t) * (D / 2);
+        bf16 *row = joint + i * (H + 2 * K) * D;
+        for (i64 h = 0; h < H; h++) {
+            bf16 *there = q + query_row(s, b, t, h / G, h % G) * D, *here = row + h * D;
+            turn(backward ? there : here, backward ? here : there, cos + angle, sin + angle, backward ? -1 : 1, D);
+        }
+        for (i64 h = 0; h < K; h++) {
+            i64 place = ((b * K + h) * T + t) * D;
+            bf16 *key = row + (H + h) * D, *value = row + (H + K + h) * D;
+            turn(backward ? k + place : key, backward ? key : k + place, cos + angle, sin + angle, backward ? -1 : 1, D);
+            memcpy(backward ? value : v + place, backward ? v + place : value, (size_t)D * sizeof(bf16));
+        }
+    }
+}
+
+/* Blocks of outputs to rows (N, H * D); backward the gradients of rows to those of blocks. */
+void move_heads(bf16 *blocks, bf16 *rows, i64 B, i64 T, i64 K, i64 G, i64 D, i64 block, int backward, int threads) {
+    Heads s = {B, T, K, G, D, block};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < B * T; i++)
+        for (i64 h = 0; h < K * G; h++) {
+            bf16 *row = rows + (i * K * G + h) * D;
+            bf16 *there = blocks + query_row(s, i / T, i % T, h / G, h % G) * D;
+            memcpy(backward ? there : row, backward ? row : there, (size_t)D * sizeof(bf16));
+        }
+}
+
+/* Attention probabilities of one block of queries, positions `start` … `start + length`, over keys 0 … S. A query at
+ * t sees keys visible[t] … t. Rows are sequences, their key/value heads, their query heads, their positions. */
+
+void softmax(bf16 *scores, float *total, const int32_t *visible, float scale, i64 B, i64 T, i64 heads, i64 start,
+             i64 length, i64 S, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 r = 0; r < B * heads * length; r++) {
+        i64 t = start + r % length, low = visible ? visible[r / (heads * length) * T + t] : 0;
+        bf16 *row = scores + r * S;
+        float top = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : top)
+        for (i64 c = low; c <= t; c++) top = wide(row[c]) > top ? wide(row[c]) : top;
+        top *= scale;
+        float powers[t + 1];
+#pragma omp simd reduction(+ : sum)
+        for (i64 c = low; c <= t; c++) sum += powers[c] = exponential(scale * wide(row[c]) - top);
+        total[r] = top + logf(sum);
+        float share = 1.0f / sum;
+        memset(row, 0, (size_t)low * sizeof(bf16));
+#pragma omp simd
+        for (i64 c = low; c <= t; c++) row[c] = narrow(powers[c] * share);
+        memset(row + t + 1, 0, (size_t)(S - t - 1) * sizeof(bf16));
+    }
+}
+
+/* Scores become probabilities again; their gradients `d` become gradients of the unscaled scores. */
+void softmax_backward(bf16 *scores, bf16 *d, const float *total, const int32_t *visible, float scale, i64 B, i64 T,
+                      i64 heads, i64 start, i64 length, i64 S, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 r = 0; r < B * heads * length; r++) {
+        i64 t = start + r % length, low = visible ? visible[r / (heads * length) * T + t] : 0;
+        bf16 *row = scores + r * S, *back = d + r * S;
+        float all = total[r], mean = 0, p[t + 1];
+#pragma omp simd reduction(+ : mean)
+        for (i64 c = low; c <= t; c++) {
+            p[c] = exponential(scale * wide(row[c]) - all);
+            mean += p[c] * wide(back[c]);
+        }
+        memset(row, 0, (size_t)low * sizeof(bf16));
+        memset(back, 0, (size_t)low * sizeof(bf16));
+#pragma omp simd
+        for (i64 c = low; c <= t; c++) {
+            row[c] = narrow(p[c]);
+            back[c] = narrow(p[c] * (wide(back[c]) - mean) * scale);
+        }
+        memset(row + t + 1, 0, (size_t)(S - t - 1) * sizeof(bf16));
+        memset(back + t + 1, 0, (size_t)(S - t - 1) * sizeof(bf16));
+    }
+}
+
+/* Loss: every row of logits becomes its gradient */
+
+void cross_entropy(bf16 *logits, const i64 *targets, const float *weights, float z_loss, float *losses, i64 N, i64 V,
+                   int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        bf16 *row = logits + i * V;
+        float top = -INFINITY, sum = 0, weight = weights[i];
+#pragma omp simd reduction(max : top)
+        for (i64 c = 0; c < V; c++) top = wide(row[c]) > top ? wide(row[c]) : top;
+#pragma omp simd reduction(+ : sum)
+        for (i64 c = 0; c < V; c++) sum += exponential(wide(row[c]) - top);
+        float all = top + logf(sum), chosen = wide(row[targets[i]]);
+        losses[i] = weight * (all - chosen + z_loss * all * all);
+        float factor = weight * (1.0f + 2.0f * z_loss * all);
+#pragma omp simd
+        for (i64 c = 0; c < V; c++) row[c] = narrow(factor * exponential(wide(row[c]) - all));
+        row[targets[i]] = narrow(factor * exponential(chosen - all) - weight);
+    }
+}

@@ -1,0 +1,131 @@
+"""The C functions of cpu_kernels.c: compiled for this processor on first use, kept in the user's cache.
+
+Where there is no C compiler, or what it makes does not load, `load` says why and training takes the plain
+path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mobilellm.atomic import atomic_write
+
+_FLAGS = (
+    "-O3",
+    "-std=c11",
+    "-fPIC",
+    "-fopenmp",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
+_TARGETS = (("-march=native",), ("-mcpu=native",), ())
+"""Tried in turn: some compilers know only one of the first two."""
+
+POINTER, INTEGER, THREADS, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES = {
+    "rms_norm": [POINTER] * 4 + [INTEGER] * 2 + [FLOAT, THREADS],
+    "rms_norm_again": [POINTER] * 4 + [INTEGER] * 2 + [THREADS],
+    "rms_norm_backward": [POINTER] * 7 + [INTEGER] * 2 + [THREADS],
+    "add": [POINTER] * 3 + [INTEGER, THREADS],
+    "swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
+    "swiglu_backward": [POINTER] * 4 + [INTEGER] * 2 + [THREADS],
+    "rotary": [POINTER] * 6 + [INTEGER] * 7 + [THREADS] * 2,
+    "move_heads": [POINTER] * 2 + [INTEGER] * 6 + [THREADS] * 2,
+    "softmax": [POINTER] * 3 + [FLOAT] + [INTEGER] * 6 + [THREADS],
+    "softmax_backward": [POINTER] * 4 + [FLOAT] + [INTEGER] * 6 + [THREADS],
+    "cross_entropy": [POINTER] * 3 + [FLOAT, POINTER] + [INTEGER] * 2 + [THREADS],
+}
+
+
+class Kernels:
+    """Calls by name; tensors become addresses, the number of torch's threads is added at the end."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions = {}
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = signature, None
+            self._functions[name] = function
+
+    def __call__(self, name: str, *arguments: Tensor | float | None) -> None:
+        """Tensors must be contiguous, their types and sizes those of cpu_kernels.c: it cannot check."""
+        self._functions[name](*map(_plain, arguments), torch.get_num_threads())
+
+
+def _plain(argument: Tensor | float | None) -> float | None:
+    if isinstance(argument, Tensor):
+        assert argument.is_contiguous()
+        return argument.data_ptr()
+    return argument
+
+
+@functools.cache
+def load() -> Kernels | str:
+    """The kernels, or one line that says why there are none."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return "there is no C compiler (cc, gcc or clang)"
+    source = resources.files("mobilellm.model").joinpath("cpu_kernels.c").read_bytes()
+    identity = [source.decode(), compiler, *_FLAGS, _processor()]
+    name = f"cpu-kernels-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
+    try:
+        try:
+            file = _cache() / name
+            if not file.is_file():
+                with atomic_write(file) as temporary:
+                    _compile(compiler.split(), source, temporary)
+            return Kernels(ctypes.CDLL(str(file)))
+        except OSError:  # no home, no room, or a mount that nothing may be run from
+            with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is no longer needed
+                _compile(compiler.split(), source, Path(folder) / name)
+                return Kernels(ctypes.CDLL(str(Path(folder) / name)))
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        return f"{compiler}: {' '.join(str(detail).split())[:300]}"
+
+
+def _compile(compiler: list[str], source: bytes, library: Path) -> None:
+    """Raises OSError or SubprocessError, its stderr what the compiler said."""
+    with tempfile.TemporaryDirectory() as folder:
+        code, compiled = Path(folder) / "kernels.c", Path(folder) / "kernels.o"
+        code.write_bytes(source)
+        for target in _TARGETS:
+            try:
+                _run([*compiler, *_FLAGS, *target, "-c", str(code), "-o", str(compiled)])
+                break
+            except subprocess.CalledProcessError:
+                if target == _TARGETS[-1]:
+                    raise
+        # Linked without OpenMP's library: the process already has torch's, and a second one would bring a
+        # second set of threads that compete with the first.
+        _run([*compiler, "-shared", str(compiled), "-o", str(library), "-lm"])
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilellm"
+
+
+def _processor() -> str:
+    """What -march=native depends on: folders may be shared by machines of different kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -1,0 +1,325 @@
+"""The faster way of training on a CPU against the plain modules; document masks; recomputation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mobilellm.config import ModelConfig
+from mobilellm.model import cpu_kernels, training
+from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.training import training_hidden, why_plain
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.presets import preset
+
+Gradients = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    found = cpu_kernels.load()
+    if isinstance(found, str):
+        pytest.skip(f"no kernels for training on this machine: {found}")
+    return found
+
+
+def lively(config: ModelConfig, seed: int = 0) -> MobileLLM:
+    """Weights that attend to something and norms that are not one."""
+    draw = torch.Generator().manual_seed(seed)
+    model = MobileLLM(config, draw)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(1.0, 0.2, generator=draw)
+            else:
+                parameter.normal_(0.0, 0.1, generator=draw)
+    return model
+
+
+def gradients(
+    model: MobileLLM,
+    tokens: Tensor,
+    segments: Tensor | None = None,
+    *,
+    narrow: bool,
+    checkpointing: bool = False,
+) -> tuple[Tensor, Gradients]:
+    """Hidden states, and gradients of a fixed random projection of them."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        hidden = training_hidden(model, tokens, segments, checkpointing).float()
+    shape, draw = hidden.shape, torch.Generator().manual_seed(9)
+    (hidden * torch.randn(shape, generator=draw)).sum().backward()  # type: ignore[no-untyped-call]
+    return hidden.detach(), {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def distances(a: tuple[Tensor, Gradients], b: tuple[Tensor, Gradients]) -> dict[str, float]:
+    """Relative; for gradients far smaller than the others (that of q where nothing is to choose from), to those."""
+    assert a[1].keys() == b[1].keys()
+    floor = 1e-2 * torch.stack([y.norm() for y in b[1].values()]).norm()
+    found = {
+        name: ((a[1][name] - y).norm() / torch.maximum(y.norm(), floor)).item() for name, y in b[1].items()
+    }
+    return found | {"hidden states": ((a[0] - b[0]).norm() / b[0].norm()).item()}
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "load", lambda: "turned off for this test")
+
+
+CONFIGS = {
+    "shared blocks": preset("test-ls"),
+    "no groups": replace(preset("test"), num_kv_heads=4),
+    "one key/value head, head untied": replace(preset("test"), num_kv_heads=1, tie_word_embeddings=False),
+    "odd sizes": replace(preset("test"), hidden_size=65, intermediate_size=71, head_dim=10),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("B", "T"), [(3, 21), (1, 1), (2, 16)])
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "documents"])
+def test_the_faster_way_is_as_near_to_float32_as_autocast(
+    kernels: Kernels, name: str, B: int, T: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every gradient too. The blocks of queries are made small, so that there are several, the last one short."""
+    monkeypatch.setattr(training, "BLOCK", 8)
+    model, draw = lively(CONFIGS[name]), torch.Generator().manual_seed(1)
+    tokens = torch.randint(384, (B, T), generator=draw)
+    segments = (torch.rand(B, T, generator=draw) < 0.3).cumsum(1) if packed else None
+    exact = gradients(model, tokens, segments, narrow=False)
+    fast = distances(gradients(model, tokens, segments, narrow=True), exact)
+    assert max(fast.values()) > 1e-3  # it did run in bfloat16
+    without_kernels(monkeypatch)
+    plain = distances(gradients(model, tokens, segments, narrow=True), exact)
+    assert fast.keys() == plain.keys()
+    for part, distance in fast.items():
+        assert distance < 1.5 * plain[part] + 4e-3, part
+    assert sum(fast.values()) < 1.2 * sum(plain.values())
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_packed_row_is_its_documents_alone(
+    narrow: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states and the sum of gradients, whatever the numbers the documents have."""
+    monkeypatch.setattr(training, "BLOCK", 16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    model, lengths = lively(preset("test-ls")), [7, 1, 20, 12]
+    tokens = torch.randint(384, (1, 40), generator=torch.Generator().manual_seed(2))
+    segments = torch.repeat_interleave(torch.tensor([5, 2, 9, 4]), torch.tensor(lengths))[None]
+    projection = torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(3))
+
+    def run(pieces: list[int]) -> tuple[Tensor, Gradients]:
+        model.zero_grad()
+        outs = []
+        parts = (torch.split(x, pieces, dim=1) for x in (tokens, segments, projection))
+        for part, numbers, direction in zip(*parts, strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                out = training_hidden(model, part, numbers if len(pieces) == 1 else None).float()
+            (out * direction).sum().backward()  # type: ignore[no-untyped-call]
+            outs.append(out.detach())
+        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return torch.cat(outs, dim=1), grads
+
+    together, alone = run([40]), run(lengths)
+    torch.set_num_threads(before)
+    for part, distance in distances(together, alone).items():
+        assert distance < (2e-2 if narrow else 1e-5), part
+
+
+def test_nothing_leaks_between_documents(kernels: Kernels) -> None:
+    """Bit for bit: other tokens in the first document leave the second as it is."""
+    model = lively(preset("test"))
+    tokens = torch.randint(384, (2, 30), generator=torch.Generator().manual_seed(2))
+    segments = (torch.arange(30) >= 11).long().expand(2, 30)
+    other = tokens.clone()
+    other[:, :11] += 1
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = training_hidden(model, tokens, segments), training_hidden(model, other % 384, segments)
+    assert torch.equal(a[:, 11:], b[:, 11:])
+    assert not torch.equal(a[:, :11], b[:, :11])
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+def test_recomputation_changes_no_gradient(narrow: bool) -> None:
+    model = lively(preset("test-ls"))
+    tokens = torch.randint(384, (2, 30), generator=torch.Generator().manual_seed(2))
+    segments = (torch.arange(30) >= 11).long().expand(2, 30)
+    kept = gradients(model, tokens, segments, narrow=narrow)
+    again = gradients(model, tokens, segments, narrow=narrow, checkpointing=True)
+    assert max(distances(again, kept).values()) == 0
+
+
+def test_recomputation_keeps_less() -> None:
+    model, tokens = lively(preset("test")), torch.randint(384, (2, 64))
+    sizes: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        kept: dict[int, int] = {}
+
+        def pack(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[x.data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        own = {p.data_ptr() for p in model.parameters()}
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            training_hidden(model, tokens, None, checkpointing)
+        sizes[checkpointing] = sum(size for address, size in kept.items() if address not in own)
+    assert sizes[True] < sizes[False] / 3
+
+
+def test_twenty_steps_follow_float32(kernels: Kernels) -> None:
+    """The losses of twenty AdamW steps: at most 1 % from float32's while they fall by a third."""
+
+    def losses(narrow: bool) -> list[float]:
+        model = MobileLLM(preset("test-ls"), torch.Generator().manual_seed(0))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        draw, found = torch.Generator().manual_seed(1), []
+        rows = (torch.randint(384, (64, 1), generator=draw) + 7 * torch.arange(33)) % 384
+        for step in range(20):
+            batch = rows[step % 4 * 16 :][:16]
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                logits = model.logits(training_hidden(model, batch[:, :-1])).float()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    exact, fast = losses(False), losses(True)
+    assert exact[-1] < exact[0] * 2 / 3
+    assert fast == pytest.approx(exact, rel=1e-2)
+    assert fast != exact
+
+
+def test_numbers_that_are_not_finite_stay_so(kernels: Kernels) -> None:
+    """A guard looks for them in the loss and the gradients."""
+    for poison in (float("nan"), float("inf")):
+        model = lively(preset("test"))
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[3, 5] = poison  # type: ignore[index, union-attr]
+        hidden, grads = gradients(model, torch.randint(384, (1, 20)), narrow=True)
+        assert not hidden.isfinite().any()
+        assert not grads["model.embed_tokens.weight"].isfinite().all()
+
+
+# When which way is taken
+
+
+def ways(model: MobileLLM, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Notes which kernels are called."""
+    names: list[str] = []
+    call = Kernels.__call__
+
+    def noted(self: Kernels, name: str, *arguments: Tensor | float | None) -> None:
+        names.append(name)
+        call(self, name, *arguments)
+
+    monkeypatch.setattr(Kernels, "__call__", noted)
+
+    def run() -> list[str]:
+        names.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            training_hidden(model, torch.randint(384, (1, 5)))
+        return list(names)
+
+    return run
+
+
+def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters, quantised layers, hooks and frozen weights: the modules are called as they are."""
+    model = lively(preset("test"))
+    run = ways(model, monkeypatch)
+    assert run().count("swiglu") == 2
+    mlp = model.model.layers[0].mlp
+    handle = mlp.gate_proj.register_forward_hook(lambda *_: None)  # type: ignore[union-attr, operator]
+    assert run().count("swiglu") == 1
+    handle.remove()
+    mlp.down_proj = torch.nn.Sequential(mlp.down_proj)  # type: ignore[union-attr, arg-type]
+    assert run().count("swiglu") == 1
+    model.model.layers[1].self_attn.q_proj.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    assert run().count("swiglu") == 0
+
+
+def test_why_the_plain_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(preset("test"))
+    assert "bfloat16" in str(why_plain(model))
+    with torch.no_grad():
+        assert "gradients" in str(why_plain(model))
+    assert "meta" in str(why_plain(MobileLLM(preset("test")).to("meta")))
+    without_kernels(monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert why_plain(model) == "turned off for this test"
+
+
+def test_float32_is_the_plain_model() -> None:
+    model, tokens = lively(preset("test-ls")), torch.randint(384, (2, 12))
+    assert torch.equal(training_hidden(model, tokens), model.hidden(tokens))
+
+
+def test_segments_take_the_place_of_positions_and_mask() -> None:
+    model, tokens = lively(preset("test")), torch.randint(384, (1, 4))
+    with pytest.raises(ValueError, match="follow from segments"):
+        model.hidden(tokens, positions=torch.arange(4), segments=torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="follow from the cache"):
+        model.hidden(tokens, model.new_cache(1, 8), segments=torch.zeros(1, 4, dtype=torch.long))
+
+
+# The compiler
+
+
+def test_kernels_are_compiled_once(kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)
+    (file,) = (tmp_path / "mobilellm").iterdir()
+    written = file.stat().st_mtime_ns
+    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)
+    assert file.stat().st_mtime_ns == written
+
+
+def test_a_cache_that_cannot_be_written_costs_no_speed(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)
+
+
+@pytest.mark.parametrize("compiler", ["false", "/nowhere/cc"])
+def test_without_a_compiler_there_is_a_reason(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", compiler)
+    reason = cpu_kernels.load.__wrapped__()
+    assert isinstance(reason, str)
+    assert reason.startswith(compiler)
+    assert "\n" not in reason
+
+
+def test_a_damaged_file_in_the_cache_is_made_anew(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu_kernels.load.__wrapped__()
+    (file,) = (tmp_path / "mobilellm").iterdir()
+    file.unlink()
+    file.write_bytes(b"not a library")
+    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)
