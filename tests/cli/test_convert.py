@@ -199,6 +199,50 @@ def test_what_is_no_model_is_not_overwritten(capsys: pytest.CaptureFixture[str],
         assert (target / "mine").read_text() == "precious"
 
 
+@pytest.mark.parametrize("foreign", ["thesis.txt", "src/main.py", ".git/HEAD", "model-notes.md"])
+def test_a_model_directory_with_foreign_files_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], source: Path, foreign: str
+) -> None:
+    target = save(source.parent / "target", "test")
+    (target / foreign).parent.mkdir(exist_ok=True)
+    (target / foreign).write_text("precious")
+    before = contents(target)
+    said = refusal(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    assert f"{target}: holds {foreign}, which is not part of a model" in said
+    assert contents(target) == before
+
+
+@pytest.mark.parametrize("config", ["{}", '{"model_type": "gpt2"}', "not JSON", "[]"])
+def test_a_project_with_some_config_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], source: Path, config: str
+) -> None:
+    """A config.json alone makes no model directory: many programs call their settings so."""
+    target = source.parent / "target"
+    target.mkdir()
+    (target / "config.json").write_text(config)
+    (target / "README.md").write_text("my program")
+    before = contents(target)
+    assert f"{target}: its config.json" in refusal(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    assert contents(target) == before
+
+
+def test_what_official_directories_hold_may_be_overwritten(
+    capsys: pytest.CaptureFixture[str], source: Path
+) -> None:
+    target = save(source.parent / "target", "test")
+    for name in (
+        "README.md",
+        "LICENSE",
+        ".gitattributes",
+        "pytorch_model.bin",
+        ".cache/huggingface/x/y.lock",
+    ):
+        (target / name).parent.mkdir(exist_ok=True, parents=True)
+        (target / name).write_text("")
+    converted(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    assert torch.equal(logits(target), logits(source))
+
+
 def test_an_empty_destination_will_do(capsys: pytest.CaptureFixture[str], source: Path) -> None:
     (source.parent / "target").mkdir()
     converted(capsys, source, source.parent / "target", "--to", "mobilellm")

@@ -755,7 +755,9 @@ def test_an_existing_directory_is_kept(tmp_path: Path) -> None:
 
 def test_a_directory_of_other_things_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(FileExistsError, match=r"holds other things \(there is no config\.json\)"):
+    with pytest.raises(
+        FileExistsError, match=r"holds other things than a model \(there is no config\.json\)"
+    ):
         save(tmp_path, random_model(TINY), None, overwrite=True)
     assert bytes_of(tmp_path) == {"thesis.txt": b"years of work"}
 

@@ -28,16 +28,17 @@ class Arguments:
     unroll: bool = False
     """Store every executed step as a block of its own, so that a shared model fits the llama layout."""
     overwrite: bool = False
-    """Replace the destination if it exists; the old one goes only when the new one is complete."""
+    """Replace a model directory; the old one goes only when the new one is complete."""
     json: bool = False
     """Print one JSON object."""
 
 
 def run(arguments: Arguments) -> None:
     from mobilellm.atomic import check_destination
+    from mobilellm.layouts import not_a_model_directory
     from mobilellm.model.convert import convert
 
-    check_destination(arguments.destination, arguments.overwrite)
+    check_destination(arguments.destination, arguments.overwrite, not_a_model_directory)
     done = convert(
         arguments.source,
         arguments.destination,

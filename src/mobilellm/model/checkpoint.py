@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mobilellm.atomic import atomic_directory
 from mobilellm.config import ModelConfig
-from mobilellm.layouts import ConfigFile, config_json, read_config_file
+from mobilellm.layouts import ConfigFile, config_json, not_a_model_directory, read_config_file
 from mobilellm.model.tensor_files import CheckpointError, read_tensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
@@ -113,7 +113,7 @@ def save(
     values = config_json(config, layout, dtype)
     if problems := _problems(model.state_dict(), config):
         raise CheckpointError(f"{directory}: not saved, for it could not be loaded: {problems}")
-    with atomic_directory(directory, overwrite, marker="config.json") as temporary:
+    with atomic_directory(directory, overwrite, not_a_model_directory) as temporary:
         _write_json(temporary / "config.json", values)
         _write_json(
             temporary / "generation_config.json",
