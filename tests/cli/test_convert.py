@@ -298,7 +298,7 @@ def test_a_full_disk_leaves_the_old_destination(source: Path) -> None:
         ((), "--to"),
         (("--to", "gguf"), "invalid choice 'gguf' for argument '--to'"),
         (("--to", "llama"), "cannot share layers (repeats = 2); use 'mobilellm', or unroll"),
-        (("--to", "mobilellm", "--dtype", "int4"), "dtype = 'int4' is not known"),
+        (("--to", "mobilellm", "--dtype", "int4"), "--dtype 'int4' is not known"),
         (("--to", "mobilellm", "--nonsense"), "Unrecognized options: --nonsense"),
     ],
     ids=str,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import warnings
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
@@ -151,11 +153,16 @@ def check_fit(tokenizer: Tokenizer | None, config: ModelConfig, source: str) -> 
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError for a device that torch does not know or this machine does not have."""
+    """Raises ValueError for a device that torch or this machine does not have, or that holds no values."""
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        with warnings.catch_warnings(action="ignore"):
+            torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = re.split(r"\. |\n", str(error))[0].rstrip(".")
+        if device.startswith("meta"):
+            reason = "it holds no values"
+        elif "aten::" in reason or "INTERNAL ASSERT" in reason:
+            reason = "this torch cannot compute on it"
         raise ValueError(f"device = {device!r} cannot be used ({reason}); use cpu") from None
 
 
