@@ -7,11 +7,12 @@ leaves the old one, whole, under NAME.old-….)
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -97,6 +98,25 @@ def foreign_file(directory: Path, known: Collection[str]) -> str | None:
             if not any(fnmatchcase(inside, pattern) for pattern in known):
                 return inside
     return None
+
+
+@contextmanager
+def hold(directory: Path, busy: str) -> Iterator[None]:
+    """Hold a directory for this process, which gives it up however it ends.
+
+    Raises ValueError with the text `busy` while another process holds it. On a file system that cannot lock,
+    nothing is held.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _swap(new: Path, target: Path) -> None:

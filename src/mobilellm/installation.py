@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 EXTRAS = {"torch": "torch", "matplotlib": "plots", "transformers": "hf"}
@@ -23,6 +24,11 @@ def install_command(extra: str) -> str:
     return f"{pip} -c {constraints} -e {shlex.quote(f'{checkout}[{extra}]')}"
 
 
+def missing_packages(*names: str) -> list[str]:
+    """Those that are not installed, found without importing any of them."""
+    return [name for name in names if not _is_installed(name)]
+
+
 def program() -> str:
     """What calls this installation's `mobilellm`: its bare name only where the shell finds that one."""
     script = Path(sys.executable).with_name("mobilellm")
@@ -36,6 +42,13 @@ def activation() -> str | None:
     """The command after which the shell finds `mobilellm`; None if it does so already, or nothing would."""
     script = Path(sys.executable).with_name("activate")
     return None if program() == "mobilellm" or not script.is_file() else f"source {_shown(script)}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _shown(path: Path) -> str:

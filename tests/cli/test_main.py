@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from absent_packages import without
 from mobilellm.cli.main import VERBS, _main, _with_flags
 
 COMMAND = f"{sys.executable} -m mobilellm"
@@ -132,21 +133,9 @@ def test_only_typed_flags_are_named() -> None:
     )
 
 
-WITHOUT = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
-"""
-
-
 @pytest.mark.parametrize("verb", ["generate", "convert"])
 def test_a_package_that_is_not_installed(verb: str, tmp_path: Path) -> None:
-    script = WITHOUT.format(absent=["torch"]) + "from mobilellm.cli.main import main; main()"
+    script = without("torch") + "from mobilellm.cli.main import main; main()"
     arguments = [str(tmp_path), "x"] if verb == "generate" else [str(tmp_path), "x", "--to", "llama"]
     done = subprocess.run(
         [sys.executable, "-c", script, verb, *arguments],

@@ -47,15 +47,16 @@ def train(
     evaluate: Evaluator | None = None,
     on_record: Callable[[Record], None] | None = None,
     loss_function: Loss = weighted_loss,
+    on_stop: Callable[[], None] | None = None,
 ) -> int:
     """Train `model` in place up to `settings.steps`, going on from the newest checkpoint in `directory`.
 
     Returns the number of steps done: fewer than `settings.steps` when SIGINT or SIGTERM asked to stop, after
-    a checkpoint was written. Metrics go to `directory/metrics.jsonl` and, a record at a time, to `on_record`:
-    every step's loss (nats a token), learning rate, gradient norm, tokens and seconds; evaluations under
-    "eval". Raises TrainingError when the loss is no longer a number, ValueError for a checkpoint that is
-    damaged or another run's, for settings that do not fit model or loader, and while another process trains
-    in `directory`.
+    a checkpoint was written. `on_stop` is called as soon as one does, in the signal's handler. Metrics go to
+    `directory/metrics.jsonl` and, a record at a time, to `on_record`: every step's loss (nats a token),
+    learning rate, gradient norm, tokens and seconds; evaluations under "eval". Raises TrainingError when the
+    loss is no longer a number, ValueError for a checkpoint that is damaged or another run's, for settings
+    that do not fit model or loader, and while another process trains in `directory`.
     """
     context = model.config.max_position_embeddings
     if settings.sequence_length > context:
@@ -63,7 +64,7 @@ def train(
             f"train: sequence_length = {settings.sequence_length} is longer than the model's context of "
             f"{context} (max_position_embeddings)"
         )
-    with only_run(directory / "checkpoints"), _stop_requests() as stop_requested:
+    with only_run(directory / "checkpoints"), _stop_requests(on_stop) as stop_requested:
         return _train(model, loader, settings, directory, evaluate, on_record, loss_function, stop_requested)
 
 
@@ -187,7 +188,7 @@ def _step(
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def _stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a request to stop after this step; a second one interrupts.
 
     A signal that the process was started to ignore (a job in the background, nohup) stays ignored.
@@ -204,6 +205,8 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
+        if on_stop is not None:
+            on_stop()
 
     for number in previous:
         signal.signal(number, handle)
