@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from absent_packages import without
 from mobilellm import installation
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +67,23 @@ def test_another_installation_on_the_path_is_not_this_one(
     assert shlex.split(installation.program()) == [str(binaries / "mobilellm")]
     (binaries / "mobilellm").unlink()
     assert shlex.split(installation.program()) == [str(binaries / "python"), "-m", "mobilellm"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent", "said"),
+    [
+        ("import mobilellm.hf", ["transformers"], "mobilellm.hf needs transformers; install with: "),
+        ("import mobilellm.hf", ["torch", "transformers"], "mobilellm.hf needs torch and transformers; "),
+        ("from mobilellm import load", ["torch"], "mobilellm.model needs torch; install with: "),
+        ("import mobilellm; mobilellm.MobileLLM", ["torch"], "mobilellm.model needs torch; "),
+    ],
+)
+def test_imports_without_what_they_need(statement: str, absent: list[str], said: str) -> None:
+    script = f"{without(*absent)}\ntry:\n    {statement}\nexcept ImportError as error:\n    print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith(said)
+    assert done.stdout.count("\n") == 1
+    assert f".[{'hf' if 'hf' in statement else 'torch'}]" in done.stdout
