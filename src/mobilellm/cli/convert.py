@@ -46,10 +46,21 @@ def run(arguments: Arguments) -> None:
         dtype=arguments.dtype,
         unrolled=arguments.unroll,
         overwrite=arguments.overwrite,
-        say=lambda message: print(f"mobilellm: {message}", file=sys.stderr),
+        say=_say,
     )
     if arguments.json:
+        for repair in done["repairs"]:
+            _say(f"{arguments.source}: repaired: {repair}")
         print(json.dumps(done))
         return
-    for key, value in done.items():
-        print(f"{key:<20} {value if not isinstance(value, list) else '; '.join(value) or 'none'}")
+    repairs, licence = done.pop("repairs"), done.pop("licence")
+    rows = [*done.items(), *(("repaired", repair) for repair in repairs or ["nothing"])]
+    rows.append(
+        ("licence", f"{licence or 'not stated by the source'}; what holds for it holds for the result")
+    )
+    for key, value in rows:
+        print(f"{key:<20} {value}")
+
+
+def _say(message: str) -> None:
+    print(f"mobilellm: {message}", file=sys.stderr)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import warnings
+from collections.abc import Sequence
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
@@ -101,12 +103,14 @@ def save(
     tokenizer: Tokenizer | None,
     layout: str | None = None,
     overwrite: bool = False,
+    further_files: Sequence[Path] = (),
 ) -> None:
     """Write a clean model directory, whole or not at all, read back and compared before it gets its name.
 
     `layout` is "llama" (loads in stock transformers; no sharing) or "mobilellm" (carries its modelling code
-    for `trust_remote_code`); by default "mobilellm" when layers are shared, else "llama". Raises what
-    `atomic_directory` raises, and CheckpointError for what could not be loaded again, e.g. NaN.
+    for `trust_remote_code`); by default "mobilellm" when layers are shared, else "llama". `further_files`
+    (the licence, say) are copied beside. Raises what `atomic_directory` raises, and CheckpointError for what
+    could not be loaded again, e.g. NaN.
     """
     config = model.config
     layout = layout or ("mobilellm" if config.shares_layers else "llama")
@@ -128,6 +132,8 @@ def save(
             for name in REMOTE_CODE:
                 code = (files("mobilellm") / "hf" / name).read_text(encoding="utf-8")
                 (temporary / name).write_text(code, encoding="utf-8")
+        for file in further_files:
+            shutil.copyfile(file, temporary / file.name)
         _compare(temporary, model, tokenizer)
 
 
