@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Read by any Python, so in words that any Python knows.
+REFUSE_OLD_PYTHON := import sys; v = sys.version_info; v >= (3, 11) or sys.exit("make: %s is Python %d.%d and 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11 (after: rm -rf $(VENV))" % (sys.argv[1], v[0], v[1]))
+
 .PHONY: help quickstart test test-fast check format install clean
 
 help:
@@ -38,15 +41,20 @@ format: $(VENV)/installed-dev
 
 install: $(VENV)/installed-dev
 
-# A stamp a set of packages; both are remade when the requirements change.
+# A stamp a set of packages; both are remade when the requirements change. pip is not quiet: torch alone is
+# hundreds of megabytes (gigabytes where the index serves CUDA builds), and a silent wait looks like a fault.
 $(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -c '$(REFUSE_OLD_PYTHON)' $(VENV)
 	@echo "==> installing mobilellm[$*] into $(VENV) (exact versions: constraints.txt)"
-	@$(PIP) install --quiet --progress-bar off -c constraints.txt -e ".[$*]"
+	@echo "    The first time downloads torch and more, which takes minutes; README, \"Install\", tells how to get the small CPU build."
+	@$(PIP) install -c constraints.txt -e ".[$*]"
 	@touch $@
 
 $(BIN)/python:
-	@echo "==> creating $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv $(VENV)
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: $(PYTHON): not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c '$(REFUSE_OLD_PYTHON)' "$(PYTHON)"
+	@echo "==> creating $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); echo "make: no $(VENV) could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 
 from mobilellm import atomic
-from mobilellm.atomic import atomic_directory, atomic_write, check_destination
+from mobilellm.atomic import atomic_directory, atomic_write, check_destination, foreign_file
 
 STOPS = (KeyboardInterrupt, RuntimeError, SystemExit)
 
@@ -97,19 +97,52 @@ def test_a_directory_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     assert everything(tmp_path) == {"full": None, "full/new": b"new"}
 
 
-def test_only_what_has_the_marker_is_replaced(tmp_path: Path) -> None:
+def test_an_objection_protects_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "old").write_bytes(b"old")
     before = everything(tmp_path)
-    with pytest.raises(FileExistsError, match=r"full: holds other things \(there is no index\.json\)"):
-        atomic_directory(tmp_path / "full", overwrite=True, marker="index.json").__enter__()
+
+    def objection(path: Path) -> str:
+        return "holds a thesis" if (path / "old").exists() else ""
+
+    with pytest.raises(FileExistsError, match=r"full: holds a thesis; it is not overwritten"):
+        atomic_directory(tmp_path / "full", True, objection).__enter__()
     assert everything(tmp_path) == before
-    for marker in ("old", None):
-        check_destination(tmp_path / "full", overwrite=True, marker=marker)
-    check_destination(tmp_path, overwrite=True, marker="full/old")
+    check_destination(tmp_path, True, objection)
     for absent in (tmp_path / "absent", tmp_path / "empty"):
-        check_destination(absent, marker="index.json")
+        check_destination(absent, False, objection)
         (tmp_path / "empty").mkdir(exist_ok=True)
+
+
+def test_an_objection_to_what_came_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old").write_bytes(b"old")
+
+    def objection(path: Path) -> str:
+        return "holds a thesis" if (path / "thesis").exists() else ""
+
+    with (
+        pytest.raises(FileExistsError, match="thesis"),
+        atomic_directory(tmp_path / "full", True, objection) as temporary,
+    ):
+        (temporary / "new").write_bytes(b"new")
+        (tmp_path / "full" / "thesis").write_bytes(b"mine")
+    assert everything(tmp_path) == {"full": None, "full/old": b"old", "full/thesis": b"mine"}
+
+
+def test_foreign_files_are_found_at_any_depth(tmp_path: Path) -> None:
+    known = ("config.json", "*.bin", "cache/*")
+    (tmp_path / "cache" / "a" / "b").mkdir(parents=True)
+    for name in ("config.json", "x.bin", "cache/a/b/c"):
+        (tmp_path / name).write_bytes(b"")
+    assert foreign_file(tmp_path, known) is None
+    (tmp_path / "empty").mkdir()
+    assert foreign_file(tmp_path, known) is None
+    (tmp_path / "empty" / "mine").write_bytes(b"")
+    assert foreign_file(tmp_path, known) == "empty/mine"
+    (tmp_path / "empty" / "mine").unlink()
+    (tmp_path / "empty" / "link").symlink_to(tmp_path / "cache")
+    assert foreign_file(tmp_path, known) == "empty/link"
 
 
 @pytest.mark.parametrize("stop", STOPS)

@@ -23,7 +23,8 @@ SOURCE = ROOT / "src"
 FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
-        "sentencepiece_model", "text_stream", "sampling", "atomic", "gguf", "hardware",
+        "sentencepiece_model", "text_stream", "sampling", "atomic", "gguf", "hardware", "installation",
+        "git_lfs",
     },
     2: {"model", "hf", "data", "runtime"},
     3: {"train", "eval", "quant"},

@@ -121,7 +121,6 @@ def test_damaged_models_raise_nothing_but_value_error(
         b"",
         b"{}",
         b"<html></html>",
-        b"version https://git-lfs.github.com/spec/v1\n",
         b"PK\x03\x04",
         b"GGUF\x03\x00\x00\x00",
         b"\x0a\xff\xff\xff",

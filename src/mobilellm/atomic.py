@@ -7,11 +7,13 @@ leaves the old one, whole, under NAME.old-….)
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -37,14 +39,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: str | Path, overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
+def atomic_directory(
+    path: str | Path, overwrite: bool = False, objection: Callable[[Path], str] | None = None
+) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path`; on success it takes the name `path`.
 
-    An existing non-empty `path` is refused as `check_destination` says; with `overwrite` the old directory
-    keeps its name until the new one is complete, and is deleted only after the swap. Errors and links as in
-    `atomic_write`.
+    An existing non-empty `path` is refused as `check_destination` says, before and after; with `overwrite`
+    the old directory keeps its name until the new one is complete, and is deleted only after the swap. Errors
+    and links as in `atomic_write`.
     """
-    check_destination(path, overwrite, marker)
+    check_destination(path, overwrite, objection)
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target)
@@ -55,24 +59,32 @@ def atomic_directory(path: str | Path, overwrite: bool = False, marker: str | No
             for item in sorted(temporary.rglob("*")):
                 _sync(item)
             _sync(temporary)
+            check_destination(path, overwrite, objection)  # much may have been put there meanwhile
             _swap(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def take_name(directory: Path, path: str | Path, overwrite: bool = False, marker: str | None = None) -> None:
+def take_name(
+    directory: Path,
+    path: str | Path,
+    overwrite: bool = False,
+    objection: Callable[[Path], str] | None = None,
+) -> None:
     """Rename a complete, synced directory to `path`, as `atomic_directory` does with what it wrote."""
-    check_destination(path, overwrite, marker)
+    check_destination(path, overwrite, objection)
     _sync(directory)
     _swap(directory, _real(path))
 
 
-def check_destination(path: str | Path, overwrite: bool = False, marker: str | None = None) -> None:
+def check_destination(
+    path: str | Path, overwrite: bool = False, objection: Callable[[Path], str] | None = None
+) -> None:
     """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError.
 
-    A directory that is not empty needs `overwrite`, and must hold the file `marker` if one is given: what
-    does not look like an older version of the same thing is never deleted.
+    A directory that is not empty needs `overwrite`, and `objection` to have none: it is given the directory
+    and says in words what shows that it is not an older version of the same thing, or "".
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -81,10 +93,54 @@ def check_destination(path: str | Path, overwrite: bool = False, marker: str | N
         return
     if not overwrite:
         raise FileExistsError(f"{path}: exists and is not empty; choose another name or pass --overwrite")
-    if marker is not None and not (path / marker).is_file():
-        raise FileExistsError(
-            f"{path}: holds other things (there is no {marker}) and is not overwritten; choose another name"
-        )
+    if objection is not None and (reason := objection(path)):
+        raise FileExistsError(f"{path}: {reason}; it is not overwritten, choose another name")
+
+
+def made_of(marker: str, *others: str) -> Callable[[Path], str]:
+    """An objection to folders without a file `marker`, or with one that fits neither it nor `others`."""
+
+    def objection(directory: Path) -> str:
+        if not (directory / marker).is_file():
+            return f"holds other things (there is no {marker})"
+        foreign = foreign_file(directory, (marker, *others))
+        return f"holds {foreign}, which does not belong to it" if foreign else ""
+
+    return objection
+
+
+def foreign_file(directory: Path, known: Collection[str]) -> str | None:
+    """The first file in `directory`, by its path inside, that fits none of the patterns of `known`.
+
+    A * in a pattern fits slashes too. A link to a directory counts as a file: what it leads to is elsewhere.
+    """
+    for folder, folders, files in os.walk(directory):
+        folders.sort()
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted([*files, *links]):
+            inside = Path(folder, name).relative_to(directory).as_posix()
+            if not any(fnmatchcase(inside, pattern) for pattern in known):
+                return inside
+    return None
+
+
+@contextmanager
+def hold(directory: Path, busy: str) -> Iterator[None]:
+    """Hold a directory for this process, which gives it up however it ends.
+
+    Raises ValueError with the text `busy` while another process holds it. On a file system that cannot lock,
+    nothing is held.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _swap(new: Path, target: Path) -> None:

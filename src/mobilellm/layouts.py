@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobilellm.atomic import foreign_file
 from mobilellm.config import ConfigError, ModelConfig
 
 MODEL_TYPES = ("llama", "mobilellm")
@@ -55,6 +56,17 @@ _INERT = {  # bookkeeping that does not change the logits
     "transformers_version", "unk_token_id", "use_cache",
 }  # fmt: skip
 
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+"""Patterns of the files that say what one may do with a model."""
+_MODEL_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "pytorch_model*.bin", "pytorch_model.bin.index.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "configuration_mobilellm.py", "modeling_mobilellm.py", "README.md", ".gitattributes",
+    ".cache/huggingface/*",  # what a download by huggingface_hub leaves behind
+    *LICENCE_FILES,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ConfigFile:
@@ -78,6 +90,24 @@ def read_config_file(path: str | Path) -> ConfigFile:
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(values).__name__}")
     return parse_config(values, str(file))
+
+
+def not_a_model_directory(path: Path) -> str:
+    """What shows that a directory is not just a model in a known layout, in words, or "".
+
+    For who is about to replace it: everything in it must be what a model directory holds.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        return "holds other things than a model (there is no config.json)"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or values.get("model_type") not in MODEL_TYPES:
+        return f"its config.json is not that of a model in a known layout ({', '.join(MODEL_TYPES)})"
+    foreign = foreign_file(path, _MODEL_FILES)
+    return f"holds {foreign}, which is not part of a model" if foreign else ""
 
 
 def parse_config(values: Mapping[str, Any], source: str = "config.json") -> ConfigFile:

@@ -14,6 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from mobilellm.git_lfs import pointer_problem
+
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 LAYOUT_HEAD = SPECIAL_PIECES + BYTE_PIECES
@@ -48,6 +50,8 @@ class SentencePieceModel(NamedTuple):
 def read_sentencepiece_model(path: str | Path) -> SentencePieceModel:
     """Raises FileNotFoundError, or ValueError with one line that names the file and what is wrong with it."""
     try:
+        if problem := pointer_problem(Path(path)):
+            raise ValueError(problem)
         return _parse(Path(path).read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None

@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from mobilellm.atomic import atomic_write
+from mobilellm.git_lfs import pointer_problem
 from mobilellm.sentencepiece_model import SPACE, SPECIAL_PIECES
 
 Merge = tuple[str, str]
@@ -146,6 +147,8 @@ def _complete_backend(pieces: Sequence[str], merges: Sequence[Merge]) -> tokeniz
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if problem := pointer_problem(path):
+        raise ValueError(f"{path}: {problem}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # what is no UTF-8, and what is no JSON

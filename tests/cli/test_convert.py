@@ -79,6 +79,7 @@ def test_to_mobilellm_and_back_again(capsys: pytest.CaptureFixture[str], source:
         "executed steps": 4,
         "tokens": 700,
         "repairs": [],
+        "licence": None,
         "said": "",
     }
     assert torch.equal(logits(target), logits(source))
@@ -148,12 +149,58 @@ def test_what_was_repaired_is_told(capsys: pytest.CaptureFixture[str], source: P
     assert (clean["repairs"], clean["said"]) == ([], "")
 
 
+def test_a_repair_is_told_once(capsys: pytest.CaptureFixture[str], source: Path) -> None:
+    file = source / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    safetensors.torch.save_file(tensors, file)
+    assert _main(["convert", str(source), str(source.parent / "target"), "--to", "mobilellm"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("embed_tokens.weight was missing") == 1
+
+
+CARD = """---
+language: en
+license: other
+license_name: "a-licence-1.0"
+---
+# A model card
+license: this line is text
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "stated"),
+    [
+        ({"README.md": "---\nlicense: cc-by-nc-4.0\ntags:\n- x\n---\ntext"}, "cc-by-nc-4.0"),
+        ({"README.md": CARD, "LICENSE": "text"}, "a-licence-1.0"),
+        ({"README.md": "license: x\n", "LICENSE.md": "text", "NOTICE": "n"}, "in LICENSE.md, NOTICE"),
+        ({"README.md": "no head"}, None),
+    ],
+)
+def test_the_licence_is_carried_along(
+    capsys: pytest.CaptureFixture[str], source: Path, files: dict[str, str], stated: str | None
+) -> None:
+    for name, text in files.items():
+        (source / name).write_text(text)
+    target = source.parent / "target"
+    assert converted(capsys, source, target, "--to", "mobilellm")["licence"] == stated
+    for name, text in files.items():
+        assert (target / name).read_text() == text
+    again = source.parent / "again"
+    assert _main(["convert", str(target), str(again), "--to", "mobilellm"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("licence"))
+    assert row.split(maxsplit=1)[1].startswith(f"{stated or 'not stated by the source'}; what holds for it")
+    assert sorted(contents(again)) == sorted(contents(source))
+
+
 def test_a_run_and_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     save(tmp_path / "run" / "model")
     assert _main(["convert", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "mobilellm"]) == 0
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["source"] == str(tmp_path / "run")
-    assert (rows["layout"], rows["stored blocks"], rows["repairs"]) == ("mobilellm", "2", "none")
+    assert (rows["layout"], rows["stored blocks"], rows["repaired"]) == ("mobilellm", "2", "nothing")
+    assert rows["licence"] == "not stated by the source; what holds for it holds for the result"
 
 
 def test_without_a_tokenizer(capsys: pytest.CaptureFixture[str], source: Path) -> None:
@@ -197,6 +244,50 @@ def test_what_is_no_model_is_not_overwritten(capsys: pytest.CaptureFixture[str],
     for overwrite in ((), ("--overwrite",)):
         assert str(target) in refusal(capsys, source, target, "--to", "mobilellm", *overwrite)
         assert (target / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("foreign", ["thesis.txt", "src/main.py", ".git/HEAD", "model-notes.md"])
+def test_a_model_directory_with_foreign_files_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], source: Path, foreign: str
+) -> None:
+    target = save(source.parent / "target", "test")
+    (target / foreign).parent.mkdir(exist_ok=True)
+    (target / foreign).write_text("precious")
+    before = contents(target)
+    said = refusal(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    assert f"{target}: holds {foreign}, which is not part of a model" in said
+    assert contents(target) == before
+
+
+@pytest.mark.parametrize("config", ["{}", '{"model_type": "gpt2"}', "not JSON", "[]"])
+def test_a_project_with_some_config_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], source: Path, config: str
+) -> None:
+    """A config.json alone makes no model directory: many programs call their settings so."""
+    target = source.parent / "target"
+    target.mkdir()
+    (target / "config.json").write_text(config)
+    (target / "README.md").write_text("my program")
+    before = contents(target)
+    assert f"{target}: its config.json" in refusal(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    assert contents(target) == before
+
+
+def test_what_official_directories_hold_may_be_overwritten(
+    capsys: pytest.CaptureFixture[str], source: Path
+) -> None:
+    target = save(source.parent / "target", "test")
+    for name in (
+        "README.md",
+        "LICENSE",
+        ".gitattributes",
+        "pytorch_model.bin",
+        ".cache/huggingface/x/y.lock",
+    ):
+        (target / name).parent.mkdir(exist_ok=True, parents=True)
+        (target / name).write_text("")
+    converted(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    assert torch.equal(logits(target), logits(source))
 
 
 def test_an_empty_destination_will_do(capsys: pytest.CaptureFixture[str], source: Path) -> None:
@@ -254,7 +345,7 @@ def test_a_full_disk_leaves_the_old_destination(source: Path) -> None:
         ((), "--to"),
         (("--to", "gguf"), "invalid choice 'gguf' for argument '--to'"),
         (("--to", "llama"), "cannot share layers (repeats = 2); use 'mobilellm', or unroll"),
-        (("--to", "mobilellm", "--dtype", "int4"), "dtype = 'int4' is not known"),
+        (("--to", "mobilellm", "--dtype", "int4"), "--dtype 'int4' is not known"),
         (("--to", "mobilellm", "--nonsense"), "Unrecognized options: --nonsense"),
     ],
     ids=str,

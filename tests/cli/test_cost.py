@@ -127,7 +127,7 @@ def test_tokens(text: str, tokens: float) -> None:
 def test_bad_tokens(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="must be a positive number such as 1T"):
         parse_tokens(text)
-    assert f"tokens = {text!r}" in refusal(capsys, f"--tokens={text}")
+    assert f"--tokens {text!r}" in refusal(capsys, f"--tokens={text}")
 
 
 def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,12 +136,12 @@ def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "hardware 'abacus' is not known; choose one of a100, h100" in refusal(
         capsys, "--hardware", "abacus"
     )
-    assert "mfu = 'fast' must be a number" in refusal(capsys, "--mfu", "fast")
+    assert "--mfu 'fast' must be a number" in refusal(capsys, "--mfu", "fast")
     for mfu in ("0", "1.5", "45", "nan"):
         assert "must be above 0 and at most 1" in refusal(capsys, "--mfu", mfu)
-    assert "devices = 0" in refusal(capsys, "--devices", "0")
-    assert "sequence = 0" in refusal(capsys, "--sequence", "0")
-    assert "peak_tflops = -1" in refusal(capsys, "--peak-tflops=-1")
+    assert "--devices 0" in refusal(capsys, "--devices", "0")
+    assert "--sequence 0" in refusal(capsys, "--sequence", "0")
+    assert "--peak-tflops -1" in refusal(capsys, "--peak-tflops=-1")
 
 
 def test_in_a_pipe() -> None:

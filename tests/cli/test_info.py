@@ -118,9 +118,8 @@ def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     (broken / "config.json").write_text("{")
     assert "not JSON" in refusal(capsys, str(broken))
     for bits in ("0", "64", "nan", "-3"):
-        assert "must be between 1 and 32" in refusal(capsys, "--bits", bits)
-        assert "bits of embedding" in refusal(capsys, "--embedding-bits", bits)
-        assert "bits of the KV cache" in refusal(capsys, "--kv-bits", bits)
+        for flag in ("--bits", "--embedding-bits", "--kv-bits"):
+            assert f"error: {flag} {bits} must be between 1 and 32" in refusal(capsys, flag, bits)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

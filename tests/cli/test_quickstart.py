@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +16,11 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
+from absent_packages import without
+from mobilellm import installation
+from mobilellm.atomic import hold
 from mobilellm.cli.main import _main
+from mobilellm.cli.quickstart_folder import what_is_kept
 
 STEPS = 12
 
@@ -130,18 +137,292 @@ def test_refusals(whole: tuple[Path, str], tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     for flags, words in (
         (["--out", str(folder), "--text", str(other)], ["--fresh", str(folder)]),
-        (["--out", str(tmp_path / "taken")], ["not a quickstart run"]),
+        (["--out", str(tmp_path / "taken")], ["not a quickstart run", "thesis.txt"]),
+        (["--out", str(tmp_path / "taken"), "--fresh"], ["not a quickstart run", "thesis.txt"]),
+        (["--out", str(other)], ["is a file"]),
+        (["--out", str(other / "inside")], ["Not a directory"]),
         (["--out", str(tmp_path / "a"), "--text", str(tmp_path / "absent.txt")], ["absent.txt"]),
+        (["--out", str(tmp_path / "a"), "--text", str(tmp_path)], [str(tmp_path), "name text files"]),
         (["--out", str(tmp_path / "b"), "--text", str(empty)], ["empty.txt", "no text"]),
         (["--out", str(tmp_path / "c"), "--text", str(other)], ["more text"]),
-        (["--out", str(tmp_path / "d"), "--steps", "0"], ["steps"]),
+        (["--out", str(tmp_path / "d"), "--steps", "0"], ["--steps 0"]),
+        (["--out", str(tmp_path / "d"), "--seed", "-1"], ["--seed -1"]),
     ):
-        assert _main(["quickstart", *flags]) == 2, flags
-        captured = capsys.readouterr()
-        assert captured.err.count("\n") == 1, captured.err
+        line = refusal(capsys, *flags)
         for word in words:
-            assert word in captured.err
+            assert word in line
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "other.txt", "taken"]
+
+
+def test_a_failed_start_claims_nothing(
+    tmp_path: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too little text, then enough of it, in the same folder, which was there before."""
+    folder, little = tmp_path / "run", tmp_path / "little.txt"
+    folder.mkdir()
+    little.write_text("too little")
+    assert "more text" in refusal(capsys, "--out", str(folder), "--text", str(little))
+    assert list(folder.iterdir()) == []
+    assert "[6/6]" in finish(quickstart(folder, "--steps", "1", "--text", str(small_text)))
+
+
+def test_what_a_kill_during_preparation_leaves_is_no_claim(tmp_path: Path, small_text: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{")
+    (folder / "quickstart.json").write_text('{"text": ["another"]}')
+    (folder / "shards.tmp-12-ab").mkdir()
+    (folder / "shards.tmp-12-ab" / "train-00000.bin").write_bytes(b"1")
+    assert "[6/6]" in finish(quickstart(folder, "--steps", "1", "--text", str(small_text)))
+    assert not list(folder.glob("*.tmp-*"))
+
+
+@pytest.fixture
+def copy(whole: tuple[Path, str], tmp_path: Path) -> Path:
+    """The whole run, to be damaged."""
+    return shutil.copytree(whole[0], tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "gone",
+    ["model", "report.html", "loss.png", "report.json", "model/model.safetensors", "model/tokenizer.json"],
+)
+def test_complete_is_what_is_all_there(
+    copy: Path, small_text: Path, whole: tuple[Path, str], gone: str
+) -> None:
+    """What is missing is made again from the checkpoint, without training."""
+    metrics = (copy / "metrics.jsonl").read_bytes()
+    if (copy / gone).is_dir():
+        shutil.rmtree(copy / gone)
+    else:
+        (copy / gone).unlink()
+    assert _main(command_of(copy, small_text)) == 0
+    assert (copy / gone).exists()
+    assert (copy / "metrics.jsonl").read_bytes() == metrics
+    for name in ("report.json", "model/model.safetensors", "loss.png"):
+        assert (copy / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"before": 1}', ""])
+def test_a_damaged_report_is_made_again(copy: Path, small_text: Path, content: str) -> None:
+    good = (copy / "report.json").read_bytes()
+    (copy / "report.json").write_text(content)
+    assert _main(command_of(copy, small_text)) == 0
+    assert (copy / "report.json").read_bytes() == good
+
+
+def test_a_complete_run_needs_no_metrics(
+    copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "metrics.jsonl").unlink()
+    assert _main(command_of(copy, small_text)) == 0
+    assert "complete" in capsys.readouterr().out
+
+
+def test_a_report_is_not_made_of_half_the_metrics(
+    copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose first steps are not recorded must not call the middle "before"."""
+    (copy / "report.json").unlink()
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    before = contents(copy)
+    for kept in ("", "".join(lines[5:]), "".join(lines[1:])):
+        (copy / "metrics.jsonl").write_text(kept)
+        line = refusal(capsys, *command_of(copy, small_text)[1:])
+        assert f"{copy / 'metrics.jsonl'}: " in line
+        assert "--fresh" in line
+    (copy / "metrics.jsonl").unlink()
+    assert f"{copy / 'metrics.jsonl'}: " in refusal(capsys, *command_of(copy, small_text)[1:])
+    (copy / "metrics.jsonl").write_text("".join(lines))
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("file", ["quickstart.json", "shards/index.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_damaged_files_are_named(
+    copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str], file: str, content: bytes
+) -> None:
+    (copy / "report.json").unlink()
+    (copy / file).write_bytes(content)
+    assert f"error: {copy / file}: " in refusal(capsys, *command_of(copy, small_text)[1:])
+
+
+def test_foreign_files_stop_fresh(copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model/thesis.txt", "checkpoints/thesis.txt", "shards/mine/x", "tokenizer/thesis.txt"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("mine")
+        before = contents(copy)
+        line = refusal(capsys, *command_of(copy, small_text)[1:], "--fresh")
+        assert f"holds {name.partition('/')[2]}, which" in line
+        assert contents(copy) == before
+        (copy / name).unlink()
+
+
+def test_foreign_files_in_the_model_are_told_before_the_training(
+    copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "report.json").unlink()
+    (copy / "model" / "thesis.txt").write_text("mine")
+    assert "holds thesis.txt" in refusal(capsys, *command_of(copy, small_text)[1:])
+    assert (copy / "model" / "thesis.txt").read_text() == "mine"
+
+
+def test_fresh_deletes_a_link_and_not_what_it_leads_to(copy: Path, tmp_path: Path, small_text: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (copy / "model").rename(elsewhere)
+    (copy / "model").symlink_to(elsewhere)
+    before = contents(elsewhere)
+    assert _main([*command_of(copy, small_text), "--fresh", "--steps", "1"]) == 0
+    assert contents(elsewhere) == before
+    assert not (copy / "model").is_symlink()
+
+
+def test_one_at_a_time(copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(copy)
+    with hold(copy, ""):
+        for flags in ([], ["--fresh"]):
+            line = refusal(capsys, *command_of(copy, small_text)[1:], *flags)
+            assert f"{copy}: another quickstart is running there" in line
+    with hold(copy / "checkpoints", ""):  # of a training that something else has started there
+        assert "another process is training" in refusal(capsys, *command_of(copy, small_text)[1:], "--fresh")
+    assert contents(copy) == before
+
+
+def test_fresh_beside_a_running_quickstart(tmp_path: Path, small_text: Path) -> None:
+    folder = tmp_path / "run"
+    command = quickstart(folder, "--text", str(small_text))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        _wait_for(lambda: (folder / "quickstart.json").exists())
+        done = subprocess.run([*command, "--fresh"], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "another quickstart is running there" in done.stderr
+        assert running.communicate(timeout=120)[0].count("[6/6]") == 1
+        assert running.returncode == 0
+
+
+def test_prompts(
+    copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty one is one; one that does not fit is refused before anything is trained."""
+    monkeypatch.setattr("mobilellm.cli.quickstart.program", lambda: "mobilellm")
+    for prompt, shown in (("", "''"), ("it's\nso", "'it'\"'\"'s\nso'"), ("- x", "-- '- x'")):
+        assert _main([*command_of(copy, small_text), f"--prompt={prompt}"]) == 0
+        printed = capsys.readouterr().out
+        assert f"[6/6] it talks:\n\n{prompt}" in printed
+        assert f"  mobilellm generate {copy} --temperature 0.7 {shown}\n" in printed
+    (copy / "report.json").unlink()
+    before = contents(copy)
+    line = refusal(capsys, *command_of(copy, small_text)[1:], "--prompt", "word " * 2000)
+    assert "--prompt has" in line
+    assert contents(copy) == before
+
+
+def test_the_commands_it_prints_can_be_pasted(
+    tmp_path: Path, small_text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with a space and a quote, the user's own text in the prompt."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("it's my run")
+    assert _main(command_of(folder, small_text)) == 0
+    printed = capsys.readouterr().out
+    commands = [line for line in printed.partition("Go on:\n")[2].splitlines() if line.startswith("  ")]
+    assert len(commands) == 3
+    held_out = " ".join(small_text.read_text().split())
+    assert shlex.split(commands[0])[-1] in held_out
+    page = html.unescape((folder / "report.html").read_text())
+    for command in commands:
+        assert command.strip() in page
+        here = command.replace(installation.program(), f"{sys.executable} -m mobilellm", 1)
+        done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout != "") == (0, True), command + done.stderr
+    assert (tmp_path / "it's my run-llama" / "model.safetensors").is_file()
+
+
+def test_the_first_ctrl_c_is_acknowledged_at_once_and_the_second_tells_what_is_lost(
+    tmp_path: Path, small_text: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = quickstart(folder, "--text", str(small_text), "--steps", "400")
+    slow = "import time, mobilellm.train.loop as loop; step = loop._step"
+    slow += "; loop._step = lambda *a: (time.sleep(0.3), step(*a))[1]"
+    command[1:3] = ["-c", f"{slow}; from mobilellm.cli.main import main; main()"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    _wait_for(lambda: '"step": 2' in _text(folder / "metrics.jsonl"))
+    process.send_signal(signal.SIGINT)
+    said = b""
+    while b"Ctrl-C again" not in said:
+        said += os.read(process.stderr.fileno(), 1000)
+    assert b"stopping after this step" in said
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == b""
+    done = (folder / "metrics.jsonl").read_text().count('"loss"') - 1  # one is of the evaluation
+    assert f"Steps 1 to {done} are lost, for there was no checkpoint yet" in printed.decode()
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    assert what_is_kept(tmp_path) == "The same command starts over."
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "index.json").write_text("{}")
+    assert what_is_kept(tmp_path) == "The same command goes on with the training."
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 0, "eval": {}}\n{"step": 1, "loss": 2.0}\n')
+    assert what_is_kept(tmp_path).startswith("Step 1 is lost, for there was no checkpoint yet")
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000009.tmp-1-a").mkdir()
+    assert what_is_kept(tmp_path) == "All 1 steps are kept; the same command goes on from there."
+    metrics.write_text(metrics.read_text() + '{"step": 2}\n{"step": 3}\n{"ste')
+    assert what_is_kept(tmp_path).startswith("Steps 2 to 3 are lost: the last checkpoint, step 1, is where")
+
+
+def test_a_reader_that_goes_away_is_not_a_success(tmp_path: Path, small_text: Path) -> None:
+    folder = tmp_path / "run"
+    command = quickstart(folder, "--text", str(small_text))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith("[1/6]")
+        running.stdout.close()
+        assert running.stderr is not None
+        said = running.stderr.read()
+        assert running.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert "nobody reads the output any more" in said
+    assert "same command" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("absent", [["torch"], ["matplotlib"], ["torch", "matplotlib"]], ids="+".join)
+def test_what_is_not_installed_is_told_before_the_start(tmp_path: Path, absent: list[str]) -> None:
+    script = without(*absent) + "from mobilellm.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "quickstart", "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"mobilellm: error: quickstart needs the {' and '.join(absent)} package")
+    assert "[train]" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line an error prints."""
+    assert _main(["quickstart", *flags]) == 2, flags
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def command_of(folder: Path, text: Path) -> list[str]:
+    return ["quickstart", "--out", str(folder), "--steps", str(STEPS), "--text", str(text)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _text(file: Path) -> str:

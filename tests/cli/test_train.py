@@ -147,7 +147,12 @@ def test_what_a_run_leaves(place: Path, whole: Path) -> None:
     assert kept.data.train == (place / "one",)
     assert kept.steps == STEPS
     card = json.loads((whole / "run.json").read_text())
-    assert (card["name"], card["steps"], card["world_size"], card["tokens_per_step"]) == ("run", STEPS, 1, 256)
+    assert (card["name"], card["steps"], card["world_size"], card["tokens_per_step"]) == (
+        "run",
+        STEPS,
+        1,
+        256,
+    )
     assert card["parameters"] == sum(weight.size for weight in weights(whole).values())
 
 
@@ -208,7 +213,11 @@ def test_the_model_generates(whole: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_again_it_does_nothing(place: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
+        return {
+            path: path.read_bytes()
+            for path in whole.rglob("*")
+            if path.is_file() and "tensorboard" not in path.parts
+        }
 
     before = files()
     assert _main(command(place, whole)) == 0
@@ -253,9 +262,14 @@ def test_a_mixture(place: Path, tmp_path: Path) -> None:
 
 
 def test_from_the_weights_of_a_model(place: Path, whole: Path, tmp_path: Path) -> None:
-    assert _main(command(place, tmp_path / "run", "--model.init-from", str(whole / "model"), "--steps", "1")) == 0
+    assert (
+        _main(command(place, tmp_path / "run", "--model.init-from", str(whole / "model"), "--steps", "1"))
+        == 0
+    )
     records = [read_metrics(out / "metrics.jsonl") for out in (whole, tmp_path / "run")]
-    ended, began = (next(r["eval"] for r in each if "eval" in r) for each in (reversed(records[0]), records[1]))
+    ended, began = (
+        next(r["eval"] for r in each if "eval" in r) for each in (reversed(records[0]), records[1])
+    )
     assert began["loss"] == pytest.approx(ended["loss"], rel=1e-6)
 
 
@@ -332,18 +346,33 @@ def test_two_processes(place: Path, whole: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     out = tmp_path / "run"
     done = subprocess.run(
-        process(command(place, out, "--json"), *torchrun), env=environment, capture_output=True, text=True, check=False
+        process(command(place, out, "--json"), *torchrun),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == STEPS  # and the second process says nothing
     ours, theirs = (
-        [record["loss"] if "loss" in record else record["eval"]["loss"] for record in timeless(path) if "samples" not in record]
+        [
+            record["loss"] if "loss" in record else record["eval"]["loss"]
+            for record in timeless(path)
+            if "samples" not in record
+        ]
         for path in (out, whole)
     )
     assert ours == pytest.approx(theirs, rel=1e-4)
-    arguments = process(command(place, tmp_path / "stopped", "--steps", "100000", "--evaluate-every", "100000"), *torchrun)
+    arguments = process(
+        command(place, tmp_path / "stopped", "--steps", "100000", "--evaluate-every", "100000"), *torchrun
+    )
     running = subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        arguments,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     wait_for(tmp_path / "stopped" / "metrics.jsonl", '"step": 3', running)
     os.killpg(running.pid, signal.SIGINT)  # as the terminal does
@@ -356,7 +385,9 @@ def test_two_processes(place: Path, whole: Path, tmp_path: Path) -> None:
 # Refusals
 
 
-def test_refuses_to_resume_from_nothing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_to_resume_from_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = refused(capsys, command(place, tmp_path / "run", "--resume"))
     assert said == f"{tmp_path / 'run'}: has no checkpoint to go on from; leave --resume out to start afresh"
     assert not list(tmp_path.iterdir())
@@ -373,7 +404,9 @@ def test_refuses_a_folder_of_something_else(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_refuses_a_run_of_other_settings(place: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_a_run_of_other_settings(
+    place: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (whole / "recipe.toml").read_bytes()
     for flags, words in (
         (["--optim.lr", "1e-3"], "optim.lr = 0.01, not 0.001"),
@@ -401,7 +434,10 @@ def test_refuses_wrong_recipes(place: Path, tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "wrong.toml"
     for change, words in (
         ("stepps = 3\n[optim]\nlearning_rate = 1", ["unknown key stepps", "unknown key optim.learning_rate"]),
-        ("seed = '1'\n[optim]\nlr = '1'", ["seed = '1' must be of type int", "optim.lr = '1' must be of type float"]),
+        (
+            "seed = '1'\n[optim]\nlr = '1'",
+            ["seed = '1' must be of type int", "optim.lr = '1' must be of type float"],
+        ),
         ("seed = -1\n[optim]\nlr = -1", ["seed = -1 must be 0 or above", "optim.lr = -1 must be above 0"]),
         ("seed = ", ["not TOML"]),
     ):
@@ -415,7 +451,10 @@ def test_refuses_wrong_recipes(place: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, words in (
-        (["--optim.lr", "-1", "--seed", "-1"], ["optim.lr = -1.0 must be above 0", "seed = -1 must be 0 or above"]),
+        (
+            ["--optim.lr", "-1", "--seed", "-1"],
+            ["optim.lr = -1.0 must be above 0", "seed = -1 must be 0 or above"],
+        ),
         (["--optim.lr", "much"], ["optim.lr", "much"]),
         (["--optim.learning-rate", "1"], ["optim.learning-rate"]),
         (["--data.weights", "1", "2"], ["data.weights has 2 numbers, data.train 1 names"]),
@@ -431,7 +470,9 @@ def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.Capture
     assert "no such recipe file; recipes of the package are" in refused(capsys, ["train", "absent"])
 
 
-def test_refuses_data_that_does_not_fit(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_data_that_does_not_fit(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     both = ["--data.train", str(place / "one"), str(place / "other")]
     recipe, out = str(place / "tiny.toml"), ["--out", str(tmp_path / "run")]
     said = refused(capsys, ["train", recipe, *both, *out])
@@ -439,7 +480,9 @@ def test_refuses_data_that_does_not_fit(place: Path, tmp_path: Path, capsys: pyt
     assert "was made with another tokenizer" in refused(
         capsys, command(place, tmp_path / "run", "--data.held-out", str(place / "other"))
     )
-    assert str(tmp_path / "none") in refused(capsys, ["train", recipe, "--data.train", str(tmp_path / "none"), *out])
+    assert str(tmp_path / "none") in refused(
+        capsys, ["train", recipe, "--data.train", str(tmp_path / "none"), *out]
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -755,7 +755,9 @@ def test_an_existing_directory_is_kept(tmp_path: Path) -> None:
 
 def test_a_directory_of_other_things_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(FileExistsError, match=r"holds other things \(there is no config\.json\)"):
+    with pytest.raises(
+        FileExistsError, match=r"holds other things than a model \(there is no config\.json\)"
+    ):
         save(tmp_path, random_model(TINY), None, overwrite=True)
     assert bytes_of(tmp_path) == {"thesis.txt": b"years of work"}
 
@@ -875,6 +877,40 @@ def test_no_such_directory(tmp_path: Path) -> None:
         quietly(tmp_path / "file")
 
 
+def test_a_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runs/quikstart looks like a Hub id; where runs/ is here, nothing is asked of any network."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("went to the Hub"))
+    with pytest.raises(FileNotFoundError, match="no such directory; runs is here and holds quickstart"):
+        quietly("runs/quikstart")  # type: ignore[arg-type]
+
+
+def test_a_run_without_a_model(tmp_path: Path) -> None:
+    """Killed before its first end."""
+    (tmp_path / "run" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="run: a training run that has no model yet; go on with"):
+        quietly(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "tokenizer.model", "tokenizer.json", "shard"]
+)
+def test_a_git_lfs_pointer_is_told(tmp_path: Path, name: str) -> None:
+    """A clone without git-lfs holds text files of three lines instead of the large files."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    save(tmp_path / "m", random_model(replace(TINY, vocab_size=768)), trained())
+    if name == "shard":
+        name = "model-00001-of-00001.safetensors"
+        (tmp_path / "m" / "model.safetensors").unlink()
+        (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    elif name == "pytorch_model.bin":
+        (tmp_path / "m" / "model.safetensors").unlink()
+    (tmp_path / "m" / name).write_text(pointer)
+    with pytest.raises(ValueError, match=f"{name}: only a Git LFS pointer to the file; run `git lfs pull`"):
+        quietly(tmp_path / "m")
+
+
 def test_a_hub_id_offline_is_one_line(tmp_path: Path) -> None:
     script = (
         "import mobilellm\n"
@@ -886,8 +922,7 @@ def test_a_hub_id_offline_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert ended.stderr == ""
-    licence, error = ended.stdout.splitlines()
-    assert licence == "nobody/no-such-model: licence unknown (the model card cannot be reached)"
+    (error,) = ended.stdout.splitlines()
     assert error.startswith(
         "nobody/no-such-model: no such directory, and as a Hub id: the Hub cannot be reached"
     )
@@ -897,6 +932,7 @@ def test_a_hub_id_in_the_cache_loads_offline(tmp_path: Path) -> None:
     """A cache as huggingface_hub lays it out, with a link to every file."""
     cached = tmp_path / "hub" / "models--nobody--a-model"
     tensors = official.mobilellm_125m(tmp_path / "files")
+    (tmp_path / "files" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     snapshot = cached / "snapshots" / "0123456789012345678901234567890123456789"
     snapshot.mkdir(parents=True)
     (cached / "blobs").mkdir()
@@ -907,11 +943,12 @@ def test_a_hub_id_in_the_cache_loads_offline(tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
     script = (
         "import sys, torch, mobilellm\n"
-        "loaded = mobilellm.load('nobody/a-model', say=lambda line: None)\n"
+        "loaded = mobilellm.load('nobody/a-model', say=lambda line: print(line, file=sys.stderr))\n"
         "torch.save(dict(loaded.model.state_dict()), sys.stdout.buffer)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+    assert b"nobody/a-model: licence cc-by-nc-4.0\n" in ended.stderr  # of the card in the cache
     state = torch.load(io.BytesIO(ended.stdout), weights_only=True)
     assert equal(state, {name: tensor.float() for name, tensor in tensors.items()})
 

@@ -28,16 +28,17 @@ class Arguments:
     unroll: bool = False
     """Store every executed step as a block of its own, so that a shared model fits the llama layout."""
     overwrite: bool = False
-    """Replace the destination if it exists; the old one goes only when the new one is complete."""
+    """Replace a model directory; the old one goes only when the new one is complete."""
     json: bool = False
     """Print one JSON object."""
 
 
 def run(arguments: Arguments) -> None:
     from mobilellm.atomic import check_destination
+    from mobilellm.layouts import not_a_model_directory
     from mobilellm.model.convert import convert
 
-    check_destination(arguments.destination, arguments.overwrite)
+    check_destination(arguments.destination, arguments.overwrite, not_a_model_directory)
     done = convert(
         arguments.source,
         arguments.destination,
@@ -45,10 +46,21 @@ def run(arguments: Arguments) -> None:
         dtype=arguments.dtype,
         unrolled=arguments.unroll,
         overwrite=arguments.overwrite,
-        say=lambda message: print(f"mobilellm: {message}", file=sys.stderr),
+        say=_say,
     )
     if arguments.json:
+        for repair in done["repairs"]:
+            _say(f"{arguments.source}: repaired: {repair}")
         print(json.dumps(done))
         return
-    for key, value in done.items():
-        print(f"{key:<20} {value if not isinstance(value, list) else '; '.join(value) or 'none'}")
+    repairs, licence = done.pop("repairs"), done.pop("licence")
+    rows = [*done.items(), *(("repaired", repair) for repair in repairs or ["nothing"])]
+    rows.append(
+        ("licence", f"{licence or 'not stated by the source'}; what holds for it holds for the result")
+    )
+    for key, value in rows:
+        print(f"{key:<20} {value}")
+
+
+def _say(message: str) -> None:
+    print(f"mobilellm: {message}", file=sys.stderr)

@@ -39,6 +39,8 @@ def run(arguments: Arguments) -> None:
     import mobilellm
     from mobilellm.model.api import load
 
+    if arguments.max_tokens is not None and arguments.max_tokens < 1:
+        raise ValueError(f"max_tokens = {arguments.max_tokens} must be at least 1")
     prompts = arguments.prompts or (sys.stdin.read().removesuffix("\n"),)
     loaded = load(arguments.model, arguments.dtype, arguments.device, say=_say)
     options = (arguments.sampling, arguments.max_tokens, arguments.stop)

@@ -18,6 +18,7 @@ from mobilellm.accounting import (
     Parameters,
     attention_flops_per_token,
     bytes_by_part,
+    check_bits,
     executed_parameters,
     forward_flops_per_token,
     kv_cache_bytes_per_token,
@@ -49,6 +50,11 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> None:
+    check_bits(arguments.bits, "bits")
+    check_bits(
+        arguments.bits if arguments.embedding_bits is None else arguments.embedding_bits, "embedding_bits"
+    )
+    check_bits(arguments.kv_bits, "kv_bits")
     widths = BitWidths.of_matrices(arguments.bits, arguments.embedding_bits)
     subjects = [find_subject(name) for name in arguments.models or PUBLISHED]
     if arguments.json:

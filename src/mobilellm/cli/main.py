@@ -9,13 +9,16 @@ import contextlib
 import io
 import itertools
 import os
+import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from mobilellm import __version__
+from mobilellm.installation import EXTRAS, install_command
 
 VERBS = {
     "quickstart": "train, evaluate and talk to a small model on this machine, in minutes",
@@ -30,40 +33,47 @@ VERBS = {
     "convert": "read any official layout, write one clean directory",
 }
 
-_EXTRAS = {
-    "torch": "torch", "matplotlib": "plots", "transformers": "hf", "pyarrow": "data", "zstandard": "data",
-    "datasets": "data", "datasketch": "data",
-}  # fmt: skip
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit: 0 done, 2 the caller's mistake (one line on stderr), 130 interrupted."""
+    _open_what_is_closed()
     sys.exit(_main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _main(arguments: list[str]) -> int:
+    verb, code = (arguments or ["help"])[0], 0
+    with contextlib.redirect_stdout(cast(TextIO, _StandardOutput(sys.stdout))):
+        try:
+            try:
+                code = _dispatch(arguments)
+            except SystemExit as stop:  # of --help, of a verb that was stopped
+                code = stop.code if isinstance(stop.code, int) else 0
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return _INTERRUPTED
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            _silence(sys.stdout)
+        except (ImportError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.filename == _StandardOutput.name:
+                _silence(sys.stdout)
+            if os.environ.get("MOBILELLM_DEBUG"):
+                raise
+            return _fail(_with_flags(_one_line(error, verb), arguments[1:]))
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
-        return 0
-    if arguments[0] in ("-V", "--version"):
+    elif arguments[0] in ("-V", "--version"):
         print(f"mobilellm {__version__}")
-        return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        return _fail(f"{verb!r} is not a command; commands are {', '.join(VERBS)}")
-    try:
-        _run(verb, rest)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ModuleNotFoundError, ValueError, OSError) as error:
-        if os.environ.get("MOBILELLM_DEBUG"):
-            raise
-        return _fail(_one_line(error, verb))
+    elif arguments[0] not in VERBS:
+        return _fail(f"{arguments[0]!r} is not a command; commands are {', '.join(VERBS)}")
+    else:
+        _run(arguments[0], arguments[1:])
     return 0
 
 
@@ -82,19 +92,38 @@ def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
 
     # A recipe's values are the defaults of its flags.
     options = {"default": module.default_arguments(rest)} if hasattr(module, "default_arguments") else {}
-    box = io.StringIO()
+    box, plain = io.StringIO(), io.StringIO()
+    # tyro colours its help on a terminal whatever NO_COLOR says; what is no terminal it does not colour.
+    uncoloured = contextlib.redirect_stdout(plain) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), uncoloured, _at_least_columns(40):
             return tyro.cli(
                 module.Arguments, prog=f"mobilellm {verb}", description=module.__doc__, args=rest, **options
             )
     except SystemExit as stop:
         if not stop.code:
+            print(plain.getvalue(), end="")
             raise
     lines = [line.strip(" │") for line in box.getvalue().splitlines()]
     below_the_title = itertools.dropwhile(_is_rule, lines[1:])  # without box characters it is underlined
     said = [line for line in itertools.takewhile(lambda line: not _is_rule(line), below_the_title) if line]
     raise ValueError(f"{verb}: {' '.join(said)} (mobilellm {verb} --help tells the arguments)")
+
+
+@contextlib.contextmanager
+def _at_least_columns(count: int) -> Iterator[None]:
+    """tyro never ends on a terminal of a few columns, and takes all memory meanwhile."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns >= count:
+        yield
+        return
+    os.environ["COLUMNS"] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _is_rule(line: str) -> bool:
@@ -116,15 +145,72 @@ def _help() -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"mobilellm: error: {message}", file=sys.stderr)
+    try:
+        print(f"mobilellm: error: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nowhere left to say it
+        _silence(sys.stderr)
     return _USAGE_ERROR
 
 
 def _one_line(error: Exception, verb: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        extra = _EXTRAS.get(package, "all")
-        return f"{verb} needs the package {package!r}; install it with: pip install 'mobilellm[{extra}]'"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        if extra := EXTRAS.get(package):
+            return f"{verb} needs the package {package!r}; install it with: {install_command(extra)}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _with_flags(message: str, typed: Sequence[str]) -> str:
+    """The library names its own parameters ("top_k = -5"); who typed --top-k is told of --top-k."""
+    for argument in typed:
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0]
+            name = flag[2:].rpartition(".")[2].replace("-", "_")
+            message = re.sub(rf"(?<![\w.-]){re.escape(name)} = ", f"{flag} ", message)
+    return message
+
+
+def _open_what_is_closed() -> None:
+    """Started with a closed stream, write into nothing: else the next file opened would take its place."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+class _StandardOutput:
+    """A stream whose errors say which stream it was: that of a full disk names no file."""
+
+    name = "standard output"
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from None
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still in the stream's buffer go nowhere: at exit Python would complain of it again."""
+    with contextlib.suppress(OSError, ValueError):  # of a stream without a file, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -7,10 +7,14 @@ the same command goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import platform
+import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,10 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilellm.atomic import atomic_write
+from mobilellm.cli.quickstart_folder import (
+    check_resumable,
+    claimed,
+    finished_results,
+    recorded,
+    what_is_kept,
+)
 from mobilellm.config import ModelConfig
 from mobilellm.data.documents import Document, paragraphs, python_documentation, text_files
 from mobilellm.data.loader import PackedLoader
 from mobilellm.data.shards import ShardIndex, read_index, read_split, verify, write_shards
+from mobilellm.installation import activation, install_command, missing_packages, program
 from mobilellm.presets import preset
 from mobilellm.sampling import Sampling
 from mobilellm.tokenizer import Tokenizer
@@ -32,12 +44,9 @@ if TYPE_CHECKING:
     from mobilellm.train.settings import TrainSettings
 
 _STAGES = 6
-_MADE = (
-    "checkpoints", "model", "shards", "tokenizer", "loss.png", "metrics.jsonl", "report.html", "report.json",
-    "quickstart.json",
-)  # fmt: skip
 _PROMPT = "Return a list of"
 _SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=0)
+_STOPPING = b"\n      stopping after this step, then saving (Ctrl-C again stops at once) ...\n"
 
 
 @dataclass
@@ -49,7 +58,7 @@ class Arguments:
     steps: int = 500
     """Training steps."""
     prompt: str | None = None
-    """What to complete at the end."""
+    """What to complete at the end; "" begins with nothing. By default words of the text."""
     seed: int = 0
     """Seed of the weights, the order of the data and the completion."""
     fresh: bool = False
@@ -57,66 +66,54 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> None:
-    try:
-        _run(arguments)
-    except KeyboardInterrupt:
-        print(f"\nStopped. What is done is kept in {arguments.out}; the same command goes on from there.")
-        sys.exit(130)
-
-
-def _run(arguments: Arguments) -> None:
-    started = time.perf_counter()
     out = arguments.out
-    if arguments.steps < 1:
-        raise ValueError(f"quickstart: steps = {arguments.steps} must be at least 1")
-    _claim(arguments)
-    if (out / "report.json").is_file():
-        results = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        print(f"This run is complete ({out}); --fresh trains it again. Its results:\n")
-        _print_results(results)
-        _talk(arguments)
-        _print_next(out)
-        return
-    tokenizer, index = _prepare(arguments)
-    config = replace(preset("tiny-ls"), vocab_size=tokenizer.vocab_size)
-    _pretrain(arguments, config, tokenizer, index)
-    results = _evaluate_and_report(arguments, config, index, time.perf_counter() - started)
-    _print_results(results)
-    _talk(arguments)
-    _print_next(out)
-
-
-def _claim(arguments: Arguments) -> None:
-    """Make the folder this run's own, or refuse a folder that holds something else."""
-    out, file = arguments.out, arguments.out / "quickstart.json"
+    if absent := missing_packages("torch", "matplotlib"):
+        raise ValueError(
+            f"quickstart needs the {' and '.join(absent)} package{'s' * (len(absent) > 1)}; "
+            f"install with: {install_command('train')}"
+        )
+    _settings(arguments)  # refuses what cannot be trained with before anything is made
     identity = {
         "text": [_sha256(path) for path in arguments.text] or f"python {platform.python_version()}",
         "steps": arguments.steps,
         "seed": arguments.seed,
     }
-    started_over = arguments.fresh and file.is_file()
-    if started_over:
-        for name in _MADE:  # and nothing else that may lie there
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")) != identity:
-            raise ValueError(
-                f"{out}: holds a run with other text, steps or seed; choose another --out, or --fresh to "
-                "delete it and start over"
-            )
-    elif not started_over and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: exists and is not a quickstart run; choose another --out")
+    try:
+        with claimed(out, identity, arguments.fresh):
+            _run(arguments)
+    except KeyboardInterrupt:
+        print(f"\nStopped at once. {what_is_kept(out)}")
+        sys.exit(130)
+    except BrokenPipeError:
+        print(f"mobilellm: nobody reads the output any more; stopped. {what_is_kept(out)}", file=sys.stderr)
+        sys.exit(128 + signal.SIGPIPE)  # as a shell has it
+
+
+def _run(arguments: Arguments) -> None:
+    started = time.perf_counter()
+    out = arguments.out
+    if (results := finished_results(out)) is not None:
+        print(f"This run is complete ({out}); --fresh trains it again. Its results:\n")
+        _print_results(results)
     else:
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        check_resumable(out)
+        tokenizer, index = _prepare(arguments)
+        config = replace(preset("tiny-ls"), vocab_size=tokenizer.vocab_size)
+        _check_prompt(arguments, config, tokenizer)
+        _pretrain(arguments, config, tokenizer, index)
+        _print_results(_evaluate_and_report(arguments, config, index, time.perf_counter() - started))
+    _talk(arguments)
+    _print_next(arguments)
 
 
 def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
     """Stages 1 to 3: text, tokenizer, shards; each is skipped when it is there."""
     out = arguments.out
-    if (out / "shards" / "index.json").is_file():
-        verify(out / "shards")
+    if (out / "shards").is_dir():
+        try:
+            verify(out / "shards")
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{error} (--fresh does that, and starts over)") from None
     else:
         _say(1, "reading text")
         documents = list(_documents(arguments))
@@ -137,6 +134,13 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
         f"held out, {index.total('train', 'bytes') / index.total('train', 'tokens'):.2f} bytes a token"
     )
     return tokenizer, index
+
+
+def _check_prompt(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Before the training, not after it."""
+    length, context = len(tokenizer.encode(_prompt(arguments))), config.max_position_embeddings
+    if length >= context:
+        raise ValueError(f"--prompt has {length} tokens, and the model's context is {context}; shorten it")
 
 
 def _documents(arguments: Arguments) -> Iterator[Document]:
@@ -208,15 +212,23 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     )
     first = int(before[-1].name.removeprefix("step-")) if before else 0
     with TrainingProgress(settings.steps, first) as progress:
-        done = train(model, loader, settings, out, evaluate, progress.update).steps
+        # Written past Python's streams: a signal may come while something is printed on one of them.
+        done = train(
+            model, loader, settings, out, evaluate, progress.update, on_stop=lambda: _write_error(_STOPPING)
+        ).steps
     checkpoint.save(out / "model", model, tokenizer, overwrite=True)
     if done == settings.steps:
         return
     print(
         f"\nStopped after step {done} of {settings.steps}. The model so far is usable:\n"
-        f'  mobilellm generate {out} "{_PROMPT}"\nThe same command goes on from there.'
+        f"  {_next_commands(arguments)[0]}\nThe same command goes on from there."
     )
     sys.exit(130)
+
+
+def _write_error(text: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text)
 
 
 def _evaluate_and_report(
@@ -227,11 +239,10 @@ def _evaluate_and_report(
     from mobilellm.model.api import generate
     from mobilellm.report.page import run_page
     from mobilellm.report.plots import loss_curve
-    from mobilellm.train.metrics import read_metrics
 
     out, settings = arguments.out, _settings(arguments)
     _say(5, "writing loss.png and report.html")
-    records = read_metrics(out / "metrics.jsonl")
+    records = recorded(out, settings.steps)
     evaluations = [record["eval"] for record in records if "eval" in record]
     steps = [record for record in records if "loss" in record]
     rate = steps[-1]["tokens"] / sum(record["seconds"] for record in steps)
@@ -246,7 +257,7 @@ def _evaluate_and_report(
         "source": index.source,
         "version": __version__,
     }
-    prompt = arguments.prompt or _prompt(arguments)
+    prompt = _prompt(arguments)
     said = generate(out, prompt, _SAMPLING, max_new_tokens=80)[0].text
     picture = loss_curve(
         records, f"quickstart: {config.num_steps} steps deep, {config.num_layers} blocks stored"
@@ -266,7 +277,7 @@ def _evaluate_and_report(
         },
         picture=picture,
         samples=[(prompt, said)],
-        commands=_next_commands(out),
+        commands=_next_commands(arguments),
     )
     with atomic_write(out / "loss.png") as temporary:
         temporary.write_bytes(picture)
@@ -283,7 +294,7 @@ def _talk(arguments: Arguments) -> None:
 
     _say(6, "it talks:")
     loaded = load(arguments.out)
-    prompt = arguments.prompt or _prompt(arguments)
+    prompt = _prompt(arguments)
     print(f"\n{prompt}", end="", flush=True)
     for piece in loaded.stream(prompt, _SAMPLING, max_new_tokens=80):
         print(piece.text, end="", flush=True)
@@ -292,10 +303,15 @@ def _talk(arguments: Arguments) -> None:
 
 def _prompt(arguments: Arguments) -> str:
     """For the user's own text, the first words of what was held out."""
-    if not arguments.text:
+    if arguments.prompt is not None:
+        return arguments.prompt
+    if not arguments.text or not (arguments.out / "shards").is_dir():
         return _PROMPT
     tokenizer = Tokenizer.load(arguments.out / "tokenizer")
-    return tokenizer.decode(read_split(arguments.out / "shards", "held-out", tokenizer)[:8].tolist())
+    held_out = read_split(arguments.out / "shards", "held-out", tokenizer)
+    words = tokenizer.decode(held_out[:200].tolist()).split()[:4]
+    # On a command line a leading dash would be a flag's. The end of the ids may be half a character.
+    return " ".join(words)[:60].lstrip("-").rstrip("\ufffd")
 
 
 def _table(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -312,15 +328,21 @@ def _print_results(results: Mapping[str, Any]) -> None:
         print("      " + row[0].ljust(26) + row[1].rjust(10) + row[2].rjust(10))
 
 
-def _print_next(out: Path) -> None:
-    print(f"Report: {out / 'report.html'}\nGo on:\n  " + "\n  ".join(_next_commands(out)))
+def _print_next(arguments: Arguments) -> None:
+    print(f"Report: {arguments.out / 'report.html'}\nGo on:\n  " + "\n  ".join(_next_commands(arguments)))
+    if command := activation():
+        print(f"({command} makes it just `mobilellm`.)")
 
 
-def _next_commands(out: Path) -> list[str]:
+def _next_commands(arguments: Arguments) -> list[str]:
+    """To be pasted into a shell."""
+    out, call, prompt = str(arguments.out), program(), _prompt(arguments)
+    out = f"./{out}" if out.startswith("-") else out
+    ahead = "-- " if prompt.startswith("-") else ""
     return [
-        f'mobilellm generate {out} "{_PROMPT}" --temperature 0.7',
-        f"mobilellm info {out}",
-        f"mobilellm convert {out} {out}-llama --to llama --unroll",
+        f"{call} generate {shlex.quote(out)} --temperature 0.7 {ahead}{shlex.quote(prompt)}",
+        f"{call} info {shlex.quote(out)}",
+        f"{call} convert {shlex.quote(out)} {shlex.quote(f'{out}-llama')} --to llama --unroll",
     ]
 
 
@@ -330,6 +352,7 @@ def _say(stage: int, what: str) -> None:
 
 def _sha256(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such text file")
+        kind = "is a folder; name text files" if path.is_dir() else "no such text file"
+        raise FileNotFoundError(f"{path}: {kind}")
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

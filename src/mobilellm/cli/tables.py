@@ -1,7 +1,8 @@
-"""Tables on standard output: cut to the width of a terminal, whole in a pipe or a file."""
+"""Tables on standard output: laid out for the width of a terminal, in one piece in a pipe or a file."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,10 @@ _UNLIMITED = 100_000  # rich would assume 80 columns for a pipe, and cut
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """One row a model. Too wide for the terminal, it goes on below, the first column repeated."""
+    """One row a model. Too wide for the terminal, it goes on below, the first column repeated.
+
+    Two columns that are too wide stay whole: the terminal breaks the line, and nothing is cut.
+    """
     console = _console()
     rest = list(range(1, len(header)))
     while rest:
@@ -24,7 +28,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         count = 1
         while count < len(rest) and _fits(console, _grid(header, rows, [0, *rest[: count + 1]])):
             count += 1
-        _show(console, _grid(header, rows, [0, *rest[:count]]))
+        grid = _grid(header, rows, [0, *rest[:count]])
+        _show(console if _fits(console, grid) else _console(_UNLIMITED), grid)
         rest = rest[count:]
 
 
@@ -59,8 +64,13 @@ def _fits(console: Console, table: Table) -> bool:
     return Measurement.get(console, options, table).maximum <= console.width
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _UNLIMITED, highlight=False)
+def _console(width: int | None = None) -> Console:
+    """By default as wide as the terminal."""
+    return Console(
+        width=width if sys.stdout.isatty() else _UNLIMITED,
+        highlight=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",  # else it would still print in bold
+    )
 
 
 def _show(console: Console, renderable: RenderableType) -> None:

@@ -51,13 +51,14 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> None:
-    from mobilellm.atomic import atomic_directory, check_destination
+    from mobilellm.atomic import atomic_directory, check_destination, made_of
     from mobilellm.data.prepare_settings import PrepareSettings
     from mobilellm.data.sample import sample_texts
     from mobilellm.tokenizer import Tokenizer
 
     started = time.monotonic()
-    check_destination(arguments.out, arguments.overwrite, "tokenizer.json")
+    not_a_tokenizer = made_of("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    check_destination(arguments.out, arguments.overwrite, not_a_tokenizer)
     settings = PrepareSettings(
         text_field=arguments.text_field,
         format=arguments.format,
@@ -77,7 +78,7 @@ def run(arguments: Arguments) -> None:
         arguments.min_frequency,
         arguments.max_piece_length,
     )
-    with atomic_directory(arguments.out, arguments.overwrite, "tokenizer.json") as temporary:
+    with atomic_directory(arguments.out, arguments.overwrite, not_a_tokenizer) as temporary:
         tokenizer.save(temporary)
     some = sample.texts[:100]
     tokens = sum(map(len, tokenizer.encode_batch(some, bos=False)))

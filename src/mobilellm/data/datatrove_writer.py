@@ -23,7 +23,7 @@ from mobilellm.data.digests import DigestSet
 from mobilellm.data.holding_out import check_share, held_out_below
 from mobilellm.data.rejected import Rejected
 from mobilellm.data.screening import Examined, Screen, ScreenSettings
-from mobilellm.data.shard_index import SPLITS, make_index, write_index
+from mobilellm.data.shard_index import SPLITS, make_index, not_shards, write_index
 from mobilellm.data.shard_merge import PART, is_merged, merge_shards
 from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from mobilellm.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ class ShardsWriter(PipelineStep):  # type: ignore[misc]
         target = self.folder / f"part-{rank:05d}"
         for left_behind in self.folder.glob(f"{target.name}.tmp-*"):  # by a killed task of this rank
             shutil.rmtree(left_behind, ignore_errors=True)
-        with atomic_directory(target, overwrite=True, marker="index.json") as temporary:
+        with atomic_directory(target, overwrite=True, objection=not_shards) as temporary:
             with (
                 ShardWriter(temporary, tokenizer.vocab_size, self.shard_tokens) as writer,
                 Rejected(temporary) as rejected,

@@ -35,7 +35,7 @@ from mobilellm.data.prepare_settings import (
 from mobilellm.data.readers import chunks_of
 from mobilellm.data.records import NO_FIELD
 from mobilellm.data.screening import Examined, ScreenSettings
-from mobilellm.data.shard_index import ShardError, ShardIndex, make_index, write_index
+from mobilellm.data.shard_index import ShardError, ShardIndex, make_index, not_shards, write_index
 from mobilellm.data.workers import ReadAhead, Workers, bundles, in_order
 from mobilellm.tokenizer import Tokenizer
 
@@ -98,7 +98,7 @@ def prepare(
     if not overwrite and not fresh and (done := already_done(out, sources, tokenizer, settings)):
         forget(out, command)
         return Prepared(done, sources.passed_over, True, None)
-    check_destination(out, overwrite, "index.json")
+    check_destination(out, overwrite, not_shards)
     stop = stop or threading.Event()
     bands = bands_for(settings.near_duplicates) if settings.near_duplicates is not None else None
     workplace = Workplace(out, command, fresh)
@@ -128,7 +128,7 @@ def prepare(
             )
             tokenizer.save(folder / "tokenizer")
             write_index(folder, index)
-            take_name(folder, out, overwrite, "index.json")
+            take_name(folder, out, overwrite, not_shards)
         workplace.remove()
     except OSError as error:
         if error.errno in _NO_ROOM:

@@ -12,7 +12,15 @@ from mobilellm.atomic import atomic_directory
 from mobilellm.data.holding_out import check_share, digest_of, held_out_below
 from mobilellm.data.reference_layout import Layout, Order, find_layout, read_sequences
 from mobilellm.data.rejected import Rejected
-from mobilellm.data.shard_index import SPLITS, Shard, ShardError, ShardIndex, make_index, write_index
+from mobilellm.data.shard_index import (
+    SPLITS,
+    Shard,
+    ShardError,
+    ShardIndex,
+    make_index,
+    not_shards,
+    write_index,
+)
 from mobilellm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
 
@@ -47,7 +55,7 @@ def import_reference(
             f"{source}: made with tokenizer {manifest.tokenizer[:12]}…, not with this one "
             f"({tokenizer.fingerprint[:12]}…); give the tokenizer it was made with"
         )
-    with atomic_directory(directory, overwrite, "index.json") as temporary:
+    with atomic_directory(directory, overwrite, not_shards) as temporary:
         with (
             ShardWriter(temporary, tokenizer.vocab_size, shard_tokens) as writer,
             Rejected(temporary) as rejected,

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilellm.atomic import atomic_directory, atomic_write
+from mobilellm.atomic import atomic_directory, atomic_write, made_of
 from mobilellm.data.shard_index import ShardError
 from mobilellm.data.shards import read_index, read_split
 
@@ -111,7 +111,7 @@ def export_reference(
         FORMAT, "round-robin", nodes, sequences, sequence_length, len(stream), remainder, split,
         index.vocab_size, index.tokenizer, index.source, index.licence,
     )  # fmt: skip
-    with atomic_directory(directory, overwrite, MANIFEST) as temporary:
+    with atomic_directory(directory, overwrite, made_of(MANIFEST, REMAINDER, "[0-9]*/*.jsonl")) as temporary:
         with ExitStack() as stack:
             files = []
             for node in range(1, nodes + 1):

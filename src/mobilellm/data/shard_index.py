@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mobilellm.atomic import atomic_write
+from mobilellm.atomic import atomic_write, made_of
 
 FORMAT = "mobilellm-shards-2"
 FORMATS = ("mobilellm-shards-1", FORMAT)
 SPLITS = ("train", "held-out")
+not_shards = made_of("index.json", "*.bin", "rejected.jsonl", "tokenizer/*")
+"""An objection to overwriting a folder that holds something else than shards."""
 DTYPES = ("<u2", "<u4")
 
 

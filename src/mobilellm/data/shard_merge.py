@@ -20,6 +20,7 @@ from mobilellm.data.shard_index import (
     ShardError,
     ShardIndex,
     make_index,
+    not_shards,
     read_index,
     write_index,
 )
@@ -38,11 +39,11 @@ def merge_shards(
     (`verify` compares). Equal documents of different parts stay, on the same side of the split. Raises
     ShardError where the parts do not fit together, ValueError where files cannot be linked (`copy` copies).
     """
-    check_destination(directory, overwrite, "index.json")
+    check_destination(directory, overwrite, not_shards)
     found = _in_order([(part, read_index(part, may_be_empty=True)) for part in find_parts(parts)])
     first = found[0][1]
     shards: list[Shard] = []
-    with atomic_directory(directory, overwrite, "index.json") as temporary:
+    with atomic_directory(directory, overwrite, not_shards) as temporary:
         for split in _splits([index for _, index in found]):
             number = 0
             for part, index in found:

@@ -6,6 +6,14 @@
 loads the official directories as they are, without executing the code that lies in them.
 """
 
+from mobilellm.installation import install_command, missing_packages
+
+if _missing := missing_packages("torch", "transformers"):
+    raise ImportError(
+        f"mobilellm.hf needs {' and '.join(_missing)}; install with: {install_command('hf')}",
+        name=_missing[0],
+    )
+
 from mobilellm.hf.auto_classes import register
 from mobilellm.hf.configuration_mobilellm import MobileLLMConfig
 from mobilellm.hf.convert import from_mobilellm, to_mobilellm

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
+import warnings
+from collections.abc import Sequence
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +24,7 @@ from torch import Tensor
 
 from mobilellm.atomic import atomic_directory
 from mobilellm.config import ModelConfig
-from mobilellm.layouts import ConfigFile, config_json, read_config_file
+from mobilellm.layouts import ConfigFile, config_json, not_a_model_directory, read_config_file
 from mobilellm.model.tensor_files import CheckpointError, read_tensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
@@ -99,12 +103,14 @@ def save(
     tokenizer: Tokenizer | None,
     layout: str | None = None,
     overwrite: bool = False,
+    further_files: Sequence[Path] = (),
 ) -> None:
     """Write a clean model directory, whole or not at all, read back and compared before it gets its name.
 
     `layout` is "llama" (loads in stock transformers; no sharing) or "mobilellm" (carries its modelling code
-    for `trust_remote_code`); by default "mobilellm" when layers are shared, else "llama". Raises what
-    `atomic_directory` raises, and CheckpointError for what could not be loaded again, e.g. NaN.
+    for `trust_remote_code`); by default "mobilellm" when layers are shared, else "llama". `further_files`
+    (the licence, say) are copied beside. Raises what `atomic_directory` raises, and CheckpointError for what
+    could not be loaded again, e.g. NaN.
     """
     config = model.config
     layout = layout or ("mobilellm" if config.shares_layers else "llama")
@@ -113,7 +119,7 @@ def save(
     values = config_json(config, layout, dtype)
     if problems := _problems(model.state_dict(), config):
         raise CheckpointError(f"{directory}: not saved, for it could not be loaded: {problems}")
-    with atomic_directory(directory, overwrite, marker="config.json") as temporary:
+    with atomic_directory(directory, overwrite, not_a_model_directory) as temporary:
         _write_json(temporary / "config.json", values)
         _write_json(
             temporary / "generation_config.json",
@@ -126,6 +132,8 @@ def save(
             for name in REMOTE_CODE:
                 code = (files("mobilellm") / "hf" / name).read_text(encoding="utf-8")
                 (temporary / name).write_text(code, encoding="utf-8")
+        for file in further_files:
+            shutil.copyfile(file, temporary / file.name)
         _compare(temporary, model, tokenizer)
 
 
@@ -151,11 +159,16 @@ def check_fit(tokenizer: Tokenizer | None, config: ModelConfig, source: str) -> 
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError for a device that torch does not know or this machine does not have."""
+    """Raises ValueError for a device that torch or this machine does not have, or that holds no values."""
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        with warnings.catch_warnings(action="ignore"):
+            torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = re.split(r"\. |\n", str(error))[0].rstrip(".")
+        if device.startswith("meta"):
+            reason = "it holds no values"
+        elif "aten::" in reason or "INTERNAL ASSERT" in reason:
+            reason = "this torch cannot compute on it"
         raise ValueError(f"device = {device!r} cannot be used ({reason}); use cpu") from None
 
 

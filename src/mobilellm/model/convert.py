@@ -8,6 +8,7 @@ from typing import Any
 
 from mobilellm.model import checkpoint, hub
 from mobilellm.model.api import read_tokenizer
+from mobilellm.model.licence import licence_files, stated_licence
 
 
 def convert(
@@ -19,7 +20,9 @@ def convert(
     overwrite: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Convert a model and return what was done; repairs and notices go to `say`, a line each.
+    """Convert a model and return what was done, repairs too; notices go to `say`, a line each.
+
+    Licence texts and model card are carried along: the result stays under the licence of its source.
 
     Without a dtype the stored one is kept. Raises what reading and `checkpoint.save` raise.
     """
@@ -27,8 +30,6 @@ def convert(
     weights = checkpoint.read_weights(directory)
     tokenizer = read_tokenizer(directory, weights.config)
     repairs = weights.repairs + (tokenizer.repairs if tokenizer else ())
-    for repair in repairs:
-        say(f"{source}: repaired: {repair}")
     if tokenizer is None:
         say(f"{source}: has no tokenizer, so the result has none")
     wanted = checkpoint.torch_dtype(dtype) if dtype else checkpoint.stored_dtype(weights)
@@ -36,7 +37,8 @@ def convert(
     if unrolled and weights.config.shares_layers:
         model = checkpoint.unroll(model)
         say(f"unrolled: {weights.config.num_layers} stored blocks become {model.config.num_layers}")
-    checkpoint.save(destination, model, tokenizer, layout, overwrite)
+    licence = stated_licence(directory)
+    checkpoint.save(destination, model, tokenizer, layout, overwrite, licence_files(directory))
     return {
         "source": str(source),
         "destination": str(destination),
@@ -47,4 +49,5 @@ def convert(
         "executed steps": model.config.num_steps,
         "tokens": tokenizer.vocab_size if tokenizer else None,
         "repairs": list(repairs),
+        "licence": licence,
     }

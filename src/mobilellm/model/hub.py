@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-_WANTED = ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model"]
+from mobilellm.layouts import LICENCE_FILES
+from mobilellm.model.licence import CARD, stated_licence
+from mobilellm.model.tensor_files import some
+
+_WANTED = ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model", CARD, *LICENCE_FILES]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -21,14 +25,19 @@ def resolve(source: str | Path, say: Callable[[str], None], revision: str | None
     except RuntimeError:  # ~ of a user there is not
         path = Path(source)
     if path.is_dir():
-        inner = path / "model"
-        return inner if not (path / "config.json").exists() and (inner / "config.json").exists() else path
+        return _model_of_run(path) if not (path / "config.json").exists() else path
     if path.exists():
         raise FileNotFoundError(f"{source}: is a file; name the directory that holds it")
     if not _HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(
             f"{source}: no such directory; name a model directory, or a Hub id such as "
             "facebook/MobileLLM-125M"
+        )
+    if path.parent.is_dir():
+        there = sorted(item.name for item in path.parent.iterdir() if item.is_dir())
+        raise FileNotFoundError(
+            f"{source}: no such directory; {path.parent} is here and holds {some(there) or 'none'} (to "
+            "download a Hub repository of that name, run this from another directory)"
         )
     return _download(str(source), say, revision)
 
@@ -44,9 +53,14 @@ def _download(repository: str, say: Callable[[str], None], revision: str | None)
         RevisionNotFoundError,
     )
 
-    say(f"{repository}: licence {_licence(repository, revision)}")
+    licence = _licence(repository, revision)
+    if licence is not None:
+        say(f"{repository}: licence {licence}")
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+        if licence is None:  # offline, and all of it was downloaded before
+            say(f"{repository}: licence {stated_licence(directory) or 'unknown (no model card)'}")
+        return directory
     except GatedRepoError:
         reason = "it is gated; accept its licence on the Hub and log in with `hf auth login`"
     except RepositoryNotFoundError:
@@ -63,12 +77,28 @@ def _download(repository: str, say: Callable[[str], None], revision: str | None)
     raise FileNotFoundError(f"{repository}: no such directory, and as a Hub id: {reason}")
 
 
-def _licence(repository: str, revision: str | None) -> str:
-    """The licence of the model card: it is the user's to obey, so it is shown before anything is fetched."""
+def _model_of_run(path: Path) -> Path:
+    """The model directory in the directory of a training run; `path` itself where there is neither."""
+    inner = path / "model"
+    if (inner / "config.json").exists():
+        return inner
+    if (path / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{path}: a training run that has no model yet; go on with the command that started it, and stop "
+            "it with one Ctrl-C if you want the model so far"
+        )
+    return path
+
+
+def _licence(repository: str, revision: str | None) -> str | None:
+    """The licence of the model card: it is the user's to obey, so it is shown before anything is fetched.
+
+    None if the card cannot be reached.
+    """
     from huggingface_hub import model_info
 
     try:
         card = model_info(repository, revision=revision, timeout=10).card_data
     except Exception:  # offline, gated, absent: the download itself says which
-        return "unknown (the model card cannot be reached)"
+        return None
     return str(card.license) if card is not None and card.license else "not stated on the model card"

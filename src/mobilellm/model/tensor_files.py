@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mobilellm.git_lfs import pointer_problem
+
 
 class CheckpointError(ValueError):
     """Weights that are not, tensor for tensor, those the config describes, or files that are damaged."""
@@ -71,6 +73,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    _refuse_pointer(file)
     try:
         return safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -80,6 +83,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
+    _refuse_pointer(file)
     try:
         with warnings.catch_warnings(action="ignore"):  # of torch, about a pickle it then refuses
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
@@ -104,6 +108,11 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
                 "state dict of the model alone"
             )
     return {name: tensor.detach() for name, tensor in loaded.items()}
+
+
+def _refuse_pointer(file: Path) -> None:
+    if problem := pointer_problem(file):
+        raise CheckpointError(f"{file}: {problem}")
 
 
 def _is_zip(file: Path) -> bool:

@@ -50,15 +50,16 @@ def train(
     loss_function: LossFunction = weighted_loss,
     world: World | None = None,
     speak: Speaker | None = None,
+    on_stop: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train `model` in place up to `settings.steps`, going on from the newest checkpoint in `directory`.
 
-    SIGINT, SIGTERM and SIGUSR1 stop it after a step, with a checkpoint. Metrics go to
-    `directory/metrics.jsonl` and, a record at a time, to `on_record`: every step's loss (nats a token),
-    learning rate, gradient norm, tokens, seconds, seconds spent waiting for data, peak memory; evaluations
-    under "eval", what `speak` gives (prompts and completions) under "samples". In a world of several
-    processes all call this alike, each with its own share of the data; only the first writes records, and
-    only there is `speak` called.
+    SIGINT, SIGTERM and SIGUSR1 stop it after a step, with a checkpoint; `on_stop` is called as soon as one
+    comes, in the signal's handler. Metrics go to `directory/metrics.jsonl` and, a record at a time, to
+    `on_record`: every step's loss (nats a token), learning rate, gradient norm, tokens, seconds, seconds
+    spent waiting for data, peak memory; evaluations under "eval", what `speak` gives (prompts and
+    completions) under "samples". In a world of several processes all call this alike, each with its own share
+    of the data; only the first writes records, and only there is `speak` called.
 
     Raises TrainingError when the loss is no longer a number or jumps, ValueError for a checkpoint that is
     damaged or another run's, for settings that do not fit model or loader, and while another process trains
@@ -66,7 +67,7 @@ def train(
     """
     world = world or World(device=model.head_weight.device)
     _check(model, settings, world)
-    with only_run(directory / "checkpoints", world), _stop_requests() as requests:
+    with only_run(directory / "checkpoints", world), _stop_requests(on_stop) as requests:
         run = _Run(model, loader, settings, directory, world, loss_function, requests)
         run.evaluate, run.speak, run.on_record = evaluate, speak, on_record
         return run()
@@ -286,7 +287,7 @@ def _seed(seed: int, step: int, rank: int) -> None:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def _stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGUSR1 as requests to stop after this step; a second one interrupts.
 
     A signal that the process was started to ignore (a job in the background, nohup) stays ignored.
@@ -304,6 +305,8 @@ def _stop_requests() -> Iterator[list[int]]:
         received.append(number)
         if len(received) > 1 and number != signal.SIGUSR1:
             raise KeyboardInterrupt
+        if on_stop is not None:
+            on_stop()
 
     for number in previous:
         signal.signal(number, handle)

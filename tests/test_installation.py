@@ -1,0 +1,89 @@
+"""What a person is told to type works as typed."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from absent_packages import without
+from mobilellm import installation
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_from_a_checkout_the_pinned_versions_are_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert installation.install_command("train").endswith(' -m pip install -c constraints.txt -e ".[train]"')
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(installation.install_command("hf"))
+    assert words[1:4] == ["-m", "pip", "install"]
+    assert words[4:] == ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[hf]"]
+    assert Path(words[0]).samefile(sys.executable)
+
+
+def test_an_installed_package_comes_from_the_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / "lib" / "site-packages" / "mobilellm" / "installation.py"
+    monkeypatch.setattr(installation, "__file__", str(place))
+    assert installation.install_command("train").endswith(' -m pip install "mobilellm[train]"')
+
+
+def an_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    binaries = folder / "my project" / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("python", "mobilellm", "activate"):
+        (binaries / name).write_text("#!/bin/sh\n")
+        (binaries / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    return binaries
+
+
+def test_the_command_as_the_shell_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    binaries = an_environment(tmp_path, monkeypatch)
+    monkeypatch.chdir(binaries.parents[1])
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert installation.program() == ".venv/bin/mobilellm"
+    assert installation.activation() == "source .venv/bin/activate"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert shlex.split(installation.program()) == [str(binaries / "mobilellm")]
+    assert installation.program().startswith("'")  # for the space
+    monkeypatch.setenv("PATH", f"{binaries}:/usr/bin")
+    assert installation.program() == "mobilellm"
+    assert installation.activation() is None
+
+
+def test_another_installation_on_the_path_is_not_this_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = an_environment(tmp_path / "other", monkeypatch)
+    binaries = an_environment(tmp_path / "this", monkeypatch)
+    monkeypatch.setenv("PATH", f"{other}:/usr/bin")
+    assert shlex.split(installation.program()) == [str(binaries / "mobilellm")]
+    (binaries / "mobilellm").unlink()
+    assert shlex.split(installation.program()) == [str(binaries / "python"), "-m", "mobilellm"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent", "said"),
+    [
+        ("import mobilellm.hf", ["transformers"], "mobilellm.hf needs transformers; install with: "),
+        ("import mobilellm.hf", ["torch", "transformers"], "mobilellm.hf needs torch and transformers; "),
+        ("from mobilellm import load", ["torch"], "mobilellm.model needs torch; install with: "),
+        ("import mobilellm; mobilellm.MobileLLM", ["torch"], "mobilellm.model needs torch; "),
+    ],
+)
+def test_imports_without_what_they_need(statement: str, absent: list[str], said: str) -> None:
+    script = f"{without(*absent)}\ntry:\n    {statement}\nexcept ImportError as error:\n    print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith(said)
+    assert done.stdout.count("\n") == 1
+    assert f".[{'hf' if 'hf' in statement else 'torch'}]" in done.stdout
