@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+_SECONDS_BETWEEN_LINES = 60
+
 
 class TrainingProgress:
     """Feed it the loop's records. Shows step, loss (mean of the last ten), tokens/s, MFU and time left.
+
+    In a pipe a line is printed every tenth of the run, and every minute of a long one.
 
     MFU counts `flops_per_token` (6N and causal attention) against `peak_flops` of all devices together.
     """
@@ -24,7 +29,7 @@ class TrainingProgress:
         self._steps, self._losses = steps, list[float]()
         self._seconds = self._tokens = 0.0
         self._last_tokens: int | None = None
-        self._lines_at = max(1, steps // 10)
+        self._lines_at, self._last_line = max(1, steps // 10), time.monotonic()
         self._bar = Progress(
             TextColumn("      "),
             BarColumn(bar_width=28),
@@ -62,5 +67,19 @@ class TrainingProgress:
         if self._utilisation:
             text += f"  {rate * self._utilisation:.0%} MFU"
         self._bar.update(self._task, completed=step, text=text)
-        if self._bar.disable and (step % self._lines_at == 0 or step == self._steps):
-            print(f"      {text}", flush=True)
+        now = time.monotonic()
+        due = step % self._lines_at == 0 or now - self._last_line > _SECONDS_BETWEEN_LINES
+        if self._bar.disable and (due or step == self._steps):
+            self._last_line = now
+            left = (self._steps - step) * self._seconds / max(self._tokens, 1) * tokens
+            print(f"      {text}" + (f"  {_duration(left)} left" if left >= 1 else ""), flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """1 d 2 h, 3 h 4 min, 5 min or 6 s."""
+    minutes, hours = int(seconds / 60), int(seconds / 3600)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
