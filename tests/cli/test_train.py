@@ -77,7 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
     documents = [part for document in text_files([small_text]) for part in paragraphs(document, 1000)]
     texts = [document.text for document in documents]
     for name, part, vocab_size in (
-        ("one", documents[:120], 384), ("two", documents[120:], 384), ("other", documents[:120], 300),
+        ("one", documents[:120], 384), ("two", documents[120:], 384), ("other", documents[:120], 360),
     ):  # fmt: skip
         tokenizer = Tokenizer.train(iter(texts), vocab_size)
         write_shards(folder / name, part, tokenizer, "the documentation of Python", "PSF", 0.1)
@@ -120,7 +120,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     capsys.readouterr()
     assert _main(arguments) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "Traceback" not in captured.out
     assert captured.err.count("\n") == 1, captured.err
     assert captured.err.startswith("mobilellm: error: ")
     return captured.err.removeprefix("mobilellm: error: ").strip()
@@ -213,11 +213,7 @@ def test_the_model_generates(whole: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_again_it_does_nothing(place: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def files() -> dict[Path, bytes]:
-        return {
-            path: path.read_bytes()
-            for path in whole.rglob("*")
-            if path.is_file() and "tensorboard" not in path.parts
-        }
+        return {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
     before = files()
     assert _main(command(place, whole)) == 0
@@ -432,20 +428,21 @@ def test_a_refused_start_does_not_spoil_the_folder(
 def test_refuses_wrong_recipes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All that is wrong, in one line that names the file."""
     file = tmp_path / "wrong.toml"
-    for change, words in (
-        ("stepps = 3\n[optim]\nlearning_rate = 1", ["unknown key stepps", "unknown key optim.learning_rate"]),
+    for first, optim, words in (
+        ("stepps = 3", "learning_rate = 1", ["unknown key stepps", "unknown key optim.learning_rate"]),
         (
-            "seed = '1'\n[optim]\nlr = '1'",
+            "seed = '1'",
+            "lr = '1'",
             ["seed = '1' must be of type int", "optim.lr = '1' must be of type float"],
         ),
-        ("seed = -1\n[optim]\nlr = -1", ["seed = -1 must be 0 or above", "optim.lr = -1 must be above 0"]),
-        ("seed = ", ["not TOML"]),
+        ("seed = -1", "lr = -1", ["seed = -1 must be 0 or above", "optim.lr = -1.0 must be above 0"]),
+        ("seed = ", "", ["not TOML"]),
     ):
-        file.write_text(change + RECIPE.replace("[optim]\nlr = 1e-2\n", ""))
+        file.write_text(first + RECIPE.replace("lr = 1e-2", optim))
         said = refused(capsys, ["train", str(file), "--out", str(tmp_path / "run")])
         assert said.startswith(f"{file}: ")
         for word in words:
-            assert word in said.replace("-1.0", "-1")
+            assert word in said
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.toml"]
 
 

@@ -146,11 +146,12 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
         watchers: list[Callable[[dict[str, Any]], None]] = []
         if world.is_first:
             trackers = stack.enter_context(Trackers(out, recipe.log, card, first))
+            watchers = [_Card(out, recipe, card), trackers.update]
             if not arguments.json:
                 print(_opening(recipe, card, first), flush=True)
-            peak = card["peak_flops"] and card["peak_flops"] * world.size
-            bar = TrainingProgress(recipe.steps, first, card["flops_per_token"], peak)
-            watchers = [_Card(out, recipe, card), trackers.update, stack.enter_context(bar).update]
+                peak = card["peak_flops"] and card["peak_flops"] * world.size
+                bar = TrainingProgress(recipe.steps, first, card["flops_per_token"], peak)
+                watchers.append(stack.enter_context(bar).update)
 
         def on_record(record: dict[str, Any]) -> None:
             for watcher in watchers:

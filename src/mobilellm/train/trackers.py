@@ -13,21 +13,19 @@ from mobilellm.train.recipe import LogChoice
 
 
 class Trackers:
-    """Feed it the loop's records. Raises ModuleNotFoundError for a tracker that is not installed."""
+    """Feed it the loop's records; with the first of them it begins to write, for then the folder is ours.
+
+    Raises ModuleNotFoundError for a tracker that is not installed.
+    """
 
     def __init__(self, run: Path, log: LogChoice, settings: Mapping[str, Any], first_step: int) -> None:
+        self._run, self._log, self._settings, self._first_step = run, log, settings, first_step
+        self._board = importlib.import_module("tensorboardX") if log.tensorboard else None
+        # trackio speaks wandb's language.
+        self._module = importlib.import_module(log.tracker) if log.tracker != "none" else None
+        self._begun = False
         self._writer: Any = None
         self._tracker: Any = None
-        if log.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # What was written after the checkpoint that is resumed from is taken back.
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        if log.tracker != "none":
-            module = importlib.import_module(log.tracker)  # trackio speaks wandb's language
-            self._tracker = module.init(
-                project=log.project, name=run.name, config=dict(settings), resume="allow"
-            )
 
     def __enter__(self) -> Trackers:
         return self
@@ -40,7 +38,24 @@ class Trackers:
         if self._tracker is not None:
             self._tracker.finish()
 
+    def _begin(self) -> None:
+        self._begun = True
+        if self._board is not None:
+            # What was written after the checkpoint that is resumed from is taken back.
+            self._writer = self._board.SummaryWriter(
+                str(self._run / "tensorboard"), purge_step=self._first_step + 1
+            )
+        if self._module is not None:
+            self._tracker = self._module.init(
+                project=self._log.project,
+                name=self._run.name,
+                config=dict(self._settings),
+                resume="allow",
+            )
+
     def update(self, record: Record) -> None:
+        if not self._begun:
+            self._begin()
         step = record["step"]
         numbers = dict(_numbers(record))
         if self._writer is not None:
