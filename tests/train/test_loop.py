@@ -194,6 +194,18 @@ def test_a_second_signal_interrupts_at_once(tmp_path: Path) -> None:
     assert same_weights(tiny_run(tmp_path).model, tiny_run(tmp_path / "other").model)
 
 
+def test_the_same_signal_may_come_twice(tmp_path: Path) -> None:
+    """From the scheduler and, passed on, from the launcher: the checkpoint must still be written."""
+
+    def loss(model: MobileLLM, *batch: Tensor) -> Tensor:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return weighted_loss(model, *batch)
+
+    run = tiny_run(tmp_path, loss_function=loss)
+    assert (run.done, run.stopped, newest_step(tmp_path)) == (1, "requeue", 1)
+
+
 def test_a_stop_while_loading_is_heeded_after_it(tmp_path: Path) -> None:
     """An interrupt inside the libraries that read a checkpoint would look like damage."""
     tiny_run(tmp_path, on_record=stop_at(4))
@@ -510,7 +522,7 @@ def weighted_losses(directory: Path, micro_batch: int) -> tuple[list[float], Mob
     return [record["loss"] for record in records], model
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 100])
 def test_micro_batches_change_nothing(tmp_path: Path, micro_batch: int) -> None:
     whole = tiny_run(tmp_path / "whole")
     parts = tiny_run(tmp_path / "parts", tiny_settings(micro_batch=micro_batch))

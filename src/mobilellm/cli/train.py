@@ -320,7 +320,7 @@ def _closing(arguments: Arguments, outcome: Outcome) -> None:
         result = {"out": str(arguments.out), **outcome._asdict(), "before": before, "after": after}
         print(json.dumps(result))
         return
-    for name in ("perplexity", "bits_per_byte"):
+    for name in [name for name in ("perplexity", "bits_per_byte") if name in before]:
         print(f"      held-out {name.replace('_', ' '):<16} {before[name]:>10,.3f} -> {after[name]:,.3f}")
     out = shlex.quote(str(arguments.out))
     if outcome.stopped:

@@ -288,9 +288,10 @@ def _seed(seed: int, step: int, rank: int) -> None:
 
 @contextlib.contextmanager
 def _stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 as requests to stop after this step; a second one interrupts.
+    """Collect SIGINT, SIGTERM and SIGUSR1 as requests to stop after this step; a Ctrl-C after one interrupts.
 
-    A signal that the process was started to ignore (a job in the background, nohup) stays ignored.
+    A scheduler's SIGTERM may come twice, from itself and passed on by the launcher. A signal that the process
+    was started to ignore (a job in the background, nohup) stays ignored.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -303,7 +304,7 @@ def _stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[list[i
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 1 and number != signal.SIGUSR1:
+        if len(received) > 1 and number == signal.SIGINT:
             raise KeyboardInterrupt
         if on_stop is not None:
             on_stop()
@@ -313,7 +314,8 @@ def _stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[list[i
     try:
         yield received
     except Exception:
-        if len(received) > 1:  # native code turns an interrupt into an error of its own, e.g. of damaged data
+        # Native code turns an interrupt into an error of its own, e.g. of damaged data.
+        if signal.SIGINT in received[1:]:
             raise KeyboardInterrupt from None
         raise
     finally:

@@ -15,14 +15,13 @@ from mobilellm.train.recipe import LogChoice
 class Trackers:
     """Feed it the loop's records; with the first of them it begins to write, for then the folder is ours.
 
-    Raises ModuleNotFoundError for a tracker that is not installed.
+    Raises ValueError for a tracker that is not installed.
     """
 
     def __init__(self, run: Path, log: LogChoice, settings: Mapping[str, Any], first_step: int) -> None:
         self._run, self._log, self._settings, self._first_step = run, log, settings, first_step
         self._board = importlib.import_module("tensorboardX") if log.tensorboard else None
-        # trackio speaks wandb's language.
-        self._module = importlib.import_module(log.tracker) if log.tracker != "none" else None
+        self._module = _installed(log.tracker) if log.tracker != "none" else None
         self._begun = False
         self._writer: Any = None
         self._tracker: Any = None
@@ -65,6 +64,16 @@ class Trackers:
                 self._writer.add_text(f"sample/{index}", f"**{prompt}**{text}", step)
         if self._tracker is not None and numbers:
             self._tracker.log(numbers, step=step)
+
+
+def _installed(name: str) -> Any:
+    """trackio or wandb: the first speaks the language of the second."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"train: log.tracker = {name!r} is not installed; pip install {name}, or choose none"
+        ) from None
 
 
 def _numbers(record: Record) -> Iterator[tuple[str, float]]:
