@@ -30,6 +30,12 @@ from mobilellm.train.settings import TrainSettings
 from mobilellm.train.state import checkpoints
 
 CONFIGS: dict[str, ModelConfig] = {"shared": LS, "untied": replace(ORDINARY, tie_word_embeddings=False)}
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "ddp bfloat16": {"precision": "bfloat16"},
+    "fsdp bfloat16": {"precision": "bfloat16", "strategy": "fsdp"},
+    "ddp muon": {"optim.name": "muon"},
+}
+"""Arithmetic that rounds more: compared less closely."""
 TARGETS = 99
 """Of the evaluation: no multiple of window, batch or ranks."""
 
@@ -156,6 +162,8 @@ def _everything(folder: Path, world: World) -> dict[str, Any]:
         for config in CONFIGS:
             name = f"{strategy} {config}"
             seen[name] = spread_run(folder / name, world, config, strategy=strategy)
+    for name, changes in OTHERWISE.items():
+        seen[name] = spread_run(folder / name, world, **changes)
     # Started by one process before us; one of us alone is asked to stop.
     ask = {"loss_function": stopping_at(2)} if last else {}
     seen["1 to many"] = spread_run(folder / "1 to many", world, **ask)

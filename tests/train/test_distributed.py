@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from spread_runs import CONFIGS, TARGETS, launch, spread_run, stopping_at
+from spread_runs import CONFIGS, OTHERWISE, TARGETS, launch, spread_run, stopping_at
 
 from mobilellm.train.distributed import World, join
 from mobilellm.train.state import checkpoints
@@ -24,6 +24,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("alone")
     seen = {config: spread_run(folder / config, ALONE, config) for config in CONFIGS}
+    seen |= {name: spread_run(folder / name, ALONE, **changes) for name, changes in OTHERWISE.items()}
     return seen | {f"{config} weights": torch.load(folder / config / "weights.pt") for config in CONFIGS}
 
 
@@ -69,6 +70,16 @@ def test_it_is_the_same_run(
     for other in others:
         assert (other["steps"], other["stopped"]) == (6, None)
         assert other["loss"] == other["said"] == []  # only the first speaks
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_other_arithmetic(
+    together: tuple[Path, list[dict[str, Any]]], alone: dict[str, Any], name: str
+) -> None:
+    _, everywhere = together
+    assert everywhere[0][name]["loss"] == pytest.approx(alone[name]["loss"], rel=1e-3)
+    assert everywhere[0][name]["norm"] == pytest.approx(alone[name]["norm"], rel=2e-2)
+    assert alone[name]["loss"] != alone["shared"]["loss"]
 
 
 def test_sharded_means_that_each_holds_a_part(
