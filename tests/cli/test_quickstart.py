@@ -122,8 +122,7 @@ def test_fresh_deletes_only_what_the_run_made(tmp_path: Path, small_text: Path) 
     folder.mkdir()
     (folder / "quickstart.json").write_text("{}")
     (folder / "mine.txt").write_text(small_text.read_text())
-    command = quickstart(folder, "--text", str(folder / "mine.txt"), "--steps", "1", "--fresh")
-    assert "[6/6]" in finish(command)
+    assert _main([*command_of(folder, folder / "mine.txt"), "--steps", "1", "--fresh"]) == 0
     assert (folder / "mine.txt").is_file()
 
 
@@ -164,7 +163,7 @@ def test_a_failed_start_claims_nothing(
     little.write_text("too little")
     assert "more text" in refusal(capsys, "--out", str(folder), "--text", str(little))
     assert list(folder.iterdir()) == []
-    assert "[6/6]" in finish(quickstart(folder, "--steps", "1", "--text", str(small_text)))
+    assert _main([*command_of(folder, small_text), "--steps", "1"]) == 0
 
 
 def test_what_a_kill_during_preparation_leaves_is_no_claim(tmp_path: Path, small_text: Path) -> None:
@@ -174,7 +173,7 @@ def test_what_a_kill_during_preparation_leaves_is_no_claim(tmp_path: Path, small
     (folder / "quickstart.json").write_text('{"text": ["another"]}')
     (folder / "shards.tmp-12-ab").mkdir()
     (folder / "shards.tmp-12-ab" / "train-00000.bin").write_bytes(b"1")
-    assert "[6/6]" in finish(quickstart(folder, "--steps", "1", "--text", str(small_text)))
+    assert _main([*command_of(folder, small_text), "--steps", "1"]) == 0
     assert not list(folder.glob("*.tmp-*"))
 
 
@@ -344,8 +343,8 @@ def test_the_first_ctrl_c_is_acknowledged_at_once_and_the_second_tells_what_is_l
 ) -> None:
     folder = tmp_path / "run"
     command = quickstart(folder, "--text", str(small_text), "--steps", "400")
-    slow = "import time, mobilellm.train.loop as loop; step = loop._step"
-    slow += "; loop._step = lambda *a: (time.sleep(0.3), step(*a))[1]"
+    slow = "import time; from mobilellm.report.progress import TrainingProgress as P; update = P.update"
+    slow += "; P.update = lambda *a: (time.sleep(0.3), update(*a))[1]"
     command[1:3] = ["-c", f"{slow}; from mobilellm.cli.main import main; main()"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
