@@ -80,7 +80,8 @@ def text_chunks(
 
 
 def _chunks_of_stdin(source: Source, place: Place, cutting: Cutting, size: int, seen: str) -> Iterator[Chunk]:
-    blocks, digest = Blocks(sys.stdin.buffer), hashlib.sha256()
+    # Unbuffered: a buffer has a lock, and a thread that waits for input with it makes the interpreter abort.
+    blocks, digest = Blocks(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)), hashlib.sha256()
     following, left = iter(blocks), place.offset
     rest = b""
     while left and (block := next(following, b"")):
@@ -139,12 +140,23 @@ class _Piece(NamedTuple):
 def _pieces(
     blocks: Iterable[bytes], boundary: _Boundary | None, at_least: int, digest: Any
 ) -> Iterator[_Piece]:
-    """The stream in pieces that end at the last boundary before `at_least` bytes, else at the first after."""
+    """The stream in pieces that end at the last boundary before `at_least` bytes, else at the first after.
+
+    Of a damaged stream, what ends at a boundary comes before the error.
+    """
     buffer = bytearray()
     dropped = _Piece(b"", 0, 0, too_long=True)
     searched = 0
-    for block in blocks:
-        buffer += block
+    damage: DamagedFileError | None = None
+    following = iter(blocks)
+    while True:
+        try:
+            buffer += next(following)
+        except StopIteration:
+            break
+        except DamagedFileError as error:
+            damage = error
+            break
         while len(buffer) >= at_least or dropped.size:
             end = 0
             if boundary is not None:
@@ -159,8 +171,13 @@ def _pieces(
         if len(buffer) > LONGEST_BYTES or dropped.size:
             dropped = _taken(buffer, searched, dropped, digest, drop=True)
             searched = 0
-    if buffer or dropped.size:
-        yield _taken(buffer, len(buffer), dropped, digest)
+    end = len(buffer)
+    if damage is not None:
+        end = boundary.last_end(buffer, end) if boundary is not None and not dropped.size else 0
+    if end or (dropped.size and damage is None):
+        yield _taken(buffer, end, dropped, digest)
+    if damage is not None:
+        raise damage
 
 
 def _taken(buffer: bytearray, end: int, dropped: _Piece, digest: Any, drop: bool = False) -> _Piece:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Protocol
 
 SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
 
+_HEAD = 6
 _PACKED_BLOCK = 2**16  # small, because it may unpack to a thousand times its size
 _PLAIN_BLOCK = 2**20
 
@@ -28,7 +29,9 @@ class Blocks:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.position = 0
-        self._head = stream.read(6)
+        self._head = b""
+        while len(self._head) < _HEAD and (more := stream.read(_HEAD - len(self._head))):
+            self._head += more  # a pipe may give them one by one
         self._make = _unpacker(self._head)
 
     def __iter__(self) -> Iterator[bytes]:

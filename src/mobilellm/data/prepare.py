@@ -33,7 +33,7 @@ from mobilellm.data.prepare_settings import (
     preparation_of,
 )
 from mobilellm.data.readers import chunks_of
-from mobilellm.data.records import NO_FIELD
+from mobilellm.data.records import NO_FIELD, NO_OBJECT, NOT_JSON, NOT_UTF8
 from mobilellm.data.screening import Examined, ScreenSettings
 from mobilellm.data.shard_index import ShardError, ShardIndex, make_index, not_shards, write_index
 from mobilellm.data.workers import ReadAhead, Workers, bundles, in_order
@@ -102,6 +102,7 @@ def prepare(
     stop = stop or threading.Event()
     bands = bands_for(settings.near_duplicates) if settings.near_duplicates is not None else None
     workplace = Workplace(out, command, fresh)
+    corpus: Corpus | None = None
     try:
         corpus = Corpus(
             workplace.folder,
@@ -136,6 +137,8 @@ def prepare(
             raise OSError(error.errno, what, error.filename) from error
         raise
     finally:
+        if corpus is not None and corpus.records == 0:
+            workplace.remove()  # nothing to go on from
         workplace.close()
     return Prepared(index, sources.passed_over, run.resumed, run.progress())
 
@@ -225,11 +228,15 @@ class _Run:
         self.corpus.take(source.name, "row" if chunk.format == "rows" else "line", examined)
         self.place, self._read, self._seen = chunk.next, chunk.read, chunk.seen
         self.fields.update(dict.fromkeys(examined.fields))
-        missing = self.corpus.rejected.get(NO_FIELD, 0)
-        if missing >= _RECORDS_WITHOUT_FIELD and missing == self.corpus.records:
-            self._refuse_field()
+        if self.corpus.records >= _RECORDS_WITHOUT_FIELD:
+            self._refuse_wrong_field()
 
-    def _refuse_field(self) -> None:
+    def _refuse_wrong_field(self) -> None:
+        """If no record that could be read has the text field."""
+        rejected = self.corpus.rejected
+        without = sum(rejected.get(reason, 0) for reason in (NO_FIELD, NOT_JSON, NO_OBJECT, NOT_UTF8))
+        if without < self.corpus.records or NO_FIELD not in rejected:
+            return
         self._workplace.remove()
         raise ValueError(
             f"none of {self.corpus.records:,} records has the text field {self.settings.text_field!r}; they "
@@ -241,16 +248,17 @@ class _Run:
         corpus = self.corpus
         if corpus.documents >= 2:
             return
-        if corpus.records and corpus.rejected.get(NO_FIELD) == corpus.records:
-            self._refuse_field()
+        self._refuse_wrong_field()
         self._workplace.remove()
-        reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.rejected.items()) or "no others"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.rejected.items())
         advice = "give more text"
         if any(source.format == "text" for source in self._sources) and self.settings.cutting == Cutting():
             advice += ", or cut it into documents with --document-separator or --split-on-blank-lines"
+        left = f"{corpus.documents} {'document' if corpus.documents == 1 else 'documents'} left"
         raise ShardError(
-            f"{self._sources[0].name}{' …' if len(self._sources) > 1 else ''}: {corpus.documents} documents "
-            f"left ({reasons}); at least 2 are needed, one to train on and one to hold out; {advice}"
+            f"{self._sources[0].name}{' …' if len(self._sources) > 1 else ''}: {left} "
+            f"({reasons or 'nothing rejected'}); at least 2 are needed, one to train on and one to hold out; "
+            f"{advice}"
         )
 
     def _readers(self) -> Iterator[Callable[[], Iterator[Chunk]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.data.chunks import Cutting
-from mobilellm.data.inputs import Format, Sources
+from mobilellm.data.inputs import STDIN, Format, Sources
 from mobilellm.data.quality import QualityRules
 from mobilellm.data.shard_index import ShardError, ShardIndex, read_index
 from mobilellm.data.shard_writer import SHARD_TOKENS
@@ -62,8 +62,8 @@ def preparation_of(sources: Sources, settings: PrepareSettings) -> dict[str, Any
     inputs = json.dumps([[source.name, source.format, source.size] for source in sources.read])
     named = {key: value for key, value in asdict(settings).items() if key not in ("source", "licence")}
     return {
-        "inputs": len(sources.read),
-        "inputs_digest": hashlib.sha256(inputs.encode()).hexdigest(),
+        "number_of_inputs": len(sources.read),
+        "inputs": hashlib.sha256(inputs.encode()).hexdigest(),
         **named,
     }
 
@@ -76,7 +76,7 @@ def command_of(sources: Sources, tokenizer: Tokenizer, settings: PrepareSettings
         "source": settings.source,
         "licence": settings.licence,
         **preparation_of(sources, settings),
-        "inputs_modified": hashlib.sha256(modified.encode()).hexdigest(),
+        "modification_times": hashlib.sha256(modified.encode()).hexdigest(),
     }
 
 
@@ -102,5 +102,5 @@ def already_done(
 
 
 def name_of(sources: Sources) -> str:
-    names = [source.name for source in sources.read]
+    names = ["standard input" if source.name == STDIN else source.name for source in sources.read]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -76,9 +76,13 @@ def _broken(text: str, rules: QualityRules) -> Iterator[str]:
     words = text.split()
     if not words:
         return
-    if sum(map(_has_letter, words)) < rules.min_lettered_words * len(words):
+    counts = Counter(words)
+    if sum(count for word, count in counts.items() if _has_letter(word)) < rules.min_lettered_words * len(
+        words
+    ):
         yield "min_lettered_words"
-    if text.count("#") + sum(map(text.count, _ELLIPSES)) > rules.max_symbols * len(words):
+    symbols = text.count("#") + sum(map(text.count, _ELLIPSES))
+    if min(symbols, len(words)) > rules.max_symbols * len(words):
         yield "max_symbols"
     lines = [line.strip() for line in text.split("\n")]
     lines = [line for line in lines if line]
@@ -94,20 +98,20 @@ def _broken(text: str, rules: QualityRules) -> Iterator[str]:
     paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
     if len(_repeated(paragraphs)) > rules.max_duplicate_paragraphs * len(paragraphs):
         yield "max_duplicate_paragraphs"
-    yield from _repeating_words(words, rules)
+    yield from _repeating_words(words, list(counts), rules)
 
 
-def _repeating_words(words: Sequence[str], rules: QualityRules) -> Iterator[str]:
-    numbers: dict[str, int] = {}
-    ids = np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.uint64)
-    lengths = np.array([len(word) for word in words])
+def _repeating_words(words: Sequence[str], different: Sequence[str], rules: QualityRules) -> Iterator[str]:
+    numbers = {word: number for number, word in enumerate(different)}
+    ids = np.fromiter(map(numbers.__getitem__, words), dtype=np.uint64, count=len(words))
+    lengths = np.fromiter(map(len, different), dtype=np.int64, count=len(different))[ids]
     characters = int(lengths.sum())
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for size, name in _TOP.items():
         grams = _grams(ids, size)
         if len(grams) > 1:
             _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-            inside = counts * (ends[first + size] - ends[first])
+            inside = np.minimum(counts * (ends[first + size] - ends[first]), characters)  # they may overlap
             if (inside[counts > 1] > getattr(rules, name) * characters).any():
                 yield name
     for size in (5, 10):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,7 +40,8 @@ def parquet_chunks(
     except (DamagedFileError, pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # without a number it is how pyarrow reports pages that it cannot unpack
-        problem = f"damaged ({_first_line(error)})"
+        line = _first_line(error)
+        problem = line if isinstance(error, DamagedFileError) else f"damaged ({line})"
         end = Place(place.source + 1, 0, 1)
         yield Chunk("rows", place.source, [], row, end, source.size or 0, problem)
 
@@ -122,11 +127,26 @@ def _hub_chunk(source: int, values: list[Any], number: int, missing: tuple[str, 
 
 def _stream(name: str, place: Place, config: str | None, split: str) -> Iterator[Any]:
     import datasets
+    import huggingface_hub
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of six attempts
+    if not Path(name).is_dir():
+        _check_network(huggingface_hub.constants.ENDPOINT, name)
     try:
         data = datasets.load_dataset(name, config, split=split, streaming=True)
         return iter(data.skip(place.offset) if place.offset else data)
     except Exception as error:
+        raise _unreachable(name, error) from error
+
+
+def _check_network(endpoint: str, name: str) -> None:
+    """Without a network say so at once and not after half a minute of attempts."""
+    host = urllib.parse.urlsplit(endpoint).hostname
+    if urllib.request.getproxies() or not host:
+        return  # a proxy looks names up itself
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
         raise _unreachable(name, error) from error
 
 
@@ -140,7 +160,7 @@ def _next(rows: Iterator[Any], name: str) -> Any:
 def _unreachable(name: str, error: Exception) -> OSError:
     return OSError(
         f"{name}: cannot be streamed from the Hub ({type(error).__name__}: {_first_line(error)}); check the "
-        "name, --hub-config, --hub-split and the network"
+        "name (no such file or folder is here), --hub-config, --hub-split and the network"
     )
 
 

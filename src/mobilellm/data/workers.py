@@ -174,7 +174,7 @@ def in_order(
     waiting: deque[tuple[list[Chunk], Future[list[Examined]]]] = deque()
     for task in tasks:
         waiting.append((task, pool.submit(task)))
-        if len(waiting) > ahead:
+        while len(waiting) > ahead or (waiting and waiting[0][1].done()):
             first, result = waiting.popleft()
             yield first, result.result()
     while waiting:
