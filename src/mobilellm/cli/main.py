@@ -163,13 +163,22 @@ def _one_line(error: Exception, verb: str) -> str:
 
 
 def _with_flags(message: str, typed: Sequence[str]) -> str:
-    """The library names its own parameters ("top_k = -5"); who typed --top-k is told of --top-k."""
-    for argument in typed:
+    """The library names its own parameters ("top_k = -5"); who typed --top-k -5 is told of --top-k."""
+    for argument, following in itertools.pairwise([*typed, ""]):
         if argument.startswith("--"):
-            flag = argument.partition("=")[0]
-            name = flag[2:].rpartition(".")[2].replace("-", "_")
-            message = re.sub(rf"(?<![\w.-]){re.escape(name)} = ", f"{flag} ", message)
+            flag, _, value = argument.partition("=")
+            name = flag[2:].replace("-", "_")
+            names = "|".join(re.escape(each) for each in (name, name.rpartition(".")[2]))
+            found = re.search(rf"(?<![\w.-])(?:{names}) = (\S+)", message)
+            if found and _same_value(found[1].rstrip(";,.)"), value or following):
+                message = f"{message[: found.start()]}{flag} {message[found.start(1) :]}"
     return message
+
+
+def _same_value(shown: str, typed: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return float(shown) == float(typed)
+    return shown.strip("'\"") == typed
 
 
 def _open_what_is_closed() -> None:

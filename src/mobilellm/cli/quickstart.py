@@ -7,10 +7,8 @@ the same command goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 _STAGES = 6
 _PROMPT = "Return a list of"
 _SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=0)
-_STOPPING = b"\n      stopping after this step, then saving (Ctrl-C again stops at once) ...\n"
 
 
 @dataclass
@@ -179,7 +176,7 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     from mobilellm.eval.perplexity import windowed
     from mobilellm.model import checkpoint
     from mobilellm.model.transformer import MobileLLM
-    from mobilellm.report.progress import TrainingProgress
+    from mobilellm.report.progress import TrainingProgress, say_stopping
     from mobilellm.train.loop import train
     from mobilellm.train.state import checkpoints
 
@@ -212,10 +209,7 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     )
     first = int(before[-1].name.removeprefix("step-")) if before else 0
     with TrainingProgress(settings.steps, first) as progress:
-        # Written past Python's streams: a signal may come while something is printed on one of them.
-        done = train(
-            model, loader, settings, out, evaluate, progress.update, on_stop=lambda: _write_error(_STOPPING)
-        ).steps
+        done = train(model, loader, settings, out, evaluate, progress.update, on_stop=say_stopping).steps
     checkpoint.save(out / "model", model, tokenizer, overwrite=True)
     if done == settings.steps:
         return
@@ -224,11 +218,6 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
         f"  {_next_commands(arguments)[0]}\nThe same command goes on from there."
     )
     sys.exit(130)
-
-
-def _write_error(text: bytes) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, text)
 
 
 def _evaluate_and_report(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.atomic import atomic_write
+from mobilellm.cli import run_parts
+from mobilellm.installation import program
 from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, to_toml
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
-    from mobilellm.model.transformer import MobileLLM
     from mobilellm.tokenizer import Tokenizer
     from mobilellm.train.distributed import World
     from mobilellm.train.loop import Outcome
@@ -66,7 +68,7 @@ def run(arguments: Arguments) -> None:
     if arguments.plan and not all((folder / "index.json").is_file() for folder in recipe.data.train):
         _plan(arguments, recipe.model.config())  # before there is data, with the preset's vocabulary
         return
-    tokenizer = _tokenizer(recipe)
+    tokenizer = run_parts.tokenizer(recipe)
     config = recipe.model.config(tokenizer.vocab_size)
     if config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
@@ -82,24 +84,6 @@ def run(arguments: Arguments) -> None:
         outcome = _train(arguments, config, tokenizer, world)
     if outcome.stopped:
         sys.exit(130 if outcome.stopped == "interrupt" else REQUEUE)
-
-
-def _tokenizer(recipe: Recipe) -> Tokenizer:
-    """The one tokenizer of all folders of shards. Raises ValueError when they differ."""
-    from mobilellm.data.shards import read_index
-    from mobilellm.tokenizer import Tokenizer
-
-    first = recipe.data.train[0]
-    prints = {folder: read_index(folder).tokenizer for folder in (*recipe.data.train, *recipe.data.held_out)}
-    for folder, fingerprint in prints.items():
-        if fingerprint != prints[first]:
-            raise ValueError(
-                f"train: {folder} was made with another tokenizer than {first}; prepare it again"
-            )
-    tokenizer = Tokenizer.load(first / "tokenizer")
-    if tokenizer.fingerprint != prints[first]:
-        raise ValueError(f"train: {first / 'tokenizer'} is not the tokenizer {first} was made with")
-    return tokenizer
 
 
 def _claim(arguments: Arguments) -> None:
@@ -120,28 +104,17 @@ def _claim(arguments: Arguments) -> None:
 
 
 def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, world: World) -> Outcome:
-    from mobilellm.data.loader import PackedLoader
-    from mobilellm.data.shards import read_split
-    from mobilellm.report.progress import TrainingProgress
+    from mobilellm.report.progress import TrainingProgress, say_stopping
     from mobilellm.train.loop import train
     from mobilellm.train.state import checkpoints
     from mobilellm.train.trackers import Trackers
 
     recipe, out = arguments.settings, arguments.out
-    model = _model(recipe, config, world)
-    loader = PackedLoader(
-        [read_split(folder, "train", tokenizer) for folder in recipe.data.train],
-        recipe.batch.sequence_length,
-        recipe.batch.sequences_per_step,
-        recipe.seed,
-        world.rank,
-        world.size,
-        recipe.data.weights,
-        recipe.data.document_mask,
-    )
+    model = run_parts.model(recipe, config, world)
+    loader = run_parts.loader(recipe, tokenizer, world)
     done = checkpoints(out / "checkpoints")
     first = int(done[-1].name.removeprefix("step-")) if done else 0
-    card = _card(arguments, config, model, world)
+    card = run_parts.card(out.name, recipe, config, model, world)
     with contextlib.ExitStack() as stack:
         watchers: list[Callable[[dict[str, Any]], None]] = []
         if world.is_first:
@@ -157,121 +130,15 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
             for watcher in watchers:
                 watcher(record)
 
-        evaluate, speak = _evaluator(recipe, tokenizer, world), _speaker(recipe, tokenizer)
-        outcome = train(model, loader, recipe, out, evaluate, on_record, world=world, speak=speak)
-    _keep_model(out, model, tokenizer, world)
+        evaluate, speak = run_parts.evaluator(recipe, tokenizer, world), run_parts.speaker(recipe, tokenizer)
+        on_stop = say_stopping if world.is_first else None
+        outcome = train(
+            model, loader, recipe, out, evaluate, on_record, world=world, speak=speak, on_stop=on_stop
+        )
+    run_parts.keep_model(out, model, tokenizer, world)
     if world.is_first:
         _closing(arguments, outcome)
     return outcome
-
-
-def _model(recipe: Recipe, config: ModelConfig, world: World) -> MobileLLM:
-    """Fresh weights that depend on the seed alone, or those of `model.init_from`, on our device."""
-    import torch
-
-    from mobilellm.model import checkpoint
-    from mobilellm.model.transformer import MobileLLM
-
-    source = recipe.model.init_from
-    if source is None:
-        return MobileLLM(config, torch.Generator().manual_seed(recipe.seed)).to(world.device)
-    weights = checkpoint.read_weights(source)
-    if differences := [
-        f"{name} = {value!r} there, {mine!r} here"
-        for (name, value), mine in zip(
-            weights.config.to_dict().items(), config.to_dict().values(), strict=True
-        )
-        if value != mine and name not in ("initializer_range", "max_position_embeddings")
-    ]:
-        raise ValueError(f"train: model.init_from = {source} has another shape ({'; '.join(differences)})")
-    weights = weights._replace(config=config)
-    return checkpoint.build(weights, torch.float32, str(world.device))
-
-
-def _evaluator(
-    recipe: Recipe, tokenizer: Tokenizer, world: World
-) -> Callable[[MobileLLM, int], Mapping[str, float]]:
-    """Held-out loss, perplexity and bits per byte, of all folders and of each; ranks share the work."""
-    from mobilellm.data.shards import read_split
-    from mobilellm.eval.perplexity import Perplexity, windowed
-
-    window, limit = recipe.batch.sequence_length, recipe.data.held_out_tokens
-    folders = recipe.data.held_out or recipe.data.train
-    streams = {str(folder): read_split(folder, "held-out", tokenizer)[:limit] for folder in folders}
-    sizes = {name: tokenizer.num_bytes(stream) for name, stream in streams.items()}
-
-    def numbers(result: Perplexity, num_bytes: int) -> dict[str, float]:
-        return {
-            "loss": result.loss,
-            "perplexity": result.perplexity,
-            "bits_per_byte": result.bits_per_byte(num_bytes),
-        }
-
-    def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
-        parts: dict[str, Perplexity] = {}
-        for name, stream in streams.items():
-            mine = windowed(model, stream, window, rank=world.rank, world_size=world.size)
-            nats, tokens = world.sum(mine)
-            parts[name] = Perplexity(nats, int(tokens))
-        whole = Perplexity(
-            sum(part.nats for part in parts.values()), sum(part.tokens for part in parts.values())
-        )
-        out = numbers(whole, sum(sizes.values()))
-        if len(parts) > 1:
-            for name, part in parts.items():
-                out |= {f"{name}/{key}": value for key, value in numbers(part, sizes[name]).items()}
-        return out
-
-    return evaluate
-
-
-def _speaker(
-    recipe: Recipe, tokenizer: Tokenizer
-) -> Callable[[MobileLLM, int], list[tuple[str, str]]] | None:
-    if not recipe.sample.prompts:
-        return None
-    from mobilellm.model.api import LoadedModel, generate
-    from mobilellm.sampling import Sampling
-
-    def speak(model: MobileLLM, step: int) -> list[tuple[str, str]]:
-        model.eval()
-        loaded = LoadedModel(model, tokenizer, "the model in training")
-        sampling = Sampling(temperature=recipe.sample.temperature, seed=recipe.seed)
-        said = generate(loaded, recipe.sample.prompts, sampling, recipe.sample.tokens)
-        model.inference_layout = None  # a copy of the weights that training has no use for
-        return [(prompt, each.text) for prompt, each in zip(recipe.sample.prompts, said, strict=True)]
-
-    return speak
-
-
-def _card(arguments: Arguments, config: ModelConfig, model: MobileLLM, world: World) -> dict[str, Any]:
-    """What run.json says: enough to read the metrics by."""
-    import datetime
-    from importlib.metadata import version
-
-    import torch
-
-    from mobilellm import __version__
-    from mobilellm.accounting import stored_parameters, training_flops_per_token
-    from mobilellm.hardware import peak_flops
-
-    recipe, on_gpu = arguments.settings, world.device.type == "cuda"
-    device = torch.cuda.get_device_name(world.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    length = recipe.batch.sequence_length
-    return {
-        "name": arguments.out.name,
-        "config": config.to_dict(),
-        "parameters": stored_parameters(config).total,
-        "flops_per_token": training_flops_per_token(config, length),
-        "flops_per_token_6n": training_flops_per_token(config, length, attention=False),
-        "peak_flops": peak_flops(device) if on_gpu else None,
-        "device": device,
-        "world_size": world.size,
-        "tokens_per_step": recipe.batch.tokens_per_step,
-        "steps": recipe.steps,
-        "versions": {"mobilellm": __version__, "torch": torch.__version__, "numpy": version("numpy")},
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 class _Card:
@@ -289,16 +156,6 @@ class _Card:
             with atomic_write(self._out / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         self._files = {}
-
-
-def _keep_model(out: Path, model: MobileLLM, tokenizer: Tokenizer, world: World) -> None:
-    """Write out/model, a clean directory that everything else loads."""
-    from mobilellm.model import checkpoint
-    from mobilellm.train.distributed import is_sharded, whole_model
-
-    plain = whole_model(model) if world.size > 1 and is_sharded(model) else model
-    if world.is_first and plain is not None:
-        checkpoint.save(out / "model", plain, tokenizer, overwrite=True)
 
 
 def _opening(recipe: Recipe, card: Mapping[str, Any], first: int) -> str:
@@ -322,14 +179,26 @@ def _closing(arguments: Arguments, outcome: Outcome) -> None:
         return
     for name in [name for name in ("perplexity", "bits_per_byte") if name in before]:
         print(f"      held-out {name.replace('_', ' '):<16} {before[name]:>10,.3f} -> {after[name]:,.3f}")
-    out = shlex.quote(str(arguments.out))
+    if steps := [record for record in records if "loss" in record]:
+        print(_speed(steps))
+    out, call = shlex.quote(str(arguments.out)), program()
     if outcome.stopped:
         print(
             f"Stopped after step {outcome.steps} of {arguments.settings.steps}; "
             "the same command goes on from there."
         )
-    print(
-        f'Go on:\n  mobilellm report {out}\n  mobilellm generate {out} "Once upon a time" --temperature 0.7'
+    prompt = shlex.quote(next(iter(arguments.settings.sample.prompts), "Once upon a time"))
+    print(f"Go on:\n  {call} report {out}\n  {call} generate {out} {prompt} --temperature 0.7")
+
+
+def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Median speed, the share of the time that no batch was ready, and the most memory that was used."""
+    tokens = steps[0]["tokens"] / steps[0]["step"]
+    seconds = [record["seconds"] for record in steps]
+    waiting = sum(record["data_seconds"] for record in steps) / sum(seconds)
+    return (
+        f"      {tokens / statistics.median(seconds):,.0f} tokens/s, {waiting:.1%} of the time without data, "
+        f"{max(record['peak_memory_bytes'] for record in steps) / 1e9:.2f} GB at most"
     )
 
 

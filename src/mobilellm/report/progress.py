@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -73,6 +75,12 @@ class TrainingProgress:
             self._last_line = now
             left = (self._steps - step) * self._seconds / max(self._tokens, 1) * tokens
             print(f"      {text}" + (f"  {_duration(left)} left" if left >= 1 else ""), flush=True)
+
+
+def say_stopping() -> None:
+    """For a signal's handler: written past Python's streams, on which something may just be being printed."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\n      stopping after this step, then saving (Ctrl-C again stops at once) ...\n")
 
 
 def _duration(seconds: float) -> str:

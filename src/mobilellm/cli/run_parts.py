@@ -1,0 +1,171 @@
+"""What a recipe names, built: tokenizer, model, data, evaluation, samples; and what a run leaves behind.
+
+The loop knows none of these rooms; the command line hands them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilellm.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mobilellm.config import ModelConfig
+    from mobilellm.data.loader import PackedLoader
+    from mobilellm.model.transformer import MobileLLM
+    from mobilellm.tokenizer import Tokenizer
+    from mobilellm.train.distributed import World
+
+
+def tokenizer(recipe: Recipe) -> Tokenizer:
+    """The one tokenizer of all folders of shards. Raises ValueError when they differ."""
+    from mobilellm.data.shards import read_index
+    from mobilellm.tokenizer import Tokenizer
+
+    first = recipe.data.train[0]
+    prints = {folder: read_index(folder).tokenizer for folder in (*recipe.data.train, *recipe.data.held_out)}
+    for folder, fingerprint in prints.items():
+        if fingerprint != prints[first]:
+            raise ValueError(
+                f"train: {folder} was made with another tokenizer than {first}; prepare it again"
+            )
+    tokenizer = Tokenizer.load(first / "tokenizer")
+    if tokenizer.fingerprint != prints[first]:
+        raise ValueError(f"train: {first / 'tokenizer'} is not the tokenizer {first} was made with")
+    return tokenizer
+
+
+def model(recipe: Recipe, config: ModelConfig, world: World) -> MobileLLM:
+    """Fresh weights that depend on the seed alone, or those of `model.init_from`, on our device."""
+    import torch
+
+    from mobilellm.model import checkpoint
+    from mobilellm.model.transformer import MobileLLM
+
+    source = recipe.model.init_from
+    if source is None:
+        return MobileLLM(config, torch.Generator().manual_seed(recipe.seed)).to(world.device)
+    weights = checkpoint.read_weights(source)
+    if differences := [
+        f"{name} = {value!r} there, {mine!r} here"
+        for (name, value), mine in zip(
+            weights.config.to_dict().items(), config.to_dict().values(), strict=True
+        )
+        if value != mine and name not in ("initializer_range", "max_position_embeddings")
+    ]:
+        raise ValueError(f"train: model.init_from = {source} has another shape ({'; '.join(differences)})")
+    weights = weights._replace(config=config)
+    return checkpoint.build(weights, torch.float32, str(world.device))
+
+
+def loader(recipe: Recipe, tokenizer: Tokenizer, world: World) -> PackedLoader:
+    """This process's share of the training splits."""
+    from mobilellm.data.loader import PackedLoader
+    from mobilellm.data.shards import read_split
+
+    return PackedLoader(
+        [read_split(folder, "train", tokenizer) for folder in recipe.data.train],
+        recipe.batch.sequence_length,
+        recipe.batch.sequences_per_step,
+        recipe.seed,
+        world.rank,
+        world.size,
+        recipe.data.weights,
+        recipe.data.document_mask,
+    )
+
+
+def evaluator(
+    recipe: Recipe, tokenizer: Tokenizer, world: World
+) -> Callable[[MobileLLM, int], Mapping[str, float]]:
+    """Held-out loss, perplexity and bits per byte, of all folders and of each; ranks share the work."""
+    from mobilellm.data.shards import read_split
+    from mobilellm.eval.perplexity import Perplexity, windowed
+
+    window, limit = recipe.batch.sequence_length, recipe.data.held_out_tokens
+    folders = recipe.data.held_out or recipe.data.train
+    streams = {str(folder): read_split(folder, "held-out", tokenizer)[:limit] for folder in folders}
+    sizes = {name: tokenizer.num_bytes(stream) for name, stream in streams.items()}
+
+    def numbers(result: Perplexity, num_bytes: int) -> dict[str, float]:
+        return {
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "bits_per_byte": result.bits_per_byte(num_bytes),
+        }
+
+    def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
+        parts: dict[str, Perplexity] = {}
+        for name, stream in streams.items():
+            mine = windowed(model, stream, window, rank=world.rank, world_size=world.size)
+            nats, tokens = world.sum(mine)
+            parts[name] = Perplexity(nats, int(tokens))
+        whole = Perplexity(
+            sum(part.nats for part in parts.values()), sum(part.tokens for part in parts.values())
+        )
+        out = numbers(whole, sum(sizes.values()))
+        if len(parts) > 1:
+            for name, part in parts.items():
+                out |= {f"{name}/{key}": value for key, value in numbers(part, sizes[name]).items()}
+        return out
+
+    return evaluate
+
+
+def speaker(recipe: Recipe, tokenizer: Tokenizer) -> Callable[[MobileLLM, int], list[tuple[str, str]]] | None:
+    if not recipe.sample.prompts:
+        return None
+    from mobilellm.model.api import LoadedModel, generate
+    from mobilellm.sampling import Sampling
+
+    def speak(model: MobileLLM, step: int) -> list[tuple[str, str]]:
+        model.eval()
+        loaded = LoadedModel(model, tokenizer, "the model in training")
+        sampling = Sampling(temperature=recipe.sample.temperature, seed=recipe.seed)
+        said = generate(loaded, recipe.sample.prompts, sampling, recipe.sample.tokens)
+        model.inference_layout = None  # a copy of the weights that training has no use for
+        return [(prompt, each.text) for prompt, each in zip(recipe.sample.prompts, said, strict=True)]
+
+    return speak
+
+
+def card(name: str, recipe: Recipe, config: ModelConfig, model: MobileLLM, world: World) -> dict[str, Any]:
+    """What run.json says: enough to read the metrics by."""
+    import datetime
+    from importlib.metadata import version
+
+    import torch
+
+    from mobilellm import __version__
+    from mobilellm.accounting import stored_parameters, training_flops_per_token
+    from mobilellm.hardware import peak_flops
+
+    on_gpu = world.device.type == "cuda"
+    device = torch.cuda.get_device_name(world.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    length = recipe.batch.sequence_length
+    return {
+        "name": name,
+        "config": config.to_dict(),
+        "parameters": stored_parameters(config).total,
+        "flops_per_token": training_flops_per_token(config, length),
+        "flops_per_token_6n": training_flops_per_token(config, length, attention=False),
+        "peak_flops": peak_flops(device) if on_gpu else None,
+        "device": device,
+        "world_size": world.size,
+        "tokens_per_step": recipe.batch.tokens_per_step,
+        "steps": recipe.steps,
+        "versions": {"mobilellm": __version__, "torch": torch.__version__, "numpy": version("numpy")},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def keep_model(out: Path, model: MobileLLM, tokenizer: Tokenizer, world: World) -> None:
+    """Write out/model, a clean directory that everything else loads."""
+    from mobilellm.model import checkpoint
+    from mobilellm.train.distributed import is_sharded, whole_model
+
+    plain = whole_model(model) if world.size > 1 and is_sharded(model) else model
+    if world.is_first and plain is not None:
+        checkpoint.save(out / "model", plain, tokenizer, overwrite=True)
