@@ -404,8 +404,8 @@ def test_refuses_a_run_of_other_settings(
     before = (whole / "recipe.toml").read_bytes()
     for flags, words in (
         (["--optim.lr", "1e-3"], "optim.lr = 0.01, not 0.001"),
-        (["--model.repeats", "3"], "--model.repeats 1, not 3"),
-        (["--steps", "7"], "--steps 6, not 7"),
+        (["--model.repeats", "3"], "repeats = 1, not 3"),
+        (["--steps", "7"], "steps = 6, not 7"),
     ):
         assert words in refused(capsys, command(place, whole, *flags))
     assert "the loader has tokens = " in refused(capsys, command(place, whole, data="two"))
@@ -448,13 +448,13 @@ def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.Capture
     for flags, words in (
         (
             ["--optim.lr", "-1", "--seed", "-1"],
-            ["optim.lr = -1.0 must be above 0", "seed -1 must be 0 or above"],
+            ["--optim.lr -1.0 must be above 0", "seed -1 must be 0 or above"],
         ),
         (["--optim.lr", "much"], ["optim.lr", "much"]),
         (["--optim.learning-rate", "1"], ["optim.learning-rate"]),
         (["--data.weights", "1", "2"], ["data.weights has 2 numbers, data.train 1 names"]),
         (["--model.preset", "tiniest"], ["preset 'tiniest' is not known"]),
-        (["--model.vocab-size", "100"], ["model.vocab_size = 100 is below the tokenizer's"]),
+        (["--model.vocab-size", "100"], ["--model.vocab-size 100 is below the tokenizer's"]),
         (["--model.init-from", str(tmp_path)], [str(tmp_path)]),
     ):
         said = refused(capsys, command(place, tmp_path / "run", *flags))
@@ -486,4 +486,4 @@ def test_refuses_a_model_of_another_shape(
 ) -> None:
     flags = ["--model.init-from", str(whole / "model"), "--model.num-layers", "3", "--model.repeats", "2"]
     said = refused(capsys, command(place, tmp_path / "run", *flags))
-    assert "has another shape (--model.num-layers 2 there, 3 here; --model.repeats 1 there, 2 here)" in said
+    assert "has another shape (num_layers = 2 there, 3 here; repeats = 1 there, 2 here)" in said
