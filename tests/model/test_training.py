@@ -47,12 +47,12 @@ def gradients(
     segments: Tensor | None = None,
     *,
     narrow: bool,
-    checkpointing: bool = False,
+    activation_checkpointing: bool = False,
 ) -> tuple[Tensor, Gradients]:
     """Hidden states, and gradients of a fixed random projection of them."""
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-        hidden = training_hidden(model, tokens, segments, checkpointing).float()
+        hidden = training_hidden(model, tokens, segments, activation_checkpointing)[0].float()
     shape, draw = hidden.shape, torch.Generator().manual_seed(9)
     (hidden * torch.randn(shape, generator=draw)).sum().backward()  # type: ignore[no-untyped-call]
     return hidden.detach(), {
@@ -126,7 +126,7 @@ def test_a_packed_row_is_its_documents_alone(
         parts = (torch.split(x, pieces, dim=1) for x in (tokens, segments, projection))
         for part, numbers, direction in zip(*parts, strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-                out = training_hidden(model, part, numbers if len(pieces) == 1 else None).float()
+                out = training_hidden(model, part, numbers if len(pieces) == 1 else None)[0].float()
             (out * direction).sum().backward()  # type: ignore[no-untyped-call]
             outs.append(out.detach())
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -146,7 +146,7 @@ def test_nothing_leaks_between_documents(kernels: Kernels) -> None:
     other = tokens.clone()
     other[:, :11] += 1
     with torch.autocast("cpu", torch.bfloat16):
-        a, b = training_hidden(model, tokens, segments), training_hidden(model, other % 384, segments)
+        a, b = (training_hidden(model, x, segments)[0] for x in (tokens, other % 384))
     assert torch.equal(a[:, 11:], b[:, 11:])
     assert not torch.equal(a[:, :11], b[:, :11])
 
@@ -157,14 +157,14 @@ def test_recomputation_changes_no_gradient(narrow: bool) -> None:
     tokens = torch.randint(384, (2, 30), generator=torch.Generator().manual_seed(2))
     segments = (torch.arange(30) >= 11).long().expand(2, 30)
     kept = gradients(model, tokens, segments, narrow=narrow)
-    again = gradients(model, tokens, segments, narrow=narrow, checkpointing=True)
+    again = gradients(model, tokens, segments, narrow=narrow, activation_checkpointing=True)
     assert max(distances(again, kept).values()) == 0
 
 
 def test_recomputation_keeps_less() -> None:
     model, tokens = lively(preset("test")), torch.randint(384, (2, 64))
     sizes: dict[bool, int] = {}
-    for checkpointing in (False, True):
+    for activation_checkpointing in (False, True):
         kept: dict[int, int] = {}
 
         def pack(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
@@ -176,8 +176,8 @@ def test_recomputation_keeps_less() -> None:
             torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
             torch.autocast("cpu", torch.bfloat16),
         ):
-            training_hidden(model, tokens, None, checkpointing)
-        sizes[checkpointing] = sum(size for address, size in kept.items() if address not in own)
+            training_hidden(model, tokens, None, activation_checkpointing)
+        sizes[activation_checkpointing] = sum(size for address, size in kept.items() if address not in own)
     assert sizes[True] < sizes[False] / 3
 
 
@@ -192,7 +192,8 @@ def test_twenty_steps_follow_float32(kernels: Kernels) -> None:
         for step in range(20):
             batch = rows[step % 4 * 16 :][:16]
             with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-                logits = model.logits(training_hidden(model, batch[:, :-1])).float()
+                hidden, head = training_hidden(model, batch[:, :-1])
+                logits = torch.nn.functional.linear(hidden, head).float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -271,7 +272,7 @@ def test_why_the_plain_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_float32_is_the_plain_model() -> None:
     model, tokens = lively(preset("test-ls")), torch.randint(384, (2, 12))
-    assert torch.equal(training_hidden(model, tokens), model.hidden(tokens))
+    assert torch.equal(training_hidden(model, tokens)[0], model.hidden(tokens))
 
 
 def test_segments_take_the_place_of_positions_and_mask() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_runs import LS, ORDINARY, tiny_model
 from torch import Tensor
 
+from mobilellm.config import ModelConfig
 from mobilellm.train import loss as loss_module
 from mobilellm.train.loss import linear_cross_entropy, weighted_loss
 
@@ -99,20 +100,23 @@ def test_under_the_compiler() -> None:
         assert distance(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("config", [LS, ORDINARY], ids=["shared", "ordinary"])
-def test_the_tied_embedding_gathers_both_its_gradients(config: object) -> None:
-    """As logits, cross_entropy and autograd give them, weights of nought included."""
-    model, plain = tiny_model(config), tiny_model(config)  # type: ignore[arg-type]
+def test_the_tied_embedding_gathers_both_its_gradients(config: ModelConfig, narrow: bool) -> None:
+    """As logits, cross_entropy and autograd give them, weights of nought and two micro-batches included."""
+    model, plain = tiny_model(config), tiny_model(config)
     draw = torch.Generator().manual_seed(3)
-    tokens, targets = torch.randint(384, (2, 3, 20), generator=draw)
-    weights = (torch.rand(3, 20, generator=draw) < 0.5).float()
-    ours = weighted_loss(model, tokens, targets, weights)
-    ours.backward()  # type: ignore[no-untyped-call]
-    losses = F.cross_entropy(plain(tokens).flatten(0, 1), targets.flatten(), reduction="none")
-    theirs = torch.dot(losses, weights.flatten())
-    theirs.backward()  # type: ignore[no-untyped-call]
-    assert distance(ours, theirs) < 1e-6
+    for _ in range(2):
+        tokens, targets = torch.randint(384, (2, 3, 20), generator=draw)
+        weights = (torch.rand(3, 20, generator=draw) < 0.5).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            ours = weighted_loss(model, tokens, targets, weights)
+        ours.backward()  # type: ignore[no-untyped-call]
+        losses = F.cross_entropy(plain(tokens).flatten(0, 1), targets.flatten(), reduction="none")
+        theirs = torch.dot(losses, weights.flatten())
+        theirs.backward()  # type: ignore[no-untyped-call]
+        assert distance(ours, theirs) < (1e-3 if narrow else 1e-6)
     for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert a.grad is not None
         assert b.grad is not None
-        assert distance(a.grad, b.grad) < 1e-5, name
+        assert distance(a.grad, b.grad) < (4e-2 if narrow else 1e-5), name

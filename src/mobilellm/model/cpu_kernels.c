@@ -12,6 +12,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 typedef uint16_t bf16;
 typedef int64_t i64;
@@ -245,6 +248,18 @@ void softmax_backward(bf16 *scores, bf16 *d, const float *total, const int32_t *
     }
 }
 
+/* Embedding: rows of dx (N, E) are added to the rows of dw (V, E) that tokens name, in the order of the tokens. */
+
+void embedding_backward(const float *dx, const i64 *tokens, float *dw, i64 N, i64 E, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        i64 from = E * thread / threads, to = E * (thread + 1) / threads;
+        for (i64 i = 0; i < N; i++)
+#pragma omp simd
+            for (i64 e = from; e < to; e++) dw[tokens[i] * E + e] += dx[i * E + e];
+    }
+}
+
 /* Loss: every row of logits becomes its gradient */
 
 void cross_entropy(bf16 *logits, const i64 *targets, const float *weights, float z_loss, float *losses, i64 N, i64 V,
@@ -264,4 +279,14 @@ void cross_entropy(bf16 *logits, const i64 *targets, const float *weights, float
         for (i64 c = 0; c < V; c++) row[c] = narrow(factor * exponential(wide(row[c]) - all));
         row[targets[i]] = narrow(factor * exponential(chosen - all) - weight);
     }
+}
+
+/* Memory: a step frees what the next one asks for again; handed back to the system in between, it would have to be
+ * cleared and mapped anew each time, which takes a tenth of the step. */
+void keep_freed_memory(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_TOP_PAD, 32 << 20);
+#endif
 }

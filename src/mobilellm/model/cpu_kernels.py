@@ -46,6 +46,7 @@ _SIGNATURES = {
     "move_heads": [POINTER] * 2 + [INTEGER] * 6 + [THREADS] * 2,
     "softmax": [POINTER] * 3 + [FLOAT] + [INTEGER] * 6 + [THREADS],
     "softmax_backward": [POINTER] * 4 + [FLOAT] + [INTEGER] * 6 + [THREADS],
+    "embedding_backward": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
     "cross_entropy": [POINTER] * 3 + [FLOAT, POINTER] + [INTEGER] * 2 + [THREADS],
 }
 
@@ -59,6 +60,7 @@ class Kernels:
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
             self._functions[name] = function
+        library.keep_freed_memory()
 
     def __call__(self, name: str, *arguments: Tensor | float | None) -> None:
         """Tensors must be contiguous, their types and sizes those of cpu_kernels.c: it cannot check."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.model import cpu_kernels
@@ -23,18 +24,25 @@ BLOCK = 128
 
 
 def training_hidden(
-    model: MobileLLM, tokens: Tensor, segments: Tensor | None = None, checkpointing: bool = False
-) -> Tensor:
-    """Final hidden states (B, T, E) as `MobileLLM.hidden`, for a loss.
+    model: MobileLLM,
+    tokens: Tensor,
+    segments: Tensor | None = None,
+    activation_checkpointing: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Final hidden states (B, T, E) as `MobileLLM.hidden`, and the head's weight (V, E), for a loss.
 
     `segments` (B, T) numbers the documents of every row in order: no token attends outside its own, and
-    positions begin at 0 in each. With `checkpointing` blocks keep their inputs only and run again in
-    backward. The result is bfloat16 where the faster way is taken.
+    positions begin at 0 in each. With `activation_checkpointing` blocks keep their inputs only and run again
+    in backward. Where the faster way is taken the hidden states are bfloat16, and the gradient of the head's
+    weight is changed in place: it must come from nothing but one function that made it.
     """
     kernels = None if why_plain(model) else cpu_kernels.load()
     if not isinstance(kernels, Kernels):
-        return model.hidden(tokens, segments=segments, checkpointing=checkpointing)
-    return model.hidden(tokens, checkpointing=checkpointing, runner=Runner(kernels, model, tokens, segments))
+        hidden = model.hidden(tokens, segments=segments, activation_checkpointing=activation_checkpointing)
+        return hidden, model.head_weight
+    runner = Runner(kernels, model, tokens, segments)
+    hidden = model.hidden(tokens, activation_checkpointing=activation_checkpointing, runner=runner)
+    return hidden, model.head_weight if runner.head is None else runner.head
 
 
 def why_plain(model: MobileLLM) -> str | None:
@@ -45,8 +53,8 @@ def why_plain(model: MobileLLM) -> str | None:
         return "no gradients are wanted"
     if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return "products are not in bfloat16"
-    if torch.compiler.is_compiling():
-        return "the compiler is at work"
+    if torch.compiler.is_compiling() or any(block._compiled_call_impl for block in model.model.layers):
+        return "the blocks are compiled"
     found = cpu_kernels.load()
     return found if isinstance(found, str) else None
 
@@ -69,10 +77,22 @@ class Runner:
         angle = angles(positions, config.head_dim, config.rope_theta)
         self.cos, self.sin = angle.cos().contiguous(), angle.sin().contiguous()  # (B or nothing, T, D / 2)
         self.angle_rows = 1 if segments is None else self.B
+        self.tied = config.tie_word_embeddings
+        self.head: Tensor | None = None
+        """The weight to use for the head where it is the embedding's, after `embed`."""
 
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
         return self.B, self.T, self.K, self.G, self.D, BLOCK
+
+    def embed(self, weight: Tensor, tokens: Tensor) -> Tensor:
+        """Embeddings (B, T, E) of tokens."""
+        if not (self.tied and _plain(weight)):
+            return F.embedding(tokens, weight)
+        function: Any = _EmbeddingAndHead.apply
+        x: Tensor
+        x, self.head = function(self, weight, tokens)
+        return x
 
     def block(self, block: Block, x: Tensor) -> Tensor | None:
         """What `block` makes of x (B, T, E); None where its parts are not those this way knows."""
@@ -112,11 +132,38 @@ def _known(part: Any, kind: type[nn.Module]) -> bool:
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
     )
     weight: Any = part.weight
-    plain = type(weight) in (nn.Parameter, Tensor) and weight.dtype == torch.float32
-    return plain and weight.is_contiguous() and weight.requires_grad and not hooked
+    return _plain(weight) and not hooked
+
+
+def _plain(weight: Tensor) -> bool:
+    known = type(weight) in (nn.Parameter, Tensor) and weight.dtype == torch.float32
+    return known and weight.is_contiguous() and weight.requires_grad
 
 
 # The steps, forward and backward. ctx.saved_tensors is what a token costs in memory.
+
+
+class _EmbeddingAndHead(torch.autograd.Function):
+    """One weight's two uses as one step, so that backward adds the rows of the one to the whole of the other.
+
+    Apart, the embedding's gradient would be a second (V, E), zero but for those rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Runner, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(tokens)
+        ctx.run, ctx.shape = run, weight.shape
+        return F.embedding(tokens, weight), weight.detach()
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor | None, dhead: Tensor | None) -> tuple[Tensor | None, ...]:
+        (tokens,) = ctx.saved_tensors
+        dweight = torch.zeros(ctx.shape) if dhead is None else dhead
+        if dx is not None:
+            dx, run = dx.contiguous(), ctx.run
+            run.kernels("embedding_backward", dx, tokens.contiguous(), dweight, tokens.numel(), dx.shape[-1])
+        return None, dweight, None
 
 
 class _Norm(torch.autograd.Function):

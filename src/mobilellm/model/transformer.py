@@ -58,7 +58,7 @@ class MobileLLM(nn.Module):
         fused: FusedWeights | None = None,
         *,
         segments: Tensor | None = None,
-        checkpointing: bool = False,
+        activation_checkpointing: bool = False,
         runner: Runner | None = None,
     ) -> Tensor:
         """Final normalised hidden states (B, T, E).
@@ -67,8 +67,9 @@ class MobileLLM(nn.Module):
         to (B, 1, T, S) with True where a query may look, serve left padding and the like; `segments` (B, T)
         numbers the documents of packed rows, each of which then stands alone and begins at position 0. With a
         cache all of these follow from it, and must be left out. `fused` holds the same weights in the layout
-        of `model/fused.py`, for inference. For training, blocks run again in backward with `checkpointing`,
-        and `runner` is a faster way through them (`model/training.py`).
+        of `model/fused.py`, for inference. For training, `activation_checkpointing` runs blocks again in
+        backward instead of keeping what they made, and `runner` is a faster way through them
+        (`model/training.py`).
         """
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (batch, length), not empty")
@@ -84,12 +85,17 @@ class MobileLLM(nn.Module):
             positions, mask = _segmented_view(segments)
         elif positions is None:
             positions = torch.arange(T, device=tokens.device)
-        x = F.embedding(tokens, self.model.embed_tokens.weight)
+        weight = self.model.embed_tokens.weight
+        x = F.embedding(tokens, weight) if runner is None else runner.embed(weight, tokens)
         rope = rotation(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for step, index in enumerate(self.config.schedule):
             block, block_fused = self.model.layers[index], fused.blocks[index] if fused is not None else None
             arguments = (x, rope, mask, cache, step, block_fused, runner)
-            x = checkpoint(block, *arguments, use_reentrant=False) if checkpointing else block(*arguments)
+            x = (
+                checkpoint(block, *arguments, use_reentrant=False)
+                if activation_checkpointing
+                else block(*arguments)
+            )
         if cache is not None:
             cache.advance(T)
         out: Tensor = self.model.norm(x) if runner is None else runner.norm(self.model.norm, x)

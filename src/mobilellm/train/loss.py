@@ -29,17 +29,17 @@ def weighted_loss(
     *,
     segments: Tensor | None = None,
     z_loss: float = 0.0,
-    checkpointing: bool = False,
+    activation_checkpointing: bool = False,
 ) -> Tensor:
     """Sum over the batch of weight * negative log-likelihood (nats), in float32.
 
     A sum, not a mean: the caller divides by the weight of the whole step, so that micro-batches and devices
     with unequal weights count by token (a mean of means would not). Every target must be a token id; where a
-    target does not count its weight is 0. `segments` and `checkpointing` as in `training_hidden`, `z_loss` as
-    in `linear_cross_entropy`.
+    target does not count its weight is 0. `segments` and `activation_checkpointing` as in `training_hidden`,
+    `z_loss` as in `linear_cross_entropy`.
     """
-    hidden = training_hidden(model, tokens, segments, checkpointing).flatten(0, 1)
-    return linear_cross_entropy(hidden, model.head_weight, targets.flatten(), weights.flatten(), z_loss)
+    hidden, head = training_hidden(model, tokens, segments, activation_checkpointing)
+    return linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss)
 
 
 def linear_cross_entropy(
