@@ -212,7 +212,7 @@ def test_epochs_are_counted() -> None:
 # Mixtures
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.data(), st.integers(2, 5), st.integers(1, 7))
 def test_a_mixture_keeps_its_proportions_at_every_point(
     data: st.DataObject, count: int, per_step: int

@@ -67,8 +67,8 @@ class Checkpointer:
 
     def __init__(self, directory: Path, settings: CheckpointSettings, world: World) -> None:
         self._directory, self._settings, self._world = directory, settings, world
-        if world.size == 1:  # which is no accident
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        if world.size == 1:
+            _no_warning_of_being_alone()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -193,6 +193,7 @@ def load_weights(path: Path, model: MobileLLM) -> None:
     if problem := _mismatch(stored, model):
         raise _damaged(path, problem)
     targets = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    _no_warning_of_being_alone()
     load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
 
 
@@ -223,6 +224,11 @@ def only_run(directory: Path, world: World) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _no_warning_of_being_alone() -> None:
+    """One process is no accident."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 def _tensors(model: MobileLLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
