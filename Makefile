@@ -7,12 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Read by any Python, so in words that any Python knows.
 REFUSE_OLD_PYTHON := import sys; v = sys.version_info; v >= (3, 11) or sys.exit("make: %s is Python %d.%d and 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11 (after: rm -rf $(VENV))" % (sys.argv[1], v[0], v[1]))
 
-.PHONY: help quickstart test test-fast check format install clean
+.PHONY: help quickstart test test-all check format install clean
 
 help:
 	@echo "make quickstart   install what the main job needs, then train, evaluate and talk to a small model"
-	@echo "make test         install what the tests need, then run them all"
-	@echo "make test-fast    the tests without the slow ones"
+	@echo "make test         install what the tests need, then run them: a few minutes"
+	@echo "make test-all     the slow ones too, as the continuous integration does"
 	@echo "make check        format, lint and types, as the continuous integration does"
 	@echo "make format       rewrite the code as the formatter wants it"
 	@echo "make install      everything for development, without running anything"
@@ -23,11 +23,12 @@ quickstart: $(VENV)/installed-train
 	@$(BIN)/mobilellm quickstart $(ARGS)
 
 test: $(VENV)/installed-dev
+	@echo "==> pytest (without the slow ones; make test-all runs those too)"
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/installed-dev
 	@echo "==> pytest (all tests)"
 	@$(BIN)/python -m pytest
-
-test-fast: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -m "not slow"
 
 check: $(VENV)/installed-dev
 	@echo "==> format, lint, types"
