@@ -51,7 +51,7 @@ def test_any_text(texts: list[str], name: str, segment: int) -> None:
     assert ids(encoder, *texts) == tokenizer.encode_batch(texts, eos=True)  # now out of the table
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(
     st.lists(st.text(alphabet=f"ab{SPACE}\n", min_size=2, max_size=4), max_size=12, unique=True),
     st.booleans(),

@@ -66,8 +66,9 @@ class WordTable:
         begins, sizes = starts[missing], lengths[missing]
         spans = zip(begins.tolist(), (begins + sizes).tolist(), strict=True)
         words = [padded[start:end] for start, end in spans]
-        known = {word: self._long[word] for word in self._long.keys() & set(words)}
-        new = [word for word in dict.fromkeys(words) if word not in known]
+        different = dict.fromkeys(words)
+        known = {word: self._long[word] for word in different if word in self._long}
+        new = [word for word in different if word not in known]
         new.sort(key=lambda word: len(word) > _LONGEST_KEPT)  # those that are not kept come last
         kept = sum(len(word) <= _LONGEST_KEPT for word in new)
         encoded = self._encode(new[:kept]) + self._encode(new[kept:])
