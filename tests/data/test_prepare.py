@@ -425,7 +425,7 @@ class Tripwire:
         return call
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_a_crash_at_any_write_costs_nothing(
     corpus: tuple[Path, list[str]],

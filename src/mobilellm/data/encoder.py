@@ -1,122 +1,133 @@
-"""Text to the bytes of its token ids, word by word from a cache: the ids of `Tokenizer.encode`, much faster.
+"""Documents to token ids, word by word out of a table: the ids of `Tokenizer.encode`, many times faster.
 
-Byte-pair merges never reach over a place that no merge joins. In a vocabulary in which a space stands only
-at the front of a piece, and a line break in no merged piece, text can be cut before each run of spaces and
-around each line break, and the parts encoded on their own: the ids are the same. Whether a vocabulary is such
-is read from its merges; one that is not is encoded whole. Natural text repeats its words, so most parts are
-found in a dictionary.
+A byte-pair merge joins a piece that ends with one character and a piece that begins with the next. Between
+two characters that no merge of a vocabulary joins in that way, text can be cut and the parts encoded on their
+own: the ids are the same. In the usual vocabularies that is between a word and the space after it, around
+punctuation, digits and line breaks; what it is in this one is read from its merges.
+
+Natural text repeats its parts ("words" below), so nearly all are found in a table. numpy looks up those of a
+whole segment of text at once (`words.py`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from mobilellm.data.shard_index import dtype_of
-from mobilellm.sentencepiece_model import SPACE
-from mobilellm.tokenizer import Tokenizer
+from mobilellm.data.words import WordTable
+from mobilellm.sentencepiece_model import BYTE_PIECES, SPACE
+from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from mobilellm.tokenizer_files import backend
 
-_CACHED_WORDS = 150_000
-"""Words each of the two generations of a cache holds: about 30 MB."""
-_LONGEST_CACHED = 48
-"""Characters; longer words seldom come again."""
+_SEGMENT = 2**18
+"""Bytes looked up at a time; the numbers about its words stay in a processor's cache."""
 
-_BREAK = "\n"
-_BREAK_BYTE = "<0x0A>"
-_runs = re.compile(" +[^ ]*|[^ ]+").findall
+_SHORT = 100
+
+_SPACE_BYTES, _BYTES = SPACE.encode(), frozenset(BYTE_PIECES)
+
+
+class Encoded(NamedTuple):
+    """The ids of all documents one after the other, BOS and EOS included, and how many each has."""
+
+    ids: NDArray[Any]
+    tokens: NDArray[np.int64]
 
 
 class Encoder:
-    """Encodes documents for shards with one tokenizer. `dtype` is the number type of the ids' bytes."""
+    """Encodes documents for shards with one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.dtype = np.dtype(dtype_of(tokenizer.vocab_size))
-        self._model = backend(tokenizer.pieces, tokenizer.merges).model  # no normaliser: that is done here
-        self._long = tokenizers.Tokenizer(self._model)
-        cuts_spaces, cuts_breaks = cuts(tokenizer)
-        self._encode = (
-            self._by_lines
-            if cuts_spaces and cuts_breaks
-            else self._by_spaces
-            if cuts_spaces
-            else self._at_once
-        )
-        self._spaced = _Words(lambda word: self._ids(SPACE + word))
-        self._bare = _Words(lambda word: self._ids(word.replace(" ", SPACE)))
-        self._break = self._ids(_BREAK)
+        self._model = backend(tokenizer.pieces, tokenizer.merges).model  # without the normaliser
+        self._backend = tokenizers.Tokenizer(self._model)
+        self._cuts = cuts(tokenizer)
+        self._words = WordTable(self._encode_words, self.dtype)
 
-    def encode(self, text: str) -> bytes:
-        """The ids of `tokenizer.encode(text, bos=False)`. Raises ValueError for lone surrogates."""
-        if not text:
-            return b""  # the tokenizer puts its space in front of something only
-        try:
-            return self._encode(text.replace(SPACE, " ") if SPACE in text else text)
-        except TypeError:
-            text.encode()  # UnicodeEncodeError, which is a ValueError
-            raise
+    def encode(self, texts: Sequence[bytes]) -> Encoded:
+        """As `tokenizer.encode(text, eos=True)` for each text, which is given in UTF-8."""
+        parts = [self._normalised(text) for text in texts]
+        return _framed(*self._by_words(parts))
 
-    def _by_lines(self, text: str) -> bytes:
-        parts: list[bytes] = []
-        first, *lines = text.split(_BREAK)
-        self._add(parts, " " + first)  # the tokenizer puts a space in front of every text
-        for line in lines:
-            parts.append(self._break)
-            self._add(parts, line)
-        return b"".join(parts)
+    @staticmethod
+    def _normalised(text: bytes) -> bytes:
+        """With the space that the tokenizer puts in front; ▁ and the space are one character to it."""
+        return b" " + text.replace(_SPACE_BYTES, b" ") if text else b""
 
-    def _by_spaces(self, text: str) -> bytes:
-        parts: list[bytes] = []
-        self._add(parts, " " + text)
-        return b"".join(parts)
+    def _encode_words(self, words: Sequence[bytes]) -> list[list[int]]:
+        texts = [word.decode().replace(" ", SPACE) for word in words]
+        if all(len(text) <= _SHORT for text in texts):  # quicker one by one
+            return [[token.id for token in self._model.tokenize(text)] for text in texts]
+        return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _at_once(self, text: str) -> bytes:
-        return self._ids(SPACE + text.replace(" ", SPACE))
+    def _by_words(self, parts: Sequence[bytes]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        text = b"".join(parts)
+        offsets = np.cumsum([0, *map(len, parts)])
+        padded = text + bytes(16)  # keys are read 16 bytes at a time
+        tokens = np.zeros(len(parts), dtype=np.int64)
+        found: list[NDArray[Any]] = []
+        start, size = 0, _SEGMENT
+        while start < len(text):
+            starts, end = self._cut(padded, offsets, start, min(start + size, len(text)), len(text))
+            if end == start:  # one word is longer than that
+                size *= 2
+                continue
+            ids, counts = self._words.look_up(padded, np.append(starts, end))
+            found.append(ids)
+            first, last = np.searchsorted(offsets, [start, end], side="right") - 1
+            inner = np.clip(offsets[first : last + 2], start, end)
+            before = np.concatenate([[0], np.cumsum(counts)])[np.searchsorted(starts, inner)]
+            tokens[first : first + len(before) - 1] += np.diff(before)
+            start, size = end, _SEGMENT
+        return np.concatenate(found) if found else np.empty(0, self.dtype), tokens
 
-    def _add(self, parts: list[bytes], line: str) -> None:
-        if "  " in line:  # a run of spaces goes with the word after it
-            parts.extend(map(self._bare.__getitem__, _runs(line)))
-        elif line:
-            first, *words = line.split(" ")
-            parts.append(self._bare[first])
-            parts.extend(map(self._spaced.__getitem__, words))
-
-    def _ids(self, text: str) -> bytes:
-        """Ids of text in which spaces are replaced."""
-        if len(text) <= _LONGEST_CACHED:  # quicker for words, slower for more
-            return np.array([token.id for token in self._model.tokenize(text)], dtype=self.dtype).tobytes()
-        encoding = self._long.encode_batch_fast([text], add_special_tokens=False)[0]
-        return np.array(encoding.ids, dtype=self.dtype).tobytes()
-
-
-class _Words(dict[str, bytes]):
-    """Ids by word, made when first asked for. Of two generations the older goes when the newer is full."""
-
-    def __init__(self, make: Callable[[str], bytes]) -> None:
-        super().__init__()
-        self._make, self._older = make, dict[str, bytes]()
-
-    def __missing__(self, word: str) -> bytes:
-        found = self._older.get(word)
-        if found is None:
-            found = self._make(word)
-            if len(word) > _LONGEST_CACHED:
-                return found
-        if len(self) >= _CACHED_WORDS:
-            self._older = dict(self)
-            self.clear()
-        self[word] = found
-        return found
+    def _cut(
+        self, padded: bytes, offsets: NDArray[np.int64], start: int, end: int, length: int
+    ) -> tuple[NDArray[np.int64], int]:
+        """Where words begin in [start, end), and where the last whole one ends."""
+        codes = np.frombuffer(padded, dtype=np.uint8, count=end - start, offset=start)
+        begins = np.empty(len(codes), dtype=np.bool_)
+        pairs = codes[:-1].astype(np.uint16)
+        pairs <<= 8
+        pairs |= codes[1:]
+        np.take(self._cuts, pairs, out=begins[1:])
+        begins[0] = True  # where the segment before it ended
+        first, last = np.searchsorted(offsets, [start, end])
+        begins[offsets[first:last] - start] = True
+        starts = np.flatnonzero(begins) + start
+        if end == length:
+            return starts, end
+        return starts[:-1], int(starts[-1])
 
 
-def cuts(tokenizer: Tokenizer) -> tuple[bool, bool]:
-    """Whether text may be cut before a run of spaces, and on both sides of a line break."""
-    spaces = all(not right.startswith(SPACE) or left.endswith(SPACE) for left, right in tokenizer.merges)
-    breaks = all(
-        not left.endswith((_BREAK, _BREAK_BYTE)) and not right.startswith((_BREAK, _BREAK_BYTE))
-        for left, right in tokenizer.merges
-    )
-    return spaces, breaks
+def _framed(ids: NDArray[Any], tokens: NDArray[np.int64]) -> Encoded:
+    """With BOS before and EOS after each document."""
+    ends = np.cumsum(tokens + 2)
+    result = np.empty(len(ids) + 2 * len(tokens), dtype=ids.dtype)
+    inner = np.ones(len(result), dtype=np.bool_)
+    first, last = ends - tokens - 2, ends - 1
+    inner[first] = inner[last] = False
+    result[first], result[last], result[inner] = BOS_ID, EOS_ID, ids
+    return Encoded(result, tokens + 2)
+
+
+def cuts(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    """Whether text may be cut between two bytes of its UTF-8 (after normalising), at 256 * first + second.
+
+    Never inside a character; else where no merge has a left piece that ends with the first byte and a right
+    one that begins with the second. A vocabulary that merges byte pieces, which are not spelled as what they
+    stand for, lets no text be cut.
+    """
+    allowed = np.ones((256, 256), dtype=np.bool_)
+    allowed[:, 0x80:0xC0] = False  # the second and later bytes of a character
+    for left, right in tokenizer.merges:
+        if left in _BYTES or right in _BYTES:
+            return np.zeros(256 * 256, dtype=np.bool_)
+        first, second = (piece.replace(SPACE, " ").encode() for piece in (left, right))
+        allowed[first[-1], second[0]] = False
+    return allowed.ravel()

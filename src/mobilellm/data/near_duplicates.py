@@ -68,8 +68,9 @@ class Signer:
         known = self._numbers
         if len(known) > 200_000:
             known.clear()
-        for word in set(words) - known.keys():
-            known[word] = _word_hash(word)
+        for word in set(words):
+            if word not in known:
+                known[word] = _word_hash(word)
         numbers = np.array([known[word] for word in words], dtype=np.uint64)
         count = max(1, len(numbers) - _RUN + 1)
         total = np.zeros(count, dtype=np.uint64)

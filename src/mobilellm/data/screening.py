@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.data.chunks import Chunk, Cutting
+from mobilellm.data.count_words import count_words
 from mobilellm.data.encoder import Encoder
 from mobilellm.data.near_duplicates import Bands, Signer
 from mobilellm.data.quality import QualityRules, broken_rule
 from mobilellm.data.records import is_unicode, records_of
-from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from mobilellm.tokenizer import Tokenizer
 
 NOT_UNICODE = "not Unicode"
 EMPTY, TOO_SHORT, TOO_LONG = "empty", "too short", "too long"
@@ -69,45 +70,42 @@ class Screen:
         self._settings = settings
         self._encoder = Encoder(tokenizer)
         self._signer = Signer(settings.bands) if settings.bands else None
-        self._before, self._after = (np.array([i], self._encoder.dtype).tobytes() for i in (BOS_ID, EOS_ID))
 
     def examine(self, chunk: Chunk) -> Examined:
+        settings = self._settings
         rejections: list[Rejection] = []
         fields: dict[str, None] = {}
         numbers: list[int] = []
-        excerpts: list[str] = []
-        digests: list[int] = []
-        counts: list[tuple[int, int, int]] = []
-        parts: list[bytes] = []
-        bands: list[NDArray[np.uint64]] = []
+        texts: list[str] = []
         records = 0
-        for number, text, unread in records_of(
-            chunk, self._settings.text_field, self._settings.cutting, fields
-        ):
+        for number, text, unread in records_of(chunk, settings.text_field, settings.cutting, fields):
             records += 1
-            excerpt = text[:_EXCERPT]
             if problem := unread or self._problem(text):
-                rejections.append(Rejection(number, problem, excerpt))
-                continue
-            data = text.encode()
-            ids = self._encoder.encode(text)
-            parts += (self._before, ids, self._after)
-            numbers.append(number)
-            excerpts.append(excerpt)
-            digests.append(int.from_bytes(hashlib.sha256(data).digest()[:8], "big"))
-            counts.append((len(ids) // self._encoder.dtype.itemsize + 2, len(data), len(text.split())))
-            if self._signer:
-                bands.append(self._signer.digests(text))
+                rejections.append(Rejection(number, problem, text[:_EXCERPT]))
+            else:
+                numbers.append(number)
+                texts.append(text)
+        data = [text.encode() for text in texts]
+        digests = [int.from_bytes(hashlib.sha256(each).digest()[:8], "big") for each in data]
+        bands = None
+        if self._signer:
+            signed = [self._signer.digests(text) for text in texts]
+            bands = np.array(signed, dtype=np.uint64).reshape(len(texts), -1)
+        encoded = self._encoder.encode(data)
+        counts = np.empty((len(texts), 3), dtype=np.int64)
+        counts[:, 0] = encoded.tokens
+        counts[:, 1] = [len(each) for each in data]
+        counts[:, 2] = count_words(data)
         return Examined(
             records,
             tuple(fields),
             rejections,
             numbers,
-            excerpts,
+            [text[:_EXCERPT] for text in texts],
             np.array(digests, dtype=np.uint64),
-            np.array(counts, dtype=np.int64).reshape(-1, 3),
-            b"".join(parts),
-            np.array(bands, dtype=np.uint64).reshape(len(numbers), -1) if self._signer else None,
+            counts,
+            encoded.ids.tobytes(),
+            bands,
         )
 
     def _problem(self, text: str) -> str:
