@@ -81,6 +81,8 @@ def evaluator(
     recipe: Recipe, tokenizer: Tokenizer, world: World
 ) -> Callable[[MobileLLM, int], Mapping[str, float]]:
     """Held-out loss, perplexity and bits per byte, of all folders and of each; ranks share the work."""
+    import torch
+
     from mobilellm.data.shards import read_split
     from mobilellm.eval.perplexity import Perplexity, windowed
 
@@ -99,7 +101,8 @@ def evaluator(
     def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
         parts: dict[str, Perplexity] = {}
         for name, stream in streams.items():
-            mine = windowed(model, stream, window, rank=world.rank, world_size=world.size)
+            with torch.autocast(world.device.type, torch.bfloat16, recipe.compute.precision == "bfloat16"):
+                mine = windowed(model, stream, window, rank=world.rank, world_size=world.size)
             nats, tokens = world.sum(mine)
             parts[name] = Perplexity(nats, int(tokens))
         whole = Perplexity(
