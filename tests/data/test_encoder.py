@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mobilellm.data import encoder as encoder_module
 from mobilellm.data import words as words_module
-from mobilellm.data.encoder import Encoder, cuts
+from mobilellm.data.cuts import Cuts
+from mobilellm.data.encoder import Encoder
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE
 from mobilellm.tokenizer import Tokenizer, merges_of
 from tokenizer_oracles import HARD_TEXTS, TEXTS, small, trained
@@ -53,52 +54,58 @@ def test_any_text(texts: list[str], name: str, segment: int) -> None:
 
 @settings(deadline=None, max_examples=120)
 @given(
-    st.lists(st.text(alphabet=f"ab{SPACE}\n", min_size=2, max_size=4), max_size=12, unique=True),
+    st.lists(st.text(alphabet=f"ab{SPACE}\n中文é🙂", min_size=2, max_size=4), max_size=12, unique=True),
     st.booleans(),
-    st.lists(st.text(alphabet=f" ab\n{SPACE}é", max_size=40), min_size=1, max_size=4),
+    st.lists(st.text(alphabet=f" ab\n{SPACE}é中文🙂字", max_size=40), min_size=1, max_size=4),
 )
 def test_any_vocabulary(ranked: list[str], with_break: bool, texts: list[str]) -> None:
     """Also those whose pieces reach over spaces and line breaks: then text is cut less, or not at all."""
     ranked = [piece for piece in ranked if with_break or "\n" not in piece]
-    pieces = [*LAYOUT_HEAD, *ranked, SPACE, "a", "b", *(["\n"] if with_break else [])]
+    pieces = [*LAYOUT_HEAD, *ranked, SPACE, *"ab中文é🙂", *(["\n"] if with_break else [])]
     tokenizer = Tokenizer(pieces, merges_of(ranked, pieces))
     encoder = Encoder(tokenizer)
     assert ids(encoder, *texts) == tokenizer.encode_batch(texts, eos=True)
 
 
+def parts(tokenizer: Tokenizer, text: str) -> list[str]:
+    data = text.encode()
+    begins = np.flatnonzero(Cuts(tokenizer).begins(data + bytes(4), 0, len(data))).tolist()
+    return [data[begin:end].decode() for begin, end in zip(begins, [*begins[1:], len(data)], strict=True)]
+
+
 @pytest.mark.parametrize("name", ["trained", "small"])
-def test_usual_vocabularies_let_text_be_cut_at_spaces_and_breaks(name: str) -> None:
-    allowed = cuts(encoder_of(name)[1]).reshape(256, 256)
-    for first, second in ("e ", "e\n", "\ne", "\n ", "\n\n", "1 ", "12", "e1"):
-        assert allowed[ord(first), ord(second)], (first, second)
-    for first, second in (" t", "th", "in"):
-        assert not allowed[ord(first), ord(second)], (first, second)
-    assert not allowed[:, 0xA9].any()  # inside a character
+def test_usual_vocabularies_cut_words(name: str) -> None:
+    tokenizer = encoder_of(name)[1]
+    found = parts(tokenizer, " the thing\n\nthe 12")
+    assert found[0] == " the"
+    assert found[-6:] == ["\n", "\n", "the", " ", "1", "2"]
+    assert parts(tokenizer, "🙂é中文") == ["🙂", "é", "中", "文"]
 
 
 @pytest.mark.parametrize(
-    ("ranked", "joined"),
+    ("ranked", "text", "expected"),
     [
-        (["ab", f"{SPACE}a", f"{SPACE}ab"], {"ab", " a"}),
-        ([f"b{SPACE}", f"ab{SPACE}"], {"ab", "b "}),
-        ([SPACE * 2, f"{SPACE * 2}a"], {"  ", " a"}),
-        (["\n\n"], {"\n\n"}),
-        (["a\nb", "a\n"], {"a\n", "\nb"}),
+        (["ab", f"{SPACE}a", f"{SPACE}ab"], "ab  ba", ["ab", " ", " ", "b", "a"]),
+        ([f"b{SPACE}", f"ab{SPACE}"], "ab ba", ["ab ", "b", "a"]),
+        ([SPACE * 2, f"{SPACE * 2}a"], "a  a b", ["a", "  a", " ", "b"]),
+        (["\n\n"], "a\n\nb", ["a", "\n\n", "b"]),
+        (["a\nb", "a\n"], "a\nb\na", ["a\nb", "\n", "a"]),
+        (["中文", "文字"], "中文字中字文", ["中文字", "中", "字", "文"]),
+        (["é中", "éa"], "éa中é中aé", ["éa", "中", "é中", "a", "é"]),
+        (["🙂a", "a🙂"], "🙂🙂a🙂é", ["🙂", "🙂a🙂", "é"]),
     ],
     ids=repr,
 )
-def test_where_a_vocabulary_lets_text_be_cut(ranked: list[str], joined: set[str]) -> None:
-    pieces = [*LAYOUT_HEAD, *ranked, SPACE, "a", "b", "\n"]
-    allowed = cuts(Tokenizer(pieces, merges_of(ranked, pieces))).reshape(256, 256)
-    for first in " ab\n":
-        for second in " ab\n":
-            assert allowed[ord(first), ord(second)] == (first + second not in joined), (first, second)
+def test_where_a_vocabulary_lets_text_be_cut(ranked: list[str], text: str, expected: list[str]) -> None:
+    pieces = [*LAYOUT_HEAD, *ranked, SPACE, *"ab\n中文字é🙂"]
+    assert parts(Tokenizer(pieces, merges_of(ranked, pieces)), text) == expected
 
 
 def test_a_vocabulary_that_merges_bytes() -> None:
     pieces = [*LAYOUT_HEAD, "<0x0A>a", SPACE, "a"]
     tokenizer = Tokenizer(pieces, [("<0x0A>", "a")])
-    assert not cuts(tokenizer).any()
+    assert not Cuts(tokenizer).anywhere
+    assert parts(tokenizer, "a a\n") == ["a a\n"]
     assert ids(Encoder(tokenizer), "a\na a\n", "", "b") == tokenizer.encode_batch(
         ["a\na a\n", "", "b"], eos=True
     )

@@ -1,9 +1,7 @@
 """Documents to token ids, word by word out of a table: the ids of `Tokenizer.encode`, many times faster.
 
-A byte-pair merge joins a piece that ends with one character and a piece that begins with the next. Between
-two characters that no merge of a vocabulary joins in that way, text can be cut and the parts encoded on their
-own: the ids are the same. In the usual vocabularies that is between a word and the space after it, around
-punctuation, digits and line breaks; what it is in this one is read from its merges.
+Text is cut where the vocabulary lets it be cut without changing an id (`cuts.py`): in the usual ones between
+a word and the space after it, around punctuation, digits and line breaks.
 
 Natural text repeats its parts ("words" below), so nearly all are found in a table. numpy looks up those of a
 whole segment of text at once (`words.py`).
@@ -18,9 +16,10 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from mobilellm.data.cuts import Cuts
 from mobilellm.data.shard_index import dtype_of
 from mobilellm.data.words import WordTable
-from mobilellm.sentencepiece_model import BYTE_PIECES, SPACE
+from mobilellm.sentencepiece_model import SPACE
 from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from mobilellm.tokenizer_files import backend
 
@@ -29,7 +28,7 @@ _SEGMENT = 2**18
 
 _SHORT = 100
 
-_SPACE_BYTES, _BYTES = SPACE.encode(), frozenset(BYTE_PIECES)
+_SPACE_BYTES = SPACE.encode()
 
 
 class Encoded(NamedTuple):
@@ -46,7 +45,7 @@ class Encoder:
         self.dtype = np.dtype(dtype_of(tokenizer.vocab_size))
         self._model = backend(tokenizer.pieces, tokenizer.merges).model  # without the normaliser
         self._backend = tokenizers.Tokenizer(self._model)
-        self._cuts = cuts(tokenizer)
+        self._cuts = Cuts(tokenizer)
         self._words = WordTable(self._encode_words, self.dtype)
 
     def encode(self, texts: Sequence[bytes]) -> Encoded:
@@ -90,13 +89,7 @@ class Encoder:
         self, padded: bytes, offsets: NDArray[np.int64], start: int, end: int, length: int
     ) -> tuple[NDArray[np.int64], int]:
         """Where words begin in [start, end), and where the last whole one ends."""
-        codes = np.frombuffer(padded, dtype=np.uint8, count=end - start, offset=start)
-        begins = np.empty(len(codes), dtype=np.bool_)
-        pairs = codes[:-1].astype(np.uint16)
-        pairs <<= 8
-        pairs |= codes[1:]
-        np.take(self._cuts, pairs, out=begins[1:])
-        begins[0] = True  # where the segment before it ended
+        begins = self._cuts.begins(padded, start, end)
         first, last = np.searchsorted(offsets, [start, end])
         begins[offsets[first:last] - start] = True
         starts = np.flatnonzero(begins) + start
@@ -114,20 +107,3 @@ def _framed(ids: NDArray[Any], tokens: NDArray[np.int64]) -> Encoded:
     inner[first] = inner[last] = False
     result[first], result[last], result[inner] = BOS_ID, EOS_ID, ids
     return Encoded(result, tokens + 2)
-
-
-def cuts(tokenizer: Tokenizer) -> NDArray[np.bool_]:
-    """Whether text may be cut between two bytes of its UTF-8 (after normalising), at 256 * first + second.
-
-    Never inside a character; else where no merge has a left piece that ends with the first byte and a right
-    one that begins with the second. A vocabulary that merges byte pieces, which are not spelled as what they
-    stand for, lets no text be cut.
-    """
-    allowed = np.ones((256, 256), dtype=np.bool_)
-    allowed[:, 0x80:0xC0] = False  # the second and later bytes of a character
-    for left, right in tokenizer.merges:
-        if left in _BYTES or right in _BYTES:
-            return np.zeros(256 * 256, dtype=np.bool_)
-        first, second = (piece.replace(SPACE, " ").encode() for piece in (left, right))
-        allowed[first[-1], second[0]] = False
-    return allowed.ravel()
