@@ -76,7 +76,7 @@ class MobileLLM(nn.Module):
         T = tokens.shape[1]
         if cache is not None:
             if positions is not None or mask is not None or segments is not None:
-                raise ValueError("positions, mask and segments follow from the cache; leave them out")
+                raise ValueError("positions and mask follow from the cache; leave them and segments out")
             cache.reserve(*tokens.shape)
             positions, mask = _cached_view(cache, T, tokens.device)
         elif segments is not None:
