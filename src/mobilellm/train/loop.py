@@ -220,7 +220,7 @@ class _Run:
             if compute.z_loss:
                 options["z_loss"] = compute.z_loss
             if compute.activation_checkpointing:
-                options["checkpointing"] = True
+                options["activation_checkpointing"] = True
             with torch.autocast(self.world.device.type, torch.bfloat16, compute.precision == "bfloat16"):
                 batch = (tokens, targets, weights)
                 loss += self.spread.backward(batch, total, number == len(micro), **options)
