@@ -90,6 +90,7 @@ def test_to_mobilellm_and_back_again(capsys: pytest.CaptureFixture[str], source:
     assert sorted(path.name for path in source.parent.iterdir()) == ["source", "target"]
 
 
+@pytest.mark.slow
 def test_unrolled_to_llama(capsys: pytest.CaptureFixture[str], source: Path) -> None:
     """The shared blocks stand there as often as they are run; stock transformers says the same."""
     target = source.parent / "llama"
@@ -317,6 +318,7 @@ def test_a_failure_changes_nothing(
     assert sorted(path.name for path in source.parent.iterdir()) == ["source", "target"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_destination(source: Path) -> None:
     target = save(source.parent / "target", "test")
     before = contents(target)

@@ -15,6 +15,7 @@ import pytest
 
 from mobilellm.cli.main import _main
 from mobilellm.data.shards import read_index, read_split, verify
+from mobilellm.installation import install_command
 from mobilellm.tokenizer import Tokenizer
 from tokenizer_oracles import trained
 
@@ -83,9 +84,12 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([], "no input"),
         (["-"], "standard input: say what it holds"),
         (["x.jsonl", "--rules.max-symbols", "0.5"], "--rules are limits of --quality"),
-        (["x.jsonl", "--quality", "--rules.max-symbols", "5"], "max_symbols = 5.0 must lie between 0 and 1"),
-        (["x.jsonl", "--held-out", "2"], "held_out = 2.0 must lie"),
-        (["x.jsonl", "--workers", "0"], "workers = 0"),
+        (
+            ["x.jsonl", "--quality", "--rules.max-symbols", "5"],
+            "--rules.max-symbols 5.0 must lie between 0 and 1",
+        ),
+        (["x.jsonl", "--held-out", "2"], "--held-out 2.0 must lie"),
+        (["x.jsonl", "--workers", "0"], "--workers 0 must"),
     ],
     ids=str,
 )
@@ -116,16 +120,16 @@ def test_what_needs_a_package_says_which(
     assert prepare("x.jsonl", "--out", "out", "--near-duplicates", "0.8") == 2
     assert (
         capsys.readouterr().err
-        == "mobilellm: error: prepare needs the package 'datasketch'; install it with: pip install 'mobilellm[data]'\n"
+        == f"mobilellm: error: prepare needs the package 'datasketch'; install it with: {install_command('data')}\n"
     )
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (folder / "x.parquet").write_bytes(b"PAR1")
     assert prepare("x.parquet", "--out", "out") == 2
-    assert "pip install 'mobilellm[data]'" in capsys.readouterr().err
+    assert install_command("data") in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "zstandard", None)
     (folder / "x.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd.....")
     assert prepare("x.txt.zst", "--out", "out") == 2
-    assert "'zstandard'; install it with: pip install 'mobilellm[data]'" in capsys.readouterr().err
+    assert f"'zstandard'; install it with: {install_command('data')}" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["tok", "x.jsonl", "x.parquet", "x.txt.zst"]
 
 

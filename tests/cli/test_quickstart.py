@@ -81,6 +81,7 @@ def test_run_directory_generates(whole: tuple[Path, str], capsys: pytest.Capture
     assert capsys.readouterr().out.startswith("Return a")
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_going_on_gives_the_same_model(
     whole: tuple[Path, str], tmp_path: Path, small_text: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_ctrl_c_and_going_on_gives_the_same_model(
         assert (ours[name] == tensor).all(), name
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_preparing(tmp_path: Path, small_text: Path) -> None:
     folder = tmp_path / "run"
     command = quickstart(folder, "--text", str(small_text))
@@ -288,6 +290,7 @@ def test_one_at_a_time(copy: Path, small_text: Path, capsys: pytest.CaptureFixtu
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_fresh_beside_a_running_quickstart(tmp_path: Path, small_text: Path) -> None:
     folder = tmp_path / "run"
     command = quickstart(folder, "--text", str(small_text))
@@ -317,6 +320,7 @@ def test_prompts(
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_the_commands_it_prints_can_be_pasted(
     tmp_path: Path, small_text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,9 +176,11 @@ def _with_flags(message: str, typed: Sequence[str]) -> str:
 
 
 def _same_value(shown: str, typed: str) -> bool:
+    if shown.strip("'\"") == typed:
+        return True
     with contextlib.suppress(ValueError):
         return float(shown) == float(typed)
-    return shown.strip("'\"") == typed
+    return False
 
 
 def _open_what_is_closed() -> None:
