@@ -482,6 +482,12 @@ def test_refuses_data_that_does_not_fit(
     assert "was made with another tokenizer" in refused(
         capsys, command(place, tmp_path / "run", "--data.held-out", str(place / "other"))
     )
+    shutil.copytree(place / "one", tmp_path / "one")
+    index = read_index(tmp_path / "one")
+    shards = tuple(shard for shard in index.shards if shard.split == "train")
+    write_index(tmp_path / "one", replace(index, shards=shards))
+    said = refused(capsys, ["train", recipe, "--data.train", str(tmp_path / "one"), *out])
+    assert f"{tmp_path / 'one'} has nothing held out to evaluate on; name folders that have" in said
     assert str(tmp_path / "none") in refused(
         capsys, ["train", recipe, "--data.train", str(tmp_path / "none"), *out]
     )

@@ -105,11 +105,17 @@ def evaluator(
     """Held-out loss, perplexity and bits per byte, of all folders and of each; ranks share the work."""
     import torch
 
-    from mobilellm.data.shards import read_split
+    from mobilellm.data.shards import read_index, read_split
     from mobilellm.eval.perplexity import Perplexity, windowed
 
     window, limit = recipe.batch.sequence_length, recipe.data.held_out_tokens
     folders = recipe.data.held_out or recipe.data.train
+    for folder in folders:
+        if not read_index(folder).total("held-out", "tokens"):
+            raise ValueError(
+                f"train: {folder} has nothing held out to evaluate on; name folders that have with "
+                "--data.held-out, or make it again with a larger --held-out"
+            )
     streams = {str(folder): read_split(folder, "held-out", tokenizer)[:limit] for folder in folders}
     sizes = {name: tokenizer.num_bytes(stream) for name, stream in streams.items()}
 
