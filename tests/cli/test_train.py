@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.numpy
 import torch
 
 from mobilellm.cli.main import _main
 from mobilellm.data.documents import paragraphs, text_files
-from mobilellm.data.shards import read_split, write_shards
+from mobilellm.data.shards import read_index, read_split, write_index, write_shards
 from mobilellm.eval.perplexity import windowed
 from mobilellm.model.api import load
+from mobilellm.model.transformer import Block
 from mobilellm.report.progress import TrainingProgress
 from mobilellm.tokenizer import Tokenizer
 from mobilellm.train.metrics import Record, read_metrics
@@ -456,6 +460,9 @@ def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.Capture
         (["--model.preset", "tiniest"], ["preset 'tiniest' is not known"]),
         (["--model.vocab-size", "100"], ["--model.vocab-size 100 is below the tokenizer's"]),
         (["--model.init-from", str(tmp_path)], [str(tmp_path)]),
+        (["--devices", "4"], ["--devices 4 is for --plan", "torchrun"]),
+        (["--device", "tpu"], ["--device 'tpu' cannot be trained on; choose cpu or cuda"]),
+        (["--device", "cuda:x"], ["choose cpu or cuda"]),
     ):
         said = refused(capsys, command(place, tmp_path / "run", *flags))
         for word in words:
@@ -475,10 +482,90 @@ def test_refuses_data_that_does_not_fit(
     assert "was made with another tokenizer" in refused(
         capsys, command(place, tmp_path / "run", "--data.held-out", str(place / "other"))
     )
+    shutil.copytree(place / "one", tmp_path / "one")
+    index = read_index(tmp_path / "one")
+    shards = tuple(shard for shard in index.shards if shard.split == "train")
+    write_index(tmp_path / "one", replace(index, shards=shards))
+    said = refused(capsys, ["train", recipe, "--data.train", str(tmp_path / "one"), *out])
+    assert f"{tmp_path / 'one'} has nothing held out to evaluate on; name folders that have" in said
     assert str(tmp_path / "none") in refused(
         capsys, ["train", recipe, "--data.train", str(tmp_path / "none"), *out]
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_refuses_a_model_of_another_tokenizer(
+    place: Path, whole: Path, small_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same shape: the rows of its embedding would stand for other pieces."""
+    text, vocab_size = small_text.read_text(), Tokenizer.load(whole / "model").vocab_size
+    tokenizer = Tokenizer.train(iter([text.upper()]), vocab_size)
+    shutil.copytree(whole / "model", tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    flags = ["--model.init-from", str(tmp_path / "model")]
+    said = refused(capsys, command(place, tmp_path / "run", *flags))
+    assert f"has another tokenizer than {place / 'one'}; prepare the data with the model's own" in said
+
+
+@pytest.mark.parametrize(
+    "preparation",
+    [
+        {"documents_without_bos": 3},
+        {"merged": 2, "preparations": [{"documents_without_bos": 0}, {"documents_without_bos": 3}]},
+    ],
+)
+def test_refuses_a_mask_without_borders(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], preparation: dict[str, Any]
+) -> None:
+    """Shards imported from the reference's layout may lack BOS, by which documents are told apart."""
+    shutil.copytree(place / "one", tmp_path / "one")
+    write_index(tmp_path / "one", replace(read_index(tmp_path / "one"), preparation=preparation))
+    data = ["--data.train", str(tmp_path / "one")]
+    said = refused(capsys, command(place, tmp_path / "run", *data, "--data.document-mask"))
+    assert "--data.document-mask" in said or "data.document_mask = true goes by BOS" in said
+    assert _main(command(place, tmp_path / "run", *data, "--steps", "1")) == 0
+
+
+def test_refuses_a_recipe_s_own_folder(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a person wrote there as recipe.toml would be written over."""
+    (tmp_path / "recipe.toml").write_text("# mine\n" + RECIPE)
+    flags = ["--data.train", str(place / "one"), "--out", str(tmp_path)]
+    said = refused(capsys, ["train", str(tmp_path / "recipe.toml"), *flags])
+    assert "holds something else than a training run" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+def test_refuses_tokens_outside_the_vocabulary(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of damaged shards, before the model sees them; the last token of a window is a target only."""
+    shutil.copytree(place / "one", tmp_path / "one")
+    (file,) = (tmp_path / "one").glob("train-*.bin")
+    tokens = np.fromfile(file, "<u2")
+    tokens[32::32] = 40_000
+    tokens.tofile(file)
+    said = refused(capsys, command(place, tmp_path / "run", "--data.train", str(tmp_path / "one")))
+    assert "… 40000 do not lie in the vocabulary of 384; mobilellm shards verify" in said
+
+
+def test_samples_beside_compiled_blocks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding has kernels that torch's compiler fails on: it must not be given them. (Generating code takes a
+    minute and is torch's business.)
+    """
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        seen.append(graph.code)
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(Block, "compile", lambda block: compile_module(block, backend=backend), raising=False)
+    assert _main(command(place, tmp_path / "run", "--compute.compile", "--steps", "1")) == 0
+    assert sum("samples" in record for record in read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert seen
+    assert not [code for code in seen if "mkldnn" in code]
 
 
 def test_refuses_a_model_of_another_shape(

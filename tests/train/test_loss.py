@@ -120,3 +120,16 @@ def test_the_tied_embedding_gathers_both_its_gradients(config: ModelConfig, narr
         assert a.grad is not None
         assert b.grad is not None
         assert distance(a.grad, b.grad) < (4e-2 if narrow else 1e-5), name
+
+
+def test_targets_that_are_no_ids_are_refused() -> None:
+    """In bfloat16 on a CPU the loss is C, which would write outside of the logits."""
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        for targets in (
+            torch.tensor([1, 2, 3, 10]),
+            torch.tensor([-1, 2, 3, 4]),
+            torch.ones(4, dtype=torch.int32),
+        ):
+            with pytest.raises((ValueError, IndexError, RuntimeError), match="int64|bounds"):
+                linear_cross_entropy(hidden, weight, targets, torch.ones(4))

@@ -64,7 +64,7 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
     "model.repeats": st.integers(),
     "model.order": TEXT,
     "data.held_out": st.lists(PATHS).map(tuple),
-    "data.held_out_tokens": COUNT,
+    "data.held_out_tokens": COUNT.map(lambda count: count + 1),
     "data.document_mask": st.booleans(),
     "sample.prompts": st.lists(TEXT).map(tuple),
     "sample.tokens": COUNT,
@@ -188,7 +188,7 @@ def test_all_wrong_values_at_once() -> None:
     for words in (
         "steps = 0 must be above 0", "optim.lr = -1.0 must be above 0", "optim.name = 'sgd' must be adamw or muon",
         "data.weights has 3 numbers, data.train 2 names", "data.weights = [1.0, 0.0, 2.0] must all be above 0",
-        "data.held_out_tokens = 0 must be at least 1", "sample.tokens = 0 must be at least 1",
+        "data.held_out_tokens = 0 must be at least 2", "sample.tokens = 0 must be at least 1",
         "sample.temperature = -1.0 must be 0 or above", "log.tracker = 'paper' must be none, trackio or wandb",
     ):  # fmt: skip
         assert words in found

@@ -35,10 +35,10 @@ CARD = Device("80 GB", 80 * 10**9, 312e12, "given", is_gpu=True)
 
 
 def test_all_are_here() -> None:
-    assert set(recipe_names()) == {"tiny-cpu", *PARAMETERS}
+    assert set(recipe_names()) == {"tiny-cpu", "hour-cpu", *PARAMETERS}
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, "tiny-cpu"])
+@pytest.mark.parametrize("name", [*PRETRAINING, "tiny-cpu", "hour-cpu"])
 def test_it_is_parsed_and_comes_back(name: str) -> None:
     recipe = load_recipe(name)
     assert parse_recipe(to_toml(recipe), "again") == recipe
@@ -93,7 +93,7 @@ def shrunk(recipe: Recipe) -> Recipe:
     return replace(recipe, model=model, batch=batch, steps=1, compute=replace(recipe.compute, compile=False))
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, "tiny-cpu"])
+@pytest.mark.parametrize("name", [*PRETRAINING, "tiny-cpu", "hour-cpu"])
 def test_one_step_of_it(name: str, tmp_path: Path) -> None:
     original, recipe = load_recipe(name), shrunk(load_recipe(name))
     config: ModelConfig = recipe.model.config()

@@ -37,11 +37,15 @@ def tokenizer(recipe: Recipe) -> Tokenizer:
     return tokenizer
 
 
-def model(recipe: Recipe, config: ModelConfig, world: World) -> MobileLLM:
-    """Fresh weights that depend on the seed alone, or those of `model.init_from`, on our device."""
+def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: World) -> MobileLLM:
+    """Fresh weights that depend on the seed alone, or those of `model.init_from`, on our device.
+
+    Raises ValueError for a model of another shape, or of another tokenizer: its embedding would be shuffled.
+    """
     import torch
 
     from mobilellm.model import checkpoint
+    from mobilellm.model.api import read_tokenizer
     from mobilellm.model.transformer import MobileLLM
 
     source = recipe.model.init_from
@@ -56,15 +60,27 @@ def model(recipe: Recipe, config: ModelConfig, world: World) -> MobileLLM:
         if value != mine and name not in ("initializer_range", "max_position_embeddings")
     ]:
         raise ValueError(f"train: model.init_from = {source} has another shape ({'; '.join(differences)})")
+    own = read_tokenizer(source, weights.config)
+    if own is not None and own.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"train: model.init_from = {source} has another tokenizer than {recipe.data.train[0]}; prepare "
+            "the data with the model's own"
+        )
     weights = weights._replace(config=config)
     return checkpoint.build(weights, torch.float32, str(world.device))
 
 
 def loader(recipe: Recipe, tokenizer: Tokenizer, world: World) -> PackedLoader:
-    """This process's share of the training splits."""
+    """This process's share of the training splits. Raises ValueError where documents cannot be told apart."""
     from mobilellm.data.loader import PackedLoader
-    from mobilellm.data.shards import read_split
+    from mobilellm.data.shards import read_index, read_split
 
+    for folder in recipe.data.train if recipe.data.document_mask else ():
+        if _lacks_bos(read_index(folder).preparation):
+            raise ValueError(
+                f"train: data.document_mask = true goes by BOS, and documents of {folder} have none; import "
+                "them again with --add-bos, or leave the mask out"
+            )
     return PackedLoader(
         [read_split(folder, "train", tokenizer) for folder in recipe.data.train],
         recipe.batch.sequence_length,
@@ -77,17 +93,29 @@ def loader(recipe: Recipe, tokenizer: Tokenizer, world: World) -> PackedLoader:
     )
 
 
+def _lacks_bos(preparation: Mapping[str, Any]) -> bool:
+    """Whether documents were imported without BOS, also into one of the parts of what was merged."""
+    parts = preparation.get("preparations", [])
+    return bool(preparation.get("documents_without_bos")) or any(map(_lacks_bos, parts))
+
+
 def evaluator(
     recipe: Recipe, tokenizer: Tokenizer, world: World
 ) -> Callable[[MobileLLM, int], Mapping[str, float]]:
     """Held-out loss, perplexity and bits per byte, of all folders and of each; ranks share the work."""
     import torch
 
-    from mobilellm.data.shards import read_split
+    from mobilellm.data.shards import read_index, read_split
     from mobilellm.eval.perplexity import Perplexity, windowed
 
     window, limit = recipe.batch.sequence_length, recipe.data.held_out_tokens
     folders = recipe.data.held_out or recipe.data.train
+    for folder in folders:
+        if not read_index(folder).total("held-out", "tokens"):
+            raise ValueError(
+                f"train: {folder} has nothing held out to evaluate on; name folders that have with "
+                "--data.held-out, or make it again with a larger --held-out"
+            )
     streams = {str(folder): read_split(folder, "held-out", tokenizer)[:limit] for folder in folders}
     sizes = {name: tokenizer.num_bytes(stream) for name, stream in streams.items()}
 
@@ -120,6 +148,8 @@ def evaluator(
 def speaker(recipe: Recipe, tokenizer: Tokenizer) -> Callable[[MobileLLM, int], list[tuple[str, str]]] | None:
     if not recipe.sample.prompts:
         return None
+    import torch
+
     from mobilellm.model.api import LoadedModel, generate
     from mobilellm.sampling import Sampling
 
@@ -127,7 +157,9 @@ def speaker(recipe: Recipe, tokenizer: Tokenizer) -> Callable[[MobileLLM, int], 
         model.eval()
         loaded = LoadedModel(model, tokenizer, "the model in training")
         sampling = Sampling(temperature=recipe.sample.temperature, seed=recipe.seed)
-        said = generate(loaded, recipe.sample.prompts, sampling, recipe.sample.tokens)
+        # What compute.compile compiles is training's way through the blocks; decoding has kernels of its own.
+        with torch.compiler.set_stance("force_eager"):
+            said = generate(loaded, recipe.sample.prompts, sampling, recipe.sample.tokens)
         model.inference_layout = None  # a copy of the weights that training has no use for
         return [(prompt, each.text) for prompt, each in zip(recipe.sample.prompts, said, strict=True)]
 

@@ -65,6 +65,11 @@ def default_arguments(rest: Sequence[str]) -> Arguments:
 
 def run(arguments: Arguments) -> None:
     recipe = arguments.settings
+    if arguments.devices != 1 and not arguments.plan:
+        raise ValueError(
+            f"train: devices = {arguments.devices} is for --plan; several devices are started by torchrun "
+            "--nproc-per-node or srun"
+        )
     if arguments.plan and not all((folder / "index.json").is_file() for folder in recipe.data.train):
         _plan(arguments, recipe.model.config())  # before there is data, with the preset's vocabulary
         return
@@ -96,7 +101,7 @@ def _claim(arguments: Arguments) -> None:
     if (
         out.is_dir()
         and any(out.iterdir())
-        and not any((out / name).exists() for name in ("recipe.toml", "checkpoints"))
+        and not any((out / name).exists() for name in ("run.json", "checkpoints"))
     ):
         raise ValueError(f"{out}: holds something else than a training run; choose another --out")
     if arguments.resume and not checkpoints(out / "checkpoints"):
@@ -110,7 +115,7 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
     from mobilellm.train.trackers import Trackers
 
     recipe, out = arguments.settings, arguments.out
-    model = run_parts.model(recipe, config, world)
+    model = run_parts.model(recipe, config, tokenizer, world)
     loader = run_parts.loader(recipe, tokenizer, world)
     done = checkpoints(out / "checkpoints")
     first = int(done[-1].name.removeprefix("step-")) if done else 0

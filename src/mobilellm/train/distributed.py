@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,7 @@ def join(device: str | None = None) -> Iterator[World]:
     """
     rank, size, local = _environment()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device(kind)
+    place = _device(kind)
     if place.type == "cuda":
         if ":" not in kind:
             if local >= torch.cuda.device_count():
@@ -87,6 +88,15 @@ def join(device: str | None = None) -> Iterator[World]:
         yield World(rank, size, place, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()
+
+
+def _device(kind: str) -> torch.device:
+    """Without touching it: a context on the first GPU of every process would take its memory."""
+    if re.fullmatch("cpu|cuda(:[0-9]+)?", kind) is None:
+        raise ValueError(f"device = {kind!r} cannot be trained on; choose cpu or cuda")
+    if kind != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device = {kind!r} cannot be used (torch finds no GPU here); use cpu")
+    return torch.device(kind)
 
 
 def _environment() -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.data.loader import Batch
+from mobilellm.train.guard import TrainingError
 
 
 class Loader(Protocol):
@@ -36,10 +37,14 @@ class Fed(NamedTuple):
 
 
 class Feed:
-    """Runs a loader two batches ahead of the loop, in a thread; in pinned memory for a GPU."""
+    """Runs a loader two batches ahead of the loop, in a thread; in pinned memory for a GPU.
 
-    def __init__(self, loader: Loader, device: torch.device) -> None:
-        self._loader, self._device = loader, device
+    A token outside the vocabulary (of damaged shards) is refused here, where it still has an address: a GPU
+    would only say that something was out of bounds.
+    """
+
+    def __init__(self, loader: Loader, device: torch.device, vocab_size: int) -> None:
+        self._loader, self._device, self._vocab_size = loader, device, vocab_size
         self._ready: queue.Queue[
             tuple[list[Tensor | None], float, dict[str, Any], dict[str, Any]] | BaseException
         ]
@@ -82,6 +87,7 @@ class Feed:
             while not self._stop.is_set():
                 address = self._loader.state()
                 batch = self._loader.next()
+                self._check(batch, address)
                 parts = [None if part is None else torch.from_numpy(part) for part in batch]
                 if self._device.type == "cuda":
                     parts = [None if part is None else part.pin_memory() for part in parts]
@@ -89,3 +95,12 @@ class Feed:
                 self._ready.put((parts, total, address, self._loader.state()))
         except BaseException as error:
             self._ready.put(error)
+
+    def _check(self, batch: Batch, address: dict[str, Any]) -> None:
+        low = min(batch.tokens.min(), batch.targets.min())
+        high = max(batch.tokens.max(), batch.targets.max())
+        if not 0 <= low <= high < self._vocab_size:
+            raise TrainingError(
+                f"data: token ids {low} … {high} do not lie in the vocabulary of {self._vocab_size}; "
+                f"mobilellm shards verify tells damaged files (batch at {address})"
+            )

@@ -56,10 +56,10 @@ def train(
 
     SIGINT, SIGTERM and SIGUSR1 stop it after a step, with a checkpoint; `on_stop` is called as soon as one
     comes, in the signal's handler. Metrics go to `directory/metrics.jsonl` and, a record at a time, to
-    `on_record`: every step's loss (nats a token), learning rate, gradient norm, tokens, seconds, seconds
-    spent waiting for data, peak memory; evaluations under "eval", what `speak` gives (prompts and
-    completions) under "samples". In a world of several processes all call this alike, each with its own share
-    of the data; only the first writes records, and only there is `speak` called.
+    `on_record`: every step's loss (nats a token, the z-loss included), learning rate, gradient norm, tokens,
+    seconds, seconds spent waiting for data, peak memory; evaluations under "eval", what `speak` gives
+    (prompts and completions) under "samples". In a world of several processes all call this alike, each with
+    its own share of the data; only the first writes records, and only there is `speak` called.
 
     Raises TrainingError when the loss is no longer a number or jumps, ValueError for a checkpoint that is
     damaged or another run's, for settings that do not fit model or loader, and while another process trains
@@ -111,7 +111,7 @@ class _Run:
             if self.saved < 0:
                 self._evaluate()
             stopped = None
-            with Feed(self.loader, self.world.device) as feed:
+            with Feed(self.loader, self.world.device, self.model.config.vocab_size) as feed:
                 while self.done < settings.steps:
                     fed = feed.next()
                     total, stopped = self._agree(fed.total_weight)

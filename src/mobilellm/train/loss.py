@@ -133,6 +133,10 @@ def _softmax_gradient(
     if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
         kernels = cpu_kernels.load()
         if isinstance(kernels, Kernels):
+            if targets.dtype != torch.int64 or not 0 <= targets.min() <= targets.max() < logits.shape[1]:
+                raise ValueError(  # C would write outside of the logits
+                    f"loss: targets ({targets.dtype}) must be int64 ids in 0 … {logits.shape[1] - 1}"
+                )
             losses = weights.new_empty(len(logits))
             kernels(
                 "cross_entropy",

@@ -65,7 +65,8 @@ class DataChoice:
     held_out_tokens: int = 1_000_000
     """Evaluate at most this many tokens of each, from the start."""
     document_mask: bool = False
-    """No attention across documents in a packed sequence; positions restart at each."""
+    """No attention across documents in a packed sequence; positions restart at each. Evaluations
+    take windows as they are, without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +107,12 @@ class Recipe(TrainSettings):
             )
         if not all(0 < weight < math.inf for weight in self.data.weights):
             problems.append(f"data.weights = {list(self.data.weights)} must all be above 0")
-        for name, value in (
-            ("data.held_out_tokens", self.data.held_out_tokens),
-            ("sample.tokens", self.sample.tokens),
+        for name, value, least in (
+            ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
+            ("sample.tokens", self.sample.tokens, 1),
         ):
-            if value < 1:
-                problems.append(f"{name} = {value} must be at least 1")
+            if value < least:
+                problems.append(f"{name} = {value} must be at least {least}")
         if not self.sample.temperature >= 0:
             problems.append(f"sample.temperature = {self.sample.temperature} must be 0 or above")
         if self.log.tracker not in ("none", "trackio", "wandb"):

@@ -67,7 +67,8 @@ class ComputeSettings:
     activation_checkpointing: bool = False
     """Keep one tensor a block and compute the rest again in the backward pass: less memory, 1/3 more work."""
     z_loss: float = 0.0
-    """Weight of the squared log-partition (PaLM, section 5), which keeps logits from drifting."""
+    """Weight of the squared log-partition (PaLM, section 5), which keeps logits from drifting. The loss of a
+    step includes it; evaluations do not."""
     strategy: str = "ddp"
     """Of several devices: ddp (a copy of the model each) or fsdp (fully_shard: each holds a part)."""
 
