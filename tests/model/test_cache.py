@@ -168,7 +168,7 @@ def test_positions_and_mask_follow_from_the_cache() -> None:
     model = random_model(TINY)
     tokens = some_tokens(101, 1, 3)
     for extra in ({"positions": torch.arange(3)}, {"mask": torch.ones(3, 3, dtype=torch.bool)}):
-        with pytest.raises(ValueError, match="positions, mask and segments follow from the cache"):
+        with pytest.raises(ValueError, match="positions and mask follow from the cache"):
             model(tokens, model.new_cache(1, 3), **extra)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from mobilellm.model import cpu_kernels
 from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.document_mask import document_starts
 from mobilellm.model.rope import angles
-from mobilellm.model.transformer import Block, Linear, MobileLLM, document_starts
+from mobilellm.model.transformer import Block, Linear, MobileLLM
 
 BLOCK = 128
 """Queries that attend at a time: fewer skip more of what causality hides, more make larger products."""

@@ -16,9 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mobilellm.config import ModelConfig
 from mobilellm.model.cache import KVCache
+from mobilellm.model.document_mask import attend_in_blocks, segmented_view
 from mobilellm.model.rope import Rotation, rotate, rotation
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from mobilellm.model.fused import FusedBlock, FusedWeights
     from mobilellm.model.training import Runner
 
@@ -74,15 +77,16 @@ class MobileLLM(nn.Module):
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (batch, length), not empty")
         T = tokens.shape[1]
+        view: Tensor | BlockMask | None = mask
         if cache is not None:
             if positions is not None or mask is not None or segments is not None:
                 raise ValueError("positions and mask follow from the cache; leave them and segments out")
             cache.reserve(*tokens.shape)
-            positions, mask = _cached_view(cache, T, tokens.device)
+            positions, view = _cached_view(cache, T, tokens.device)
         elif segments is not None:
             if positions is not None or mask is not None:
                 raise ValueError("positions and mask follow from segments; leave them out")
-            positions, mask = _segmented_view(segments)
+            positions, view = segmented_view(segments)
         elif positions is None:
             positions = torch.arange(T, device=tokens.device)
         weight = self.model.embed_tokens.weight
@@ -90,7 +94,7 @@ class MobileLLM(nn.Module):
         rope = rotation(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for step, index in enumerate(self.config.schedule):
             block, block_fused = self.model.layers[index], fused.blocks[index] if fused is not None else None
-            arguments = (x, rope, mask, cache, step, block_fused, runner)
+            arguments = (x, rope, view, cache, step, block_fused, runner)
             x = (
                 checkpoint(block, *arguments, use_reentrant=False)
                 if activation_checkpointing
@@ -152,7 +156,7 @@ class Block(nn.Module):
         self,
         x: Tensor,  # (B, T, E)
         rope: Rotation,
-        mask: Tensor | None,
+        mask: Tensor | BlockMask | None,
         cache: KVCache | None = None,
         step: int = 0,
         fused: FusedBlock | None = None,
@@ -182,7 +186,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rope: Rotation,
-        mask: Tensor | None,
+        mask: Tensor | BlockMask | None,
         cache: KVCache | None,
         step: int,
         fused: FusedBlock | None,
@@ -239,8 +243,10 @@ class Embedding(nn.Embedding):
         """Draw nothing, as in Linear."""
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
     """Scaled dot-product attention of q (B, H, T, D) over k, v (B, K, S, D)."""
+    if mask is not None and not isinstance(mask, Tensor):
+        return attend_in_blocks(q, k, v, mask)
     B, H, T, D = q.shape
     K = k.shape[1]
     if T == 1:
@@ -261,21 +267,6 @@ def _cached_view(cache: KVCache, T: int, device: torch.device) -> tuple[Tensor, 
         keys = torch.arange(cache.length + T, device=device)
         return columns, keys <= columns[:, None]  # (T, S)
     return left_padding_view(cache.padding, columns)
-
-
-def document_starts(segments: Tensor) -> Tensor:
-    """Where the document of every token begins in its row: (B, T) positions."""
-    columns = torch.arange(segments.shape[1], device=segments.device)
-    new = torch.ones_like(segments, dtype=torch.bool)
-    new[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return torch.where(new, columns, 0).cummax(dim=1).values
-
-
-def _segmented_view(segments: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) and mask (B, 1, T, T) of rows of documents that stand alone."""
-    starts, columns = document_starts(segments), torch.arange(segments.shape[1], device=segments.device)
-    mask = (columns >= starts[..., None]) & (columns <= columns[:, None])
-    return columns - starts, mask[:, None]
 
 
 def left_padding_view(padding: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
