@@ -545,6 +545,15 @@ def test_weights_count_by_token(tmp_path: Path) -> None:
     assert weighted_losses(tmp_path, 1)[0][0] == pytest.approx(mean, rel=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_real_loss_takes_what_the_loop_tells_it(tmp_path: Path, precision: str) -> None:
+    plain = tiny_run(tmp_path / "plain", tiny_settings(precision=precision))
+    again = tiny_run(tmp_path / "again", tiny_settings(precision=precision, activation_checkpointing=True))
+    assert again.losses == pytest.approx(plain.losses, rel=1e-5)
+    kept = tiny_run(tmp_path / "kept", tiny_settings(precision=precision, z_loss=1e-2))
+    assert kept.losses[0] > plain.losses[0] + 0.1  # log(384) squared is 35
+
+
 def test_the_loss_is_told_the_segments(tmp_path: Path) -> None:
     """Of its own micro-batch, where documents are kept apart; nothing where they are not."""
     stream, settings = tiny_stream(), tiny_settings(steps=3, micro_batch=2)

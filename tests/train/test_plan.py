@@ -18,6 +18,7 @@ from mobilellm.data.shards import write_shards
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.tokenizer import Tokenizer
+from mobilellm.train import loss, plan
 from mobilellm.train.loop import train
 from mobilellm.train.optim import build_optimizer
 from mobilellm.train.plan import Device, make_plan, measured_flops, memory_per_device, this_device
@@ -227,3 +228,8 @@ def test_the_published_cost() -> None:
     )  # fmt: skip
     pace = make_plan(made, preset("125m"), 32, GPU, ("a100",)).paces[1]
     assert pace.days * pace.mfu / 0.3709 == pytest.approx(3 * 1.0066, rel=0.01)
+
+
+def test_the_loss_makes_as_many_logits_at_a_time_as_the_plan_says() -> None:
+    """The plan needs no torch, so it has the numbers for itself."""
+    assert (plan._LOSS_ROWS, plan._LOSS_LOGITS) == (loss.CHUNK_ROWS, loss.CHUNK_LOGITS)

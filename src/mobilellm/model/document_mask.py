@@ -99,5 +99,5 @@ def _agrees(device: torch.device) -> bool:
 def _flex(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    function: Callable[..., Any] = torch.compile(flex_attention) if compiled else flex_attention
-    return function
+    function: Any = flex_attention
+    return torch.compile(function) if compiled else function
