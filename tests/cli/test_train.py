@@ -568,6 +568,23 @@ def test_samples_beside_compiled_blocks(place: Path, tmp_path: Path, monkeypatch
     assert not [code for code in seen if "mkldnn" in code]
 
 
+def test_starts_from_a_run_and_keeps_when_it_began(place: Path, whole: Path, tmp_path: Path) -> None:
+    """A run stands for the model in it; a run that goes on has begun when it first did."""
+    started = json.loads((whole / "run.json").read_text())["started"]
+    assert _main(command(place, tmp_path / "run", "--model.init-from", str(whole), "--steps", "1")) == 0
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["eval"]["loss"]
+    last = [record for record in read_metrics(whole / "metrics.jsonl") if "eval" in record][-1]["eval"][
+        "loss"
+    ]
+    assert first == pytest.approx(last, rel=1e-3)
+    card = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(card | {"started": started}))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000001")
+    (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
+    assert _main(command(place, tmp_path / "run", "--model.init-from", str(whole), "--steps", "1")) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["started"] == started
+
+
 def test_refuses_a_model_of_another_shape(
     place: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

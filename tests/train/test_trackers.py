@@ -39,7 +39,10 @@ def test_what_a_tracker_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
         trackers.update(STEP)
         trackers.update({"step": 3, "eval": {"loss": 2.0}})
         trackers.update({"step": 3, "samples": [["It", " is"]]})
-    assert fake.calls == [
+    (_, arguments), *rest = fake.calls
+    run_id = arguments.pop("id", None)
+    assert (run_id is not None) == (name == "wandb")  # by which a run that goes on is found again
+    assert [("init", arguments), *rest] == [
         ("init", {"project": "mine", "name": "run", "config": {"steps": 9}, "resume": "allow"}),
         ("log", (3, {f"train/{key}": value for key, value in STEP.items() if key != "step"})),
         ("log", (3, {"eval/loss": 2.0})),

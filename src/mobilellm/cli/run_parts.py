@@ -44,14 +44,15 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
     """
     import torch
 
-    from mobilellm.model import checkpoint
+    from mobilellm.model import checkpoint, hub
     from mobilellm.model.api import read_tokenizer
     from mobilellm.model.transformer import MobileLLM
 
     source = recipe.model.init_from
     if source is None:
         return MobileLLM(config, torch.Generator().manual_seed(recipe.seed)).to(world.device)
-    weights = checkpoint.read_weights(source)
+    directory = hub.resolve(source, lambda notice: None)  # a run stands for its model; a Hub id is fetched
+    weights = checkpoint.read_weights(directory)
     if differences := [
         f"{name} = {value!r} there, {mine!r} here"
         for (name, value), mine in zip(
@@ -60,7 +61,7 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
         if value != mine and name not in ("initializer_range", "max_position_embeddings")
     ]:
         raise ValueError(f"train: model.init_from = {source} has another shape ({'; '.join(differences)})")
-    own = read_tokenizer(source, weights.config)
+    own = read_tokenizer(directory, weights.config)
     if own is not None and own.fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"train: model.init_from = {source} has another tokenizer than {recipe.data.train[0]}; prepare "

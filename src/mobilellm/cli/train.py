@@ -150,6 +150,8 @@ class _Card:
     """Writes recipe.toml and run.json with the first record: not before is the folder sure to be ours."""
 
     def __init__(self, out: Path, recipe: Recipe, card: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a run that goes on began before
+            card = card | {"started": json.loads((out / "run.json").read_text("utf-8"))["started"]}
         self._files: dict[str, str] = {
             "recipe.toml": to_toml(recipe),
             "run.json": json.dumps(card, indent=2) + "\n",

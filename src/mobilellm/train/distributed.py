@@ -73,6 +73,8 @@ def join(device: str | None = None) -> Iterator[World]:
     place = _device(kind)
     if place.type == "cuda":
         if ":" not in kind:
+            if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
+                local = 0  # the one that --gpus-per-task shows to this task
             if local >= torch.cuda.device_count():
                 raise ValueError(
                     f"process {local} of this machine finds no GPU for it (of {torch.cuda.device_count()}); "

@@ -26,7 +26,7 @@ class ModelChoice:
     preset: str
     """Name of a preset: `mobilellm info` lists them."""
     init_from: Path | None = None
-    """Start from the weights of this model directory instead of random ones; its shape must be this one."""
+    """Start from the weights of this model (directory, run or Hub id); its shape must be this one."""
     vocab_size: int | None = None
     hidden_size: int | None = None
     intermediate_size: int | None = None

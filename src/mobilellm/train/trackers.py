@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,7 +51,14 @@ class Trackers:
                 name=self._run.name,
                 config=dict(self._settings),
                 resume="allow",
+                # wandb goes on with a run by its id, trackio by its name.
+                **({"id": self._id} if self._log.tracker == "wandb" else {}),
             )
+
+    @property
+    def _id(self) -> str:
+        """The same for the same folder: a run that is resumed is one run there, too."""
+        return hashlib.sha256(str(self._run.resolve()).encode()).hexdigest()[:16]
 
     def update(self, record: Record) -> None:
         if not self._begun:
