@@ -11,6 +11,7 @@ the process's own, less that of a process which only imported the same packages.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -160,38 +161,70 @@ def _tokens(clock: Clock, vocab_size: int) -> Any:
 
 
 def _ours(clock: Clock, compiled: bool, import_only: bool) -> None:
+    """The loop itself, as `mobilellm train` runs it, on the batches the rival gets."""
+    import numpy as np
     import torch
 
+    from mobilellm.data.loader import Batch
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.presets import preset
-    from mobilellm.train.loss import weighted_loss
-    from mobilellm.train.optim import adamw
-    from mobilellm.train.settings import TrainSettings
+    from mobilellm.train.loop import train
+    from mobilellm.train.settings import (
+        BatchSettings,
+        CheckpointSettings,
+        ComputeSettings,
+        OptimSettings,
+        ScheduleSettings,
+        TrainSettings,
+    )
 
     if import_only:
         return
-    torch.manual_seed(0)
     config = preset(clock.preset)
-    model = MobileLLM(config)
-    settings = TrainSettings(
-        steps=clock.steps, sequence_length=clock.length, sequences_per_step=clock.sequences,
-        micro_batch=clock.sequences, learning_rate=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1],
-        weight_decay=DECAY, clip_norm=CLIP,
-    )  # fmt: skip
-    optimizer = adamw(model, settings)
-    loss_function = torch.compile(weighted_loss) if compiled else weighted_loss
-    data = torch.from_numpy(_tokens(clock, config.vocab_size)).split(clock.sequences)
-    for batch in data:
-        tokens, targets = batch[:, :-1], batch[:, 1:]
-        weights = torch.ones(tokens.shape)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_function(model, tokens, targets, weights) / weights.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        clock.loss = loss.item()
+    rows = _tokens(clock, config.vocab_size)
+
+    class Rows:
+        """The rows in their order."""
+
+        at = 0
+
+        def next(self) -> Batch:
+            part = rows[self.at : self.at + clock.sequences]
+            self.at = (self.at + clock.sequences) % len(rows)
+            return Batch(part[:, :-1], part[:, 1:], np.ones((len(part), clock.length), dtype=np.float32))
+
+        def state(self) -> dict[str, int]:
+            return {"at": self.at}
+
+        def restore(self, state: dict[str, int]) -> None:
+            self.at = state["at"]
+
+    class Enough(Exception):  # noqa: N818
+        """Raised after the last step that is measured, so that no checkpoint is written."""
+
+    def on_record(record: dict[str, Any]) -> None:
+        clock.loss = record["loss"]
         clock.tick()
+        if len(clock.marks) == clock.steps:
+            raise Enough
+
+    settings = TrainSettings(
+        steps=10 * clock.steps,
+        batch=BatchSettings(
+            tokens_per_step=clock.sequences * clock.length,
+            sequence_length=clock.length,
+            micro_batch=clock.sequences,
+        ),
+        optim=OptimSettings(
+            lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP
+        ),
+        schedule=ScheduleSettings(warmup_steps=0, final_fraction=1.0),
+        compute=ComputeSettings(compile=compiled),
+        checkpoint=CheckpointSettings(every=10**9),
+    )
+    model = MobileLLM(config, torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        train(model, Rows(), settings, Path(folder), on_record=on_record)
 
 
 def _trainer(clock: Clock, compiled: bool, import_only: bool) -> None:
