@@ -245,7 +245,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
 ) -> None:
     """The order of fsync and rename, which a test cannot see by looking at the files."""
     order: list[str] = []
-    sync, rename = atomic._sync, os.rename
+    sync, rename = atomic.sync, os.rename
 
     def noted_sync(path: Path) -> None:
         order.append(path.name.split(".tmp-")[0])
@@ -255,7 +255,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         order.append("rename")
         rename(source, target)
 
-    monkeypatch.setattr(atomic, "_sync", noted_sync)
+    monkeypatch.setattr(atomic, "sync", noted_sync)
     monkeypatch.setattr(os, "rename", noted_rename)
     with atomic_directory(tmp_path / "name") as temporary:
         (temporary / "a").write_bytes(b"1")

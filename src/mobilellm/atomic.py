@@ -30,9 +30,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         with _errors_name(path, temporary):
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, target)
-            _sync(target.parent)
+            sync(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -57,8 +57,8 @@ def atomic_directory(
             temporary.mkdir()
             yield temporary
             for item in sorted(temporary.rglob("*")):
-                _sync(item)
-            _sync(temporary)
+                sync(item)
+            sync(temporary)
             check_destination(path, overwrite, objection)  # much may have been put there meanwhile
             _swap(temporary, target)
     except BaseException:
@@ -74,7 +74,7 @@ def take_name(
 ) -> None:
     """Rename a complete, synced directory to `path`, as `atomic_directory` does with what it wrote."""
     check_destination(path, overwrite, objection)
-    _sync(directory)
+    sync(directory)
     _swap(directory, _real(path))
 
 
@@ -146,13 +146,13 @@ def hold(directory: Path, busy: str) -> Iterator[None]:
 def _swap(new: Path, target: Path) -> None:
     if not target.exists():
         os.rename(new, target)
-        _sync(target.parent)
+        sync(target.parent)
         return
     old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
     try:
         os.rename(target, old)
         os.rename(new, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:  # whatever happened, a Ctrl-C included, one of the two has the name
         if not target.exists():
             os.rename(old, target)
@@ -180,7 +180,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file to the disk, or make the names in a directory last."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

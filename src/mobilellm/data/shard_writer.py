@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilellm.atomic import sync
 from mobilellm.data.shard_index import SPLITS, Shard, ShardError, dtype_of
 
 SHARD_TOKENS = 100_000_000
@@ -115,7 +116,7 @@ class ShardWriter:
         """Put everything on the disk and tell where the writer stands, for `resume`."""
         for file in self._open.values():
             file.sync()
-        sync_directory(self._directory)
+        sync(self._directory)
         return {
             "full": [asdict(shard) for shard in self._full],
             "open": [asdict(file.shard()) for file in self._open.values()],
@@ -126,7 +127,7 @@ class ShardWriter:
         for split in list(self._open):
             self._full.append(self._open.pop(split).close())
         names = sorted({shard.split for shard in self._full} - set(SPLITS))
-        sync_directory(self._directory)
+        sync(self._directory)
         order = {split: place for place, split in enumerate([*SPLITS, *names])}
         self._full.sort(key=lambda shard: (order[shard.split], shard.file))
         return tuple(self._full)
@@ -223,15 +224,6 @@ class _File:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names of new files last."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:

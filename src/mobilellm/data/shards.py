@@ -160,7 +160,7 @@ def verify(directory: Path) -> None:
     """Compare every file with its sha256. Raises ShardError."""
     for shard in read_index(directory).shards:
         file = directory / shard.file
-        if not file.is_file() or _sha256(file) != shard.sha256:
+        if not file.is_file() or file_sha256(file) != shard.sha256:
             raise ShardError(f"{file}: its bytes are not those that were written; prepare the data again")
 
 
@@ -240,6 +240,7 @@ def _counts(rejected: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in rejected.items())
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """Of all bytes of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,8 +12,6 @@ and rank (`loop._seed`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import re
@@ -30,6 +28,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
+from mobilellm.atomic import hold, sync
+from mobilellm.data.shards import file_sha256
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.train.distributed import World, reshard
 from mobilellm.train.settings import CheckpointSettings
@@ -128,7 +128,9 @@ class Checkpointer:
         """Hash and sync every file, write state.json, and give the folder its name."""
         world = self._world
         files = sorted(temporary.iterdir())[world.rank :: world.size]
-        sums = {file.name: _synced_sha256(file) for file in files}
+        for file in files:
+            sync(file)
+        sums = {file.name: file_sha256(file) for file in files}
         every = world.gather(sums)
         if world.is_first:
             record = state._asdict() | {
@@ -138,11 +140,11 @@ class Checkpointer:
                 stream.write(json.dumps(record, indent=2) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
-            _sync_folder(temporary)
+            sync(temporary)
             if path.exists():  # the same step of a run that was resumed from before it
                 shutil.rmtree(path.rename(path.with_name(f"{path.name}.deleted")))
             os.rename(temporary, path)
-            _sync_folder(path.parent)
+            sync(path.parent)
             drop_old(self._directory, self._settings.keep_last, self._settings.milestone_every)
         world.gather(None)
 
@@ -208,22 +210,19 @@ def only_run(directory: Path, world: World) -> Iterator[None]:
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        problem = None
-        with contextlib.suppress(OSError):  # a file system that cannot lock
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                problem = f"{directory}: another process is training there; wait for it or use another folder"
+    problem = None
+    with contextlib.ExitStack() as stack:
+        busy = f"{directory}: another process is training there; wait for it or use another folder"
+        try:
+            stack.enter_context(hold(directory, busy))
+        except ValueError as error:  # all are to hear of it
+            problem = str(error)
         if problem is None:
             for path in directory.iterdir():
                 if _REMAINS.fullmatch(path.name):
                     shutil.rmtree(path)
         world.agree(problem)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _no_warning_of_being_alone() -> None:
@@ -339,7 +338,7 @@ def _damage(path: Path, sums: Mapping[str, Any]) -> str:
     for name, wanted in sums.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _sha256(path / name) != wanted:
+        if file_sha256(path / name) != wanted:
             return f"{name} is not what was written (its sha256 differs)"
     return ""
 
@@ -370,25 +369,3 @@ def _plain_errors(path: Path, temporary: Path) -> Iterator[None]:
         if isinstance(cause, OSError) and cause.errno is not None:
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
-
-
-def _synced_sha256(file: Path) -> str:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
