@@ -27,6 +27,7 @@ VERBS = {
     "train": "pretrain by a recipe; the same command goes on where it stopped",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
+    "eval": "the model card's tables rerun, and evaluations compared",
     "report": "draw a run, or several compared: pictures, one page, the numbers",
     "generate": "complete a prompt",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
@@ -61,7 +62,7 @@ def _main(arguments: list[str]) -> int:
                 _silence(sys.stdout)
             if os.environ.get("MOBILELLM_DEBUG"):
                 raise
-            return _fail(_with_flags(_one_line(error, verb), arguments[1:]))
+            return _fail(_with_flags(one_line(error, verb), arguments[1:]))
     return code
 
 
@@ -152,7 +153,8 @@ def _fail(message: str) -> int:
     return _USAGE_ERROR
 
 
-def _one_line(error: Exception, verb: str) -> str:
+def one_line(error: Exception, verb: str) -> str:
+    """What went wrong, as the user reads it."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if extra := EXTRAS.get(package):

@@ -54,20 +54,22 @@ def wanted(argument: str) -> Wanted:
     return Wanted(argument if system is None else system.hub, system)
 
 
-def measure(model: str, folder: Path, limit: int | None, open_model: OpenModel, evaluate: Evaluate) -> Found:
+def measure(
+    model: str, folder: Path, limit: int | None, local: bool, open_model: OpenModel, evaluate: Evaluate
+) -> Found:
     """The zero-shot record of a model over all eight tasks, from `folder` or made and kept there.
 
     A record of a Hub id is known by its name, so that the model need not be there any more; one of a
-    directory by the fingerprint of what lies in it now. One of another limit is another record. Raises what
-    opening and scoring raise.
+    directory by the fingerprint of what lies in it now. One of another limit is another record, and so is
+    one of `local` data, whose texts are not always lm-eval's. Raises what opening and scoring raise.
     """
     if not Path(model).exists():
         for path, record in records(folder, "zero-shot"):
-            if record.model.name == model and _fits(record, limit):
+            if record.model.name == model and _fits(record, limit, local):
                 return Found(record, path, True)
     opened = open_model(model)
     for path, record in records(folder, "zero-shot"):
-        if record.model.fingerprint == opened.identity.fingerprint and _fits(record, limit):
+        if record.model.fingerprint == opened.identity.fingerprint and _fits(record, limit, local):
             return Found(record, path, True)
     record = evaluate(opened, limit)
     path = _free_path(folder, record, limit)
@@ -86,8 +88,9 @@ def records(folder: Path, kind: str) -> Iterator[tuple[Path, Record]]:
             yield path, record
 
 
-def _fits(record: Record, limit: int | None) -> bool:
-    return record.protocol.get("limit") == limit and set(TASKS) <= set(record.results)
+def _fits(record: Record, limit: int | None, local: bool) -> bool:
+    from_files = isinstance(record.protocol.get("data"), dict)
+    return record.protocol.get("limit") == limit and from_files == local and set(TASKS) <= set(record.results)
 
 
 def _free_path(folder: Path, record: Record, limit: int | None) -> Path:

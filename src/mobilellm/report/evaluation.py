@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DOTS_PER_INCH = 160
+_DOTS_PER_INCH = 130
 _PUBLISHED_BYTES = 2
 """A weight, of the published systems: bf16 or fp16, as they are distributed or run."""
 _LONGEST_NAME = 30
@@ -152,7 +152,7 @@ def _panels(
 
 
 def _scatter(axes: Axes, points: Sequence[_Point], behind: Sequence[_Point], part: str, theme: Theme) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     axes.set_xscale("log")
     for point in behind:
@@ -169,7 +169,7 @@ def _scatter(axes: Axes, points: Sequence[_Point], behind: Sequence[_Point], par
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in ticks if low <= tick <= high])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value, part)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     _dress(axes, theme)
 
 
@@ -182,7 +182,6 @@ def _set_y(axes: Axes, values: Sequence[float]) -> None:
 def _dress(axes: Axes, theme: Theme) -> None:
     axes.set_facecolor(theme.paper)
     axes.tick_params(colors=theme.faint, labelsize=9, length=3)
-    axes.tick_params(which="minor", length=0)
     axes.grid(color=theme.faint, alpha=0.2, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -195,7 +194,7 @@ def _finish(
 ) -> bytes:
     """Name the points, which needs everything else in its place, and draw."""
     with no_word_about_glyphs():
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         figure.set_layout_engine("none")
         for axes, (_, part) in zip(panels, _SIZES, strict=True):
             at = [(getattr(point, part), point.value) for point in (*points, *behind)]

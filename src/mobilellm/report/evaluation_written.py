@@ -44,7 +44,8 @@ Named = tuple[str, Record]
 
 def table_markdown(found: Sequence[Entry], metric: str) -> str:
     """The card's tables, published beside measured."""
-    parts = [f"## {title}\n\n{_markdown(HEADER, rows(held, metric))}" for title, held in by_table(found)]
+    header = ("system", *HEADER[1:])
+    parts = [f"## {title}\n\n{_markdown(header, rows(held, metric))}" for title, held in by_table(found)]
     return "\n".join([*parts, *(f"{note}\n" for note in table_notes(metric))])
 
 
