@@ -168,7 +168,7 @@ def _unconditional_pairs(tasks: dict[str, Task], limit: int | None) -> list[Pair
 
 
 def _metrics(results: dict[str, Any]) -> dict[str, float | None]:
-    """lm-eval's numbers of a task by plain names ("acc", "acc_stderr"); None for a standard error it cannot tell."""
+    """lm-eval's numbers of a task by plain names ("acc", "acc_stderr"); None where it has no such number."""
     return {
         key.removesuffix(",none"): None if value == "N/A" else float(value)
         for key, value in results.items()
