@@ -11,21 +11,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from mobilellm.eval.causal_network import CausalNetwork
 from mobilellm.eval.greedy_text import GreedyDecoder
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.request_rows import Row, batches_of, check, rows_of
-from mobilellm.hf import register
+from mobilellm.eval.transformers_loading import load_whole
 from mobilellm.model.checkpoint import check_device, torch_dtype
-from mobilellm.model.tensor_files import some
 
 _log = logging.getLogger("mobilellm")
 
@@ -58,16 +55,7 @@ def transformers_model(
     check_device(device)
     if tokens_at_once is not None and tokens_at_once < 1:
         raise ValueError(f"tokens_at_once = {tokens_at_once} must be at least 1")
-    register()  # our own layouts
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with _one_line_errors(name), _no_bars(Path(source).is_dir()):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), **options)
-        _check_tokenizer(tokenizer, name)
-        model = _load(source, wanted or "auto", options, name, say)
-        if wanted is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":
-            del model
-            model = _load(source, torch.float32, options, name, lambda _: None)
-    model = model.to(device).eval()
+    model, tokenizer = load_whole(source, wanted, device, revision, trust_remote_code, name, say)
     return TransformersModel(model, tokenizer, name, device, tokens_at_once, say)
 
 
@@ -216,32 +204,6 @@ class TransformersModel:
         return str(tokenizer.decode(self.bos))
 
 
-def _load(
-    source: str | Path,
-    dtype: torch.dtype | str,
-    options: dict[str, Any],
-    name: str,
-    say: Callable[[str], None],
-) -> Any:
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
-        str(source), dtype=dtype, output_loading_info=True, **options
-    )
-    if missing := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
-        raise ValueError(f"{name}: the weights lack {some(missing)}; fetch or save the model again")
-    if unused := sorted(found["unexpected_keys"]):
-        say(f"{name}: the model does not use these stored weights: {some(unused)}")
-    return model
-
-
-def _check_tokenizer(tokenizer: Any, name: str) -> None:
-    """transformers makes an empty tokenizer where the files of one are missing."""
-    if not tokenizer("Hello, world", add_special_tokens=False)["input_ids"]:
-        raise FileNotFoundError(
-            f"{name}: the files of its tokenizer are missing (tokenizer.json, or vocab.json and merges.txt); "
-            "put them beside the weights"
-        )
-
-
 def _context(config: Any, tokenizer: Any, name: str, say: Callable[[str], None]) -> int:
     """The most tokens at once, under any of the names it goes by."""
     config = config.get_text_config()
@@ -281,35 +243,3 @@ def _fingerprint(config: dict[str, Any], model: Any, tokenizer: Any) -> str:
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     digest.update(json.dumps([content, special], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    """transformers explains itself in paragraphs, and damaged files raise almost anything."""
-    try:
-        yield
-    except ImportError:  # of a package that the model's own code needs
-        raise
-    except Exception as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = said[0] if said else type(error).__name__
-        if reason.startswith(name):
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(reason) from None
-        if "trust_remote_code" in str(error):
-            reason = "it brings its own code; with trust_remote_code that is executed (read it first)"
-        raise ValueError(f"{name}: transformers cannot load it: {reason}") from None
-
-
-@contextmanager
-def _no_bars(quiet: bool) -> Iterator[None]:
-    """Without the bars of a loading that takes no time; those of a download stay."""
-    bars = transformers.utils.logging
-    if not quiet or not bars.is_progress_bar_enabled():
-        yield
-        return
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        bars.enable_progress_bar()
