@@ -37,8 +37,9 @@ class ToldModel:
         self.calls.append(list(requests))
         for number in reversed(range(len(requests))):
             context, continuation = ("".join(map(chr, ids)) for ids in requests[number])
-            each = np.full(len(continuation), self._told(context, continuation) / len(continuation))
-            yield number, Likelihood(each.astype(np.float32), False)
+            each = np.zeros(len(continuation), np.float32)
+            each[0] = self._told(context, continuation)
+            yield number, Likelihood(each, False)
 
     def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
         return [f"{''.join(map(chr, prompt))}|{'/'.join(stop)}|{max_tokens}" for prompt in prompts]

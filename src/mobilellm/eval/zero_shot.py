@@ -56,6 +56,7 @@ def evaluate_zero_shot(
     progress: Callable[[Progress], None] | None = None,
 ) -> Record:
     """Load the named tasks (by default the eight), score the model on them; see `load_tasks` and `score`."""
+    check_limit(limit)
     return score(model, load_tasks(tasks, data_dir), limit, seed, progress).record
 
 
@@ -109,6 +110,12 @@ def score(
         cached=cached,
     )
     return ZeroShot(made, samples, harness.answers_besides)
+
+
+def check_limit(limit: int | None) -> None:
+    """ValueError for a number of documents that makes no sense."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit = {limit} must be at least 1")
 
 
 def save_log_likelihoods(scored: ZeroShot, path: str | Path) -> None:
