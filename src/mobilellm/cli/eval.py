@@ -6,12 +6,17 @@ from typing import Annotated
 
 import tyro
 
+from mobilellm.cli.eval_ppl import Ppl, run_ppl
 from mobilellm.cli.eval_zero_shot import ZeroShot, run_zero_shot
 
-Arguments = Annotated[ZeroShot, tyro.conf.subcommand("zero-shot")]
+Arguments = (
+    Annotated[Ppl, tyro.conf.subcommand("ppl")] | Annotated[ZeroShot, tyro.conf.subcommand("zero-shot")]
+)
 
 
-def run(arguments: ZeroShot) -> None:
+def run(arguments: Ppl | ZeroShot) -> None:
     match arguments:
+        case Ppl():
+            run_ppl(arguments)
         case ZeroShot():
             run_zero_shot(arguments)

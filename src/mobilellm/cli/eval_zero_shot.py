@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mobilellm.cli.eval_model import ModelOptions, say, scored_model
+
 if TYPE_CHECKING:
-    from mobilellm.eval.answers import Cached
-    from mobilellm.eval.interface import LanguageModel
+    from mobilellm.eval.harness import Progress
     from mobilellm.eval.record import Record
     from mobilellm.eval.tasks import LoadedTasks
     from mobilellm.eval.zero_shot import ZeroShot as Scored
@@ -42,22 +42,7 @@ class ZeroShot:
     """Write a record: a file, or for several models a folder with one file each."""
     log_likelihoods: Annotated[Path | None, tyro.conf.arg(metavar="OUT.jsonl.gz")] = None
     """Write every answer's log-likelihood; for several models a folder."""
-    dtype: str | None = None
-    """float32, bfloat16 or float16; by default as stored (float16 becomes float32 on a CPU)."""
-    device: str = "cpu"
-    """torch device, e.g. cpu or cuda."""
-    backend: Literal["auto", "mobilellm", "transformers"] = "auto"
-    """What runs the model; auto takes this package's own code where it can."""
-    revision: str | None = None
-    """Branch, tag or commit of Hub models."""
-    trust_remote_code: bool = False
-    """Run the code that comes with a model."""
-    tokens_at_once: int | None = None
-    """Most tokens in one forward pass; fewer take less memory."""
-    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where answers are kept; by default in the user's cache folder."""
-    no_cache: bool = False
-    """Neither read nor keep answers."""
+    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
 
 def run_zero_shot(arguments: ZeroShot) -> None:
@@ -70,7 +55,7 @@ def run_zero_shot(arguments: ZeroShot) -> None:
     from mobilellm.eval.zero_shot import save_log_likelihoods
 
     if arguments.data_dir is None and any(name not in BY_NAME for name in tasks):
-        _say("looking through all of lm-eval's tasks, which takes half a minute")
+        say("looking through all of lm-eval's tasks, which takes half a minute")
     loaded = load_tasks(tasks, arguments.data_dir)
     records: list[Record] = []
     try:
@@ -110,39 +95,14 @@ def print_zero_shot(records: Sequence[Record]) -> None:
 
 
 def _score(arguments: ZeroShot, source: str, loaded: LoadedTasks) -> Scored:
-    from mobilellm.cli.eval_progress import ScoringProgress
-    from mobilellm.eval.answers import Cached
-    from mobilellm.eval.models import open_model
     from mobilellm.eval.zero_shot import score
 
-    model: LanguageModel = open_model(
-        source,
-        backend=arguments.backend,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        revision=arguments.revision,
-        trust_remote_code=arguments.trust_remote_code,
-        tokens_at_once=arguments.tokens_at_once,
-        say=_say,
-    )
-    kept = None if arguments.no_cache else Cached(model, arguments.cache, _say)
-    try:
-        with ScoringProgress(source) as progress:
-            return score(kept or model, loaded, arguments.limit, progress=progress.update)
-    except KeyboardInterrupt:
-        _say(_what_is_kept(kept))
-        raise
-    finally:
-        if kept is not None:
-            kept.close()
+    with scored_model(source, arguments.options, "tokens") as model:
 
+        def progress(done: Progress) -> None:
+            model.progress(done.tokens, done.all_tokens)
 
-def _what_is_kept(kept: Cached | None) -> str:
-    if kept is None:
-        return "nothing is kept (--no-cache)"
-    return (
-        f"{kept.cached + kept.scored:,} answers are kept in {kept.file}; the same command goes on from there"
-    )
+        return score(model.model, loaded, arguments.limit, progress=progress)
 
 
 def _checked_names(arguments: ZeroShot) -> list[str]:
@@ -153,8 +113,6 @@ def _checked_names(arguments: ZeroShot) -> list[str]:
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"zero-shot: two models would be written as {name!r}; name each once")
-    if arguments.no_cache and arguments.cache is not None:
-        raise ValueError("cache: a folder is named, and --no-cache given as well; give one of the two")
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"limit = {arguments.limit} must be at least 1")
     for path in (arguments.json, arguments.log_likelihoods):
@@ -183,7 +141,3 @@ def _in_words(result: dict[str, Any]) -> str:
         if isinstance(value, float) and "_stderr" not in key
     }  # fmt: skip
     return ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)
