@@ -80,7 +80,7 @@ def _one_line_errors(name: str) -> Iterator[None]:
     except Exception as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = said[0] if said else type(error).__name__
-        if reason.startswith(name):
+        if reason.startswith(f"{name}: "):  # it is ours
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(reason) from None
         if "trust_remote_code" in str(error):
