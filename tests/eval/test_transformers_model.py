@@ -328,19 +328,27 @@ def test_the_fingerprint_changes_with(change: str, directory: Directory, tmp_pat
 
 
 def test_dtypes(directory: Directory, tmp_path: Path) -> None:
+    """What is kept as 16 bits is computed as quickly as the CPU can, and is the same model in every dtype."""
     path = directory("opt")
-    half = tmp_path / "half"
-    transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float16).save_pretrained(half)
-    tiny_baselines.tokenizer("opt").save_pretrained(half)
-    assert opened(half).identity.dtype == "float32"  # exact, and fast on a CPU
-    assert opened(half, dtype="float16").identity.dtype == "float16"
-    brief = opened(path, dtype="bfloat16")
-    assert brief.identity.bytes == 2 * brief.identity.parameters
+    for kind in (torch.float16, torch.bfloat16):
+        stored = tmp_path / str(kind)
+        transformers.AutoModelForCausalLM.from_pretrained(path, dtype=kind).save_pretrained(stored)
+        tiny_baselines.tokenizer("opt").save_pretrained(stored)
+        quick = torch.ops.mkldnn._is_mkldnn_bf16_supported() and kind == torch.bfloat16
+        usual = opened(stored)
+        assert usual.identity.dtype == ("bfloat16" if quick else "float32")
+        for name in ("float16", "bfloat16", "float32"):
+            model = opened(stored, dtype=name)
+            assert model.identity.dtype == name
+            assert str(model._model.dtype) == f"torch.{name}"
+            assert model.identity.fingerprint == usual.identity.fingerprint
+            assert model.identity.bytes == 2 * model.identity.parameters
+        if not quick:
+            assert_equals_plain(usual, whole_model(stored), some_requests())
     exact = dict(opened(path).log_likelihoods(some_requests()))
-    for number, answer in brief.log_likelihoods(some_requests()):
-        assert answer.total / len(answer.tokens) == pytest.approx(
-            exact[number].total / len(answer.tokens), abs=0.2
-        )
+    for number, answer in opened(path, dtype="bfloat16").log_likelihoods(some_requests()):
+        count = len(answer.tokens)
+        assert answer.total / count == pytest.approx(exact[number].total / count, abs=0.2)
 
 
 def test_a_context_that_is_nowhere_said(directory: Directory, tmp_path: Path) -> None:

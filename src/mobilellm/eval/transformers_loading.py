@@ -6,16 +6,29 @@ paragraphs.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
 from mobilellm.hf import register
 from mobilellm.model.tensor_files import some
+
+
+class LoadedWhole(NamedTuple):
+    """A model in evaluation mode and its tokenizer; the rest is of the weights as they are stored."""
+
+    model: Any
+    tokenizer: Any
+    fingerprint: str
+    """SHA-256 over config.json, the weights and the tokenizer; the same whatever dtype is computed in."""
+    parameters: int
+    bytes: int
 
 
 def load_whole(
@@ -26,22 +39,49 @@ def load_whole(
     trust_remote_code: bool,
     name: str,
     say: Callable[[str], None],
-) -> tuple[Any, Any]:
-    """The model, in evaluation mode, and the tokenizer.
+) -> LoadedWhole:
+    """Load, and look at what was loaded.
 
-    Without a dtype the stored one is kept, except float16 on a CPU, which becomes float32 (exact, and fast).
-    Raises ValueError or FileNotFoundError with one line that begins with `name`.
+    Without a dtype the stored one is kept, except where a CPU would be slow in it: there it becomes float32,
+    which is exact. Raises ValueError or FileNotFoundError with one line that begins with `name`.
     """
     register()  # our own layouts
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with _one_line_errors(name), _no_bars(Path(source).is_dir()):
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), **options)
         _check_tokenizer(tokenizer, name)
-        model = _load(source, dtype or "auto", options, name, say)
-        if dtype is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":
-            del model
-            model = _load(source, torch.float32, options, name, lambda _: None)
-    return model.to(device).eval(), tokenizer
+        model = _load(source, "auto", options, name, say)
+        config, _ = transformers.PreTrainedConfig.get_config_dict(str(source), revision=revision or "main")
+        fingerprint = _fingerprint(config, model, tokenizer)
+        weights = list(model.parameters())  # a shared one once
+        parameters = sum(weight.numel() for weight in weights)
+        size = sum(weight.numel() * weight.element_size() for weight in weights)
+        wanted = dtype or _quick_dtype(model.dtype, device)
+        if wanted != model.dtype:  # anew: converted afterwards, tables of positions would be rounded too
+            del model, weights
+            model = _load(source, wanted, options, name, lambda _: None)
+    return LoadedWhole(model.to(device).eval(), tokenizer, fingerprint, parameters, size)
+
+
+def _quick_dtype(stored: torch.dtype, device: str) -> torch.dtype:
+    if torch.device(device).type != "cpu" or stored not in (torch.float16, torch.bfloat16):
+        return stored
+    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    quick = has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return stored if stored == torch.bfloat16 and quick else torch.float32
+
+
+def _fingerprint(config: dict[str, Any], model: Any, tokenizer: Any) -> str:
+    said = {key: value for key, value in config.items() if not key.startswith("_")}  # _name_or_path, ...
+    said.pop("transformers_version", None)
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for label, weight in sorted(model.named_parameters()):  # a shared one under its first name
+        digest.update(f"\n{label} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(memoryview(weight.detach().contiguous().flatten().view(torch.uint8).numpy()))
+    content = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    digest.update(json.dumps([content, special], sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _load(
@@ -80,7 +120,7 @@ def _one_line_errors(name: str) -> Iterator[None]:
     except Exception as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = said[0] if said else type(error).__name__
-        if reason.startswith(name):
+        if reason.startswith(f"{name}: "):  # it is ours
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(reason) from None
         if "trust_remote_code" in str(error):

@@ -7,7 +7,6 @@ that stands alone the BOS, or the EOS of a tokenizer without one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from mobilellm.eval.causal_network import CausalNetwork
 from mobilellm.eval.greedy_text import GreedyDecoder
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.request_rows import Row, batches_of, check, rows_of
-from mobilellm.eval.transformers_loading import load_whole
+from mobilellm.eval.transformers_loading import LoadedWhole, load_whole
 from mobilellm.model.checkpoint import check_device, torch_dtype
 
 _log = logging.getLogger("mobilellm")
@@ -45,8 +44,9 @@ def transformers_model(
 ) -> TransformersModel:
     """Load a model directory or Hub id with the Auto classes of transformers.
 
-    `dtype` and `device` are as in `mobilellm.load`; `tokens_at_once` bounds a forward pass, padding included;
-    `name` is what the identity calls the model (by default `source`). Raises ValueError or FileNotFoundError
+    `dtype` and `device` are as in `mobilellm.load`, except that a CPU without instructions for a stored
+    bfloat16 gets float32; `tokens_at_once` bounds a forward pass, padding included; `name` is what the
+    identity calls the model (by default `source`). Raises ValueError or FileNotFoundError
     with one line for what cannot be loaded whole: transformers itself leaves a missing weight random, and
     makes up an empty tokenizer.
     """
@@ -55,8 +55,8 @@ def transformers_model(
     check_device(device)
     if tokens_at_once is not None and tokens_at_once < 1:
         raise ValueError(f"tokens_at_once = {tokens_at_once} must be at least 1")
-    model, tokenizer = load_whole(source, wanted, device, revision, trust_remote_code, name, say)
-    return TransformersModel(model, tokenizer, name, device, tokens_at_once, say)
+    loaded = load_whole(source, wanted, device, revision, trust_remote_code, name, say)
+    return TransformersModel(loaded, name, device, tokens_at_once, say)
 
 
 class TransformersModel:
@@ -64,13 +64,13 @@ class TransformersModel:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        loaded: LoadedWhole,
         name: str,
         device: str,
         tokens_at_once: int | None,
         say: Callable[[str], None],
     ) -> None:
+        model, tokenizer = loaded.model, loaded.tokenizer
         self._model, self._tokenizer, self._name = model, tokenizer, name
         rows: int = model.get_input_embeddings().weight.shape[0]
         tokens = max(tokenizer.get_vocab().values()) + 1
@@ -87,7 +87,16 @@ class TransformersModel:
         if not self.network.splits:  # then the states are logits already
             self._tokens_at_once = min(self._tokens_at_once, _LOGITS_AT_ONCE // self.network.vocabulary + 1)
         self._decoder = GreedyDecoder(model, tokenizer, self._context, self._vocabulary)
-        self._identity = _identity(model, tokenizer, name, device)
+        self._identity = ModelIdentity(
+            name=name,
+            backend="transformers",
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=device,
+            fingerprint=loaded.fingerprint,
+            parameters=loaded.parameters,
+            bytes=loaded.bytes,
+            config=json.loads(model.config.to_json_string(use_diff=False)),
+        )
 
     @property
     def identity(self) -> ModelIdentity:
@@ -214,32 +223,3 @@ def _context(config: Any, tokenizer: Any, name: str, say: Callable[[str], None])
         return value
     say(f"{name}: neither config.json nor the tokenizer tells the longest context; {_USUAL_CONTEXT} is taken")
     return _USUAL_CONTEXT
-
-
-def _identity(model: Any, tokenizer: Any, name: str, device: str) -> ModelIdentity:
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    for key in ("_name_or_path", "name_or_path", "_commit_hash", "transformers_version"):
-        config.pop(key, None)  # they say where the model lay and who wrote it
-    parameters = list(model.parameters())  # a shared one once
-    return ModelIdentity(
-        name=name,
-        backend="transformers",
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=device,
-        fingerprint=_fingerprint(config, model, tokenizer),
-        parameters=sum(parameter.numel() for parameter in parameters),
-        bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        config=config,
-    )
-
-
-def _fingerprint(config: dict[str, Any], model: Any, tokenizer: Any) -> str:
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for label, parameter in sorted(model.named_parameters()):  # a shared one under its first name
-        digest.update(f"\n{label} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        flat = parameter.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    content = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    digest.update(json.dumps([content, special], sort_keys=True).encode())
-    return digest.hexdigest()
