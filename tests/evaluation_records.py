@@ -53,7 +53,7 @@ def zero_shot(
             metric: float(np.mean([results[task].get(metric, results[task]["acc"]) for task in TASKS]))
             for metric in ("acc", "acc_norm", "paper")
         }
-    protocol = {"name": "zero-shot", "tasks": list(answers), "limit": limit}
+    protocol = {"name": "lm-eval zero-shot", "data": "lm-eval's sources", "limit": limit}
     return Record("zero-shot", model or identity(), protocol, results, items, ENVIRONMENT, 12.5, 100, 3)
 
 
@@ -82,11 +82,11 @@ def perplexity(
         "protocol": protocol, "nats": total, "tokens": tokens * windows, "words": words * windows,
         "bytes": bytes_ * windows, "token_perplexity": math.exp(total / (tokens * windows)),
         "word_perplexity": math.exp(total / (words * windows)),
-        "bits_per_byte": total / math.log(2) / (bytes_ * windows), "windows": windows,
+        "bits_per_byte": total / math.log(2) / (bytes_ * windows), "units": windows,
         "text_sha256": text_sha256,
     }  # fmt: skip
     items = {
         "nats": list(nats), "tokens": [tokens] * windows, "words": [words] * windows, "bytes": [bytes_] * windows
     }  # fmt: skip
-    settings = {"name": protocol, "window": 2048}
+    settings: dict[str, Any] = {"name": protocol, "window": 2048}
     return Record("perplexity", model or identity(), settings, {name: result}, {name: items}, ENVIRONMENT, 9.0, 10, 0)  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,33 +14,49 @@ from typing import Any, NamedTuple
 import pytest
 
 from evaluation_records import all_eight, identity, perplexity
+from mobilellm.cli.eval_model import ModelOptions
 from mobilellm.cli.eval_table import Table, run_table
 from mobilellm.cli.main import _main
 from mobilellm.eval.interface import ModelIdentity
 from mobilellm.eval.record import Record, read, save
 
 
-class Opened(NamedTuple):
+class Model(NamedTuple):
     identity: ModelIdentity
 
 
+class Opened(NamedTuple):
+    model: Model
+
+
+def identity_of(model: str) -> ModelIdentity:
+    return replace(identity(model), fingerprint=(model.encode().hex() * 64)[:64])
+
+
 class Machine:
-    """Opens any model but those of `gated`; its answers depend on the name only."""
+    """Opens any model but those of `gated`; makes up its answers."""
 
     def __init__(self, gated: tuple[str, ...] = ()) -> None:
         self.gated, self.scored = gated, list[str]()
 
-    def open(self, model: str) -> Any:
-        if model in self.gated:
-            raise OSError(f"You are trying to access a gated repo.\n{model} needs a token.")
-        return Opened(replace(identity(model), fingerprint=(model.encode().hex() * 64)[:64]))
-
-    def evaluate(self, model: Any, limit: int | None) -> Record:
-        self.scored.append(model.identity.name)
-        return all_eight(0.45, documents=limit or 200, model=model.identity, limit=limit)
-
     def run(self, *models: str, **settings: Any) -> None:
-        run_table(Table(models, **settings), self.open, self.evaluate)
+        arguments = Table(models, **settings)
+
+        @contextmanager
+        def open_model(model: str) -> Iterator[Opened]:
+            if model in self.gated:
+                raise OSError(f"You are trying to access a gated repo.\n{model} needs a token.")
+            yield Opened(Model(identity_of(model)))
+
+        def evaluate(opened: Opened) -> Record:
+            self.scored.append(opened.model.identity.name)
+            limit = arguments.limit
+            record = all_eight(0.45, documents=limit or 200, model=opened.model.identity, limit=limit)
+            if arguments.data_dir is None:
+                return record
+            return replace(record, protocol={**record.protocol, "data": {"piqa": {"file": "x"}}})
+
+        run_table(arguments, open_model, evaluate)
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +146,16 @@ def test_what_is_recorded_is_not_scored_again(capsys: pytest.CaptureFixture[str]
     machine.run("OPT-125M", records=Path("kept"), limit=7)
     assert machine.scored == ["facebook/opt-125m"] * 2
     assert "ours: facebook/opt-125m (first 7 of each)" in capsys.readouterr().out
+    for settings in (
+        {"data_dir": Path()},
+        {"options": ModelOptions(dtype="float32")},
+        {"options": ModelOptions(backend="transformers")},
+    ):
+        before = len(machine.scored)
+        machine.run("OPT-125M", records=Path("kept"), **settings)
+        if "data_dir" in settings:  # the record made now says so, and serves the next time
+            machine.run("OPT-125M", records=Path("kept"), **settings)
+        assert len(machine.scored) == before + 1
 
 
 def test_one_that_fails_says_why_and_the_others_go_on(
@@ -162,8 +190,7 @@ def test_a_folder_of_tables_takes_in_perplexities_of_the_same_models(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     machine = Machine()
-    opened = machine.open("facebook/opt-125m").identity
-    save(perplexity([5000.0, 6000.0], opened), "evaluations/ppl.json")
+    save(perplexity([5000.0, 6000.0], identity_of("facebook/opt-125m")), "evaluations/ppl.json")
     save(perplexity([5000.0, 6000.0], identity("another")), "evaluations/ppl-another.json")
     machine.run("OPT-125M", out=Path("out"))
     assert sorted(path.name for path in Path("out").iterdir()) == [

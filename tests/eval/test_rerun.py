@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,29 +18,37 @@ from mobilellm.eval.rerun import Found, Wanted, measure, records, wanted
 
 
 @dataclass(frozen=True)
-class Opened:
+class Model:
     identity: ModelIdentity
 
 
-class Machine:
-    """Opens and scores; counts how often."""
+@dataclass(frozen=True)
+class Opened:
+    model: Any
 
-    def __init__(self, fingerprint: str = "f" * 64, data: Any = "lm-eval's sources") -> None:
-        self.fingerprint, self.data = fingerprint, data
+
+class Machine:
+    """Opens and scores; remembers what."""
+
+    def __init__(self, fingerprint: str = "f" * 64, dtype: str = "bfloat16") -> None:
+        self.fingerprint, self.dtype = fingerprint, dtype
         self.opened: list[str] = []
         self.scored: list[tuple[str, int | None]] = []
 
-    def open(self, model: str) -> Any:
-        self.opened.append(model)
-        return Opened(replace(identity(model), fingerprint=self.fingerprint))
+    def measure(self, model: str, folder: Path, limit: int | None = None, by_name: bool = True) -> Found:
+        @contextmanager
+        def open_model(name: str) -> Iterator[Opened]:
+            self.opened.append(name)
+            yield Opened(Model(replace(identity(name), fingerprint=self.fingerprint, dtype=self.dtype)))
 
-    def evaluate(self, model: Any, limit: int | None) -> Record:
-        self.scored.append((model.identity.name, limit))
-        record = all_eight(0.4, model=model.identity, limit=limit)
-        return replace(record, protocol={**record.protocol, "data": self.data})
+        def evaluate(opened: Opened) -> Record:
+            self.scored.append((opened.model.identity.name, limit))
+            return all_eight(0.4, model=opened.model.identity, limit=limit)
 
-    def measure(self, model: str, folder: Path, limit: int | None = None, local: bool = False) -> Found:
-        return measure(model, folder, limit, local, self.open, self.evaluate)
+        def fits(record: Record) -> bool:
+            return record.protocol["limit"] == limit
+
+        return measure(model, folder, fits, open_model, evaluate, by_name)
 
 
 def test_what_is_wanted() -> None:
@@ -72,17 +82,22 @@ def test_a_hub_model_is_scored_once(tmp_path: Path) -> None:
     assert machine.opened == ["some/model"]  # the second time it was not even opened
 
 
-def test_another_limit_data_or_too_few_tasks_is_another_record(tmp_path: Path) -> None:
+def test_what_does_not_fit_or_has_too_few_tasks_is_another_record(tmp_path: Path) -> None:
     machine = Machine()
     save(zero_shot({"piqa": [1, 0]}, identity("some/model")), tmp_path / "mine.json")
     machine.measure("some/model", tmp_path)
     limited = machine.measure("some/model", tmp_path, limit=5)
     assert limited.path.name == "some--model.zero-shot.first-5.json"
-    offline = Machine(data={"piqa": {"file": "piqa/validation.jsonl", "sha256": "0"}})
-    assert not offline.measure("some/model", tmp_path, local=True).reused
-    assert offline.measure("some/model", tmp_path, local=True).reused
     assert machine.measure("some/model", tmp_path).reused
     assert machine.scored == [("some/model", None), ("some/model", 5)]
+
+
+def test_a_revision_of_a_hub_model_is_known_by_what_it_is(tmp_path: Path) -> None:
+    Machine("a" * 64).measure("some/model", tmp_path)
+    later = Machine("b" * 64)
+    assert not later.measure("some/model", tmp_path, by_name=False).reused
+    assert later.measure("some/model", tmp_path, by_name=False).reused
+    assert later.opened == ["some/model"] * 2
 
 
 def test_a_directory_is_known_by_what_lies_in_it(tmp_path: Path) -> None:
@@ -96,6 +111,7 @@ def test_a_directory_is_known_by_what_lies_in_it(tmp_path: Path) -> None:
     assert not found.reused
     assert len(list(folder.iterdir())) == 2  # the earlier record stays
     assert other.measure(str(model), folder).path == found.path
+    assert not Machine("b" * 64, dtype="float32").measure(str(model), folder).reused  # other arithmetic
 
 
 def test_records_of_a_folder_pass_over_what_is_none(tmp_path: Path) -> None:
@@ -111,7 +127,7 @@ def test_records_of_a_folder_pass_over_what_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../..", "/a/b c/", "ü/é", "..."])
 def test_any_name_makes_a_file_inside_the_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "records"
-    found = measure(name, folder, None, False, Machine("c" * 64).open, Machine("c" * 64).evaluate)
+    found = Machine("c" * 64).measure(name, folder)
     assert found.path.parent == folder
     assert found.path.is_file()
     assert not found.path.name.startswith(".")

@@ -5,23 +5,26 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from mobilellm.atomic import atomic_write
+from mobilellm.cli.eval_model import ModelOptions, Scored, say, scored_model
 from mobilellm.cli.main import one_line
 from mobilellm.cli.tables import print_notes, print_table
-from mobilellm.eval.interface import LanguageModel
 from mobilellm.eval.published import SIZES
 from mobilellm.eval.record import Record
-from mobilellm.eval.rerun import Evaluate, OpenModel, Wanted, measure, records, wanted
+from mobilellm.eval.rerun import Wanted, measure, records, wanted
 from mobilellm.eval.table import HEADER, METRICS, Entry, Measured, by_table, entries, rows, scores, table_json
+
+if TYPE_CHECKING:
+    from mobilellm.eval.harness import Progress
+    from mobilellm.eval.tasks import LoadedTasks
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,27 @@ class Table:
     """Folder of records: a model that has one there is not scored again."""
     out: Path | None = None
     """Folder for the tables as Markdown and PNG."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
     """File for the tables as JSON."""
+    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
 
 def run_table(
-    arguments: Table, open_model: OpenModel | None = None, evaluate: Evaluate | None = None
+    arguments: Table,
+    open_model: Callable[[str], AbstractContextManager[Any]] | None = None,
+    evaluate: Callable[[Any], Record] | None = None,
 ) -> None:
-    """Print the tables. Raises ValueError at the end if a model could not be scored; the others were."""
+    """Print the tables. Raises ValueError at the end if a model could not be scored; the others were.
+
+    `open_model` and `evaluate` are what opens and scores a model, by default as `eval zero-shot` does.
+    """
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"table: limit = {arguments.limit} must be at least 1")
     if arguments.data_dir is not None and not arguments.data_dir.is_dir():
         raise FileNotFoundError(f"{arguments.data_dir}: no such folder; --data-dir names that of the tasks")
     asked = [wanted(argument) for argument in arguments.models]
-    measured, failed = _measure_all(
-        arguments, asked, open_model or _open, evaluate or _scoring(arguments.data_dir)
-    )
+    open_model = open_model or functools.partial(scored_model, options=arguments.options, unit="tokens")
+    measured, failed = _measure_all(arguments, asked, open_model, evaluate or _scoring(arguments))
     found = entries(_sizes(arguments.size, asked), measured)
     numbers = _numbers(arguments, found, failed)
     _print(found, arguments.metric, bool(measured))
@@ -80,25 +88,29 @@ def run_table(
 
 
 def _measure_all(
-    arguments: Table, asked: Sequence[Wanted], open_model: OpenModel, evaluate: Evaluate
+    arguments: Table,
+    asked: Sequence[Wanted],
+    open_model: Callable[[str], AbstractContextManager[Any]],
+    evaluate: Callable[[Any], Record],
 ) -> tuple[list[Measured], dict[str, str]]:
     """What could be measured, and why what could not."""
     measured, failed = [], {}
-    local = arguments.data_dir is not None
+    # A record does not say of which revision of a Hub repository it is; the model itself does.
+    by_name = arguments.options.revision is None
     for each in asked:
         try:
-            found = measure(each.model, arguments.records, arguments.limit, local, open_model, evaluate)
+            found = measure(each.model, arguments.records, _fits(arguments), open_model, evaluate, by_name)
             scores(found.record, arguments.metric)  # that it has the metric
         except Exception as error:  # whatever it is, the other models are worth their hours
             if os.environ.get("MOBILELLM_DEBUG"):
                 raise
             failed[each.model] = one_line(error, "eval")
-            _note(f"{each.model}: {failed[each.model]}")
+            say(f"{each.model}: {failed[each.model]}")
             continue
         if found.reused:
-            _note(f"{each.model}: from {found.path}, made {found.record.environment.get('date', 'once')}")
+            say(f"{each.model}: from {found.path}, made {found.record.environment.get('date', 'once')}")
         else:
-            _note(f"{each.model}: record kept in {found.path}")
+            say(f"{each.model}: record kept in {found.path}")
         measured.append(Measured(each.model, each.system, found.record))
     return measured, failed
 
@@ -141,46 +153,37 @@ def _texts(arguments: Table, measured: Sequence[Measured]) -> list[tuple[str, Re
     ]
 
 
-def _open(model: str) -> LanguageModel:
-    from mobilellm.eval.models import open_model  # type: ignore[import-not-found,unused-ignore]
+def _fits(arguments: Table) -> Callable[[Record], bool]:
+    """Whether a record was made as this command would make it, as far as the command says how."""
+    options = arguments.options
 
-    opened: LanguageModel = open_model(model, say=_note)
-    return opened
+    def fits(record: Record) -> bool:
+        return (
+            record.protocol.get("limit") == arguments.limit
+            # The texts of local files are not always lm-eval's.
+            and isinstance(record.protocol.get("data"), dict) == (arguments.data_dir is not None)
+            and options.dtype in (None, record.model.dtype)
+            and options.backend in ("auto", record.model.backend)
+        )
+
+    return fits
 
 
-def _scoring(data_dir: Path | None) -> Evaluate:
-    """Zero-shot scoring on tasks that are loaded once, for the first model; answers go through the cache."""
+def _scoring(arguments: Table) -> Callable[[Scored], Record]:
+    """Zero-shot scoring on tasks that are loaded once, when the first model needs them."""
 
     @functools.cache
-    def loaded() -> Any:
+    def loaded() -> LoadedTasks:
         from mobilellm.eval.tasks import load_tasks
 
-        return load_tasks((), data_dir)
+        return load_tasks((), arguments.data_dir)
 
-    def evaluate(model: LanguageModel, limit: int | None) -> Record:
-        from mobilellm.eval.answers import Cached
+    def evaluate(opened: Scored) -> Record:
         from mobilellm.eval.zero_shot import score
 
-        cached = Cached(model, say=_note)
-        try:
-            return score(cached, loaded(), limit, progress=_every_half_minute(model.identity.name)).record
-        finally:
-            cached.close()
+        def progress(done: Progress) -> None:
+            opened.progress(done.tokens, done.all_tokens)
+
+        return score(opened.model, loaded(), arguments.limit, progress=progress).record
 
     return evaluate
-
-
-def _every_half_minute(name: str) -> Callable[[Any], None]:
-    last = time.monotonic()
-
-    def progress(done: Any) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 30:
-            last = time.monotonic()
-            _note(f"{name}: {done.requests:,} of {done.all_requests:,} requests")
-
-    return progress
-
-
-def _note(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr, flush=True)

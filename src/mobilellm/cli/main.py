@@ -27,9 +27,9 @@ VERBS = {
     "train": "pretrain by a recipe; the same command goes on where it stopped",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
-    "eval": "the model card's tables rerun, and evaluations compared",
     "report": "draw a run, or several compared: pictures, one page, the numbers",
     "generate": "complete a prompt",
+    "eval": "score models on zero-shot tasks through lm-eval, with records to compare",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
 }

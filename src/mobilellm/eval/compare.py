@@ -253,7 +253,8 @@ def _check_same_text(a: Record, b: Record, name: str) -> str:
             f"{name}: not comparable: other texts (text_sha256 {_short(one['text_sha256'])} and "
             f"{_short(other['text_sha256'])})"
         )
-    for setting in ("window", "stride"):
+    # Whole documents stay what they are, however much of them a model sees at once.
+    for setting in ("documents",) if one["protocol"] == "document" else ("window", "stride", "rows"):
         if (first := a.protocol.get(setting)) != (second := b.protocol.get(setting)):
             raise ValueError(f"{name}: not comparable: {setting} {first} and {second}")
     for record in (a, b):

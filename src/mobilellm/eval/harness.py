@@ -56,7 +56,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         self.answers_besides: dict[Pair, float] = {}
         """Log-likelihoods of `besides`, after the first call of `loglikelihood`."""
         self.requests = 0
-        """Different requests put to the model."""
+        """Put to the model; equal ones count once."""
         self.truncated = 0
         """Of lm-eval's requests, how many lost tokens on the left, being longer than the model's context."""
         self.seconds = 0.0
@@ -108,6 +108,7 @@ class HarnessModel(LM):  # type: ignore[misc]
                     )
                 prompts = _encode(self._model, [requests[number].args[0] for number in numbers])
                 texts = self._model.greedy([prompt[-room:] for prompt in prompts], stop, max_tokens)
+                self.requests += len(numbers)
                 for number, text in zip(numbers, texts, strict=True):
                     completions[number] = text
         return completions
@@ -201,7 +202,7 @@ def _encode(model: LanguageModel, texts: Sequence[str], special: bool = True) ->
 def _greedy_settings(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     """(stop texts, most new tokens) of a task's settings; ValueError for one that greedy decoding has not."""
     normal = dict(normalize_gen_kwargs(settings, _MOST_NEW_TOKENS))
-    sampled = normal.pop("do_sample") or normal.pop("temperature", 0.0) > 0
+    sampled, _ = normal.pop("do_sample"), normal.pop("temperature", None)
     stop, max_tokens = tuple(text for text in normal.pop("until") if text), normal.pop("max_gen_toks")
     others = [f"{name} = {value}" for name, value in normal.items() if name not in ("top_p", "top_k")]
     if sampled or others:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-TASKS = (
-    "arc_easy", "arc_challenge", "boolq", "piqa", "social_iqa", "hellaswag", "openbookqa", "winogrande",
-)  # fmt: skip
-TITLES = ("ARC-e", "ARC-c", "BoolQ", "PIQA", "SIQA", "HellaSwag", "OBQA", "WinoGrande")
+from mobilellm.eval.tasks import EIGHT
+
+TASKS = tuple(task.name for task in EIGHT)
+TITLES = tuple(task.column for task in EIGHT)
 """Of the tasks, at the head of a table."""
 SIZES = ("125m", "350m", "600m", "1b", "1.5b")
 """The card's five tables."""

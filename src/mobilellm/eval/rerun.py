@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from mobilellm.eval.interface import LanguageModel
+from mobilellm.eval.interface import LanguageModel, ModelIdentity
 from mobilellm.eval.published import TASKS, System, find, published
 from mobilellm.eval.record import Record, read, save
 
-OpenModel = Callable[[str], LanguageModel]
-Evaluate = Callable[[LanguageModel, int | None], Record]
-"""A model and how many documents of each task to take, at most -> its zero-shot record."""
+
+class Opened(Protocol):
+    """A model while it is open for scoring."""
+
+    @property
+    def model(self) -> LanguageModel: ...
+
+
+AnyOpened = TypeVar("AnyOpened", bound=Opened)
 
 
 @dataclass(frozen=True)
@@ -55,24 +63,33 @@ def wanted(argument: str) -> Wanted:
 
 
 def measure(
-    model: str, folder: Path, limit: int | None, local: bool, open_model: OpenModel, evaluate: Evaluate
+    model: str,
+    folder: Path,
+    fits: Callable[[Record], bool],
+    open_model: Callable[[str], AbstractContextManager[AnyOpened]],
+    evaluate: Callable[[AnyOpened], Record],
+    by_name: bool = True,
 ) -> Found:
     """The zero-shot record of a model over all eight tasks, from `folder` or made and kept there.
 
-    A record of a Hub id is known by its name, so that the model need not be there any more; one of a
-    directory by the fingerprint of what lies in it now. One of another limit is another record, and so is
-    one of `local` data, whose texts are not always lm-eval's. Raises what opening and scoring raise.
+    A record in the folder is taken if it `fits`, i.e. was made as it would be made now. That of a Hub id is
+    known by its name, unless not `by_name`, so that the model need not be there any more; that of a
+    directory by the fingerprint of what lies in it now. Raises what opening and scoring raise.
     """
-    if not Path(model).exists():
+    if by_name and not Path(model).exists():
         for path, record in records(folder, "zero-shot"):
-            if record.model.name == model and _fits(record, limit, local):
+            if record.model.name == model and has_all_tasks(record) and fits(record):
                 return Found(record, path, True)
-    opened = open_model(model)
-    for path, record in records(folder, "zero-shot"):
-        if record.model.fingerprint == opened.identity.fingerprint and _fits(record, limit, local):
-            return Found(record, path, True)
-    record = evaluate(opened, limit)
-    path = _free_path(folder, record, limit)
+    with open_model(model) as opened:
+        now = opened.model.identity
+        for path, record in records(folder, "zero-shot"):
+            same = record.model.fingerprint == now.fingerprint and _arithmetic(record.model) == _arithmetic(
+                now
+            )
+            if same and has_all_tasks(record) and fits(record):
+                return Found(record, path, True)
+        record = evaluate(opened)
+    path = _free_path(folder, record)
     save(record, path)
     return Found(record, path, False)
 
@@ -88,13 +105,17 @@ def records(folder: Path, kind: str) -> Iterator[tuple[Path, Record]]:
             yield path, record
 
 
-def _fits(record: Record, limit: int | None, local: bool) -> bool:
-    from_files = isinstance(record.protocol.get("data"), dict)
-    return record.protocol.get("limit") == limit and from_files == local and set(TASKS) <= set(record.results)
+def has_all_tasks(record: Record) -> bool:
+    return set(TASKS) <= set(record.results)
 
 
-def _free_path(folder: Path, record: Record, limit: int | None) -> Path:
+def _arithmetic(model: ModelIdentity) -> tuple[str, str]:
+    return model.backend, model.dtype
+
+
+def _free_path(folder: Path, record: Record) -> Path:
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", record.model.name).strip("-.") or "model"
+    limit = record.protocol.get("limit")
     stem = f"{name}.zero-shot" + ("" if limit is None else f".first-{limit}")
     number = 1
     while (path := folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")).exists():

@@ -210,8 +210,8 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
             (*_text("query"), _choices("choices"), _number_of("gold", "choices")),
             {"process_docs": None, "doc_to_target": "gold"},
             note=(
-                "HellaSwag: the local file's text is preprocessed (of 1,000 prompts 617 equal lm-eval's, most "
-                "others differ in letter case): its figures are near lm-eval's, not equal to them"
+                "HellaSwag: the local file's text is preprocessed (of 1,000 prompts 617 equal lm-eval's, "
+                "most others differ in letter case): its figures are near lm-eval's, not equal to them"
             ),
         ),
     ),

@@ -7,25 +7,21 @@ that stands alone the BOS, or the EOS of a tokenizer without one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from mobilellm.eval.causal_network import CausalNetwork
 from mobilellm.eval.greedy_text import GreedyDecoder
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.request_rows import Row, batches_of, check, rows_of
-from mobilellm.hf import register
+from mobilellm.eval.transformers_loading import LoadedWhole, load_whole
 from mobilellm.model.checkpoint import check_device, torch_dtype
-from mobilellm.model.tensor_files import some
 
 _log = logging.getLogger("mobilellm")
 
@@ -48,8 +44,9 @@ def transformers_model(
 ) -> TransformersModel:
     """Load a model directory or Hub id with the Auto classes of transformers.
 
-    `dtype` and `device` are as in `mobilellm.load`; `tokens_at_once` bounds a forward pass, padding included;
-    `name` is what the identity calls the model (by default `source`). Raises ValueError or FileNotFoundError
+    `dtype` and `device` are as in `mobilellm.load`, except that a CPU without instructions for a stored
+    bfloat16 gets float32; `tokens_at_once` bounds a forward pass, padding included; `name` is what the
+    identity calls the model (by default `source`). Raises ValueError or FileNotFoundError
     with one line for what cannot be loaded whole: transformers itself leaves a missing weight random, and
     makes up an empty tokenizer.
     """
@@ -58,17 +55,8 @@ def transformers_model(
     check_device(device)
     if tokens_at_once is not None and tokens_at_once < 1:
         raise ValueError(f"tokens_at_once = {tokens_at_once} must be at least 1")
-    register()  # our own layouts
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with _one_line_errors(name), _no_bars(Path(source).is_dir()):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), **options)
-        _check_tokenizer(tokenizer, name)
-        model = _load(source, wanted or "auto", options, name, say)
-        if wanted is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":
-            del model
-            model = _load(source, torch.float32, options, name, lambda _: None)
-    model = model.to(device).eval()
-    return TransformersModel(model, tokenizer, name, device, tokens_at_once, say)
+    loaded = load_whole(source, wanted, device, revision, trust_remote_code, name, say)
+    return TransformersModel(loaded, name, device, tokens_at_once, say)
 
 
 class TransformersModel:
@@ -76,13 +64,13 @@ class TransformersModel:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        loaded: LoadedWhole,
         name: str,
         device: str,
         tokens_at_once: int | None,
         say: Callable[[str], None],
     ) -> None:
+        model, tokenizer = loaded.model, loaded.tokenizer
         self._model, self._tokenizer, self._name = model, tokenizer, name
         rows: int = model.get_input_embeddings().weight.shape[0]
         tokens = max(tokenizer.get_vocab().values()) + 1
@@ -99,7 +87,16 @@ class TransformersModel:
         if not self.network.splits:  # then the states are logits already
             self._tokens_at_once = min(self._tokens_at_once, _LOGITS_AT_ONCE // self.network.vocabulary + 1)
         self._decoder = GreedyDecoder(model, tokenizer, self._context, self._vocabulary)
-        self._identity = _identity(model, tokenizer, name, device)
+        self._identity = ModelIdentity(
+            name=name,
+            backend="transformers",
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=device,
+            fingerprint=loaded.fingerprint,
+            parameters=loaded.parameters,
+            bytes=loaded.bytes,
+            config=json.loads(model.config.to_json_string(use_diff=False)),
+        )
 
     @property
     def identity(self) -> ModelIdentity:
@@ -216,32 +213,6 @@ class TransformersModel:
         return str(tokenizer.decode(self.bos))
 
 
-def _load(
-    source: str | Path,
-    dtype: torch.dtype | str,
-    options: dict[str, Any],
-    name: str,
-    say: Callable[[str], None],
-) -> Any:
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
-        str(source), dtype=dtype, output_loading_info=True, **options
-    )
-    if missing := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
-        raise ValueError(f"{name}: the weights lack {some(missing)}; fetch or save the model again")
-    if unused := sorted(found["unexpected_keys"]):
-        say(f"{name}: the model does not use these stored weights: {some(unused)}")
-    return model
-
-
-def _check_tokenizer(tokenizer: Any, name: str) -> None:
-    """transformers makes an empty tokenizer where the files of one are missing."""
-    if not tokenizer("Hello, world", add_special_tokens=False)["input_ids"]:
-        raise FileNotFoundError(
-            f"{name}: the files of its tokenizer are missing (tokenizer.json, or vocab.json and merges.txt); "
-            "put them beside the weights"
-        )
-
-
 def _context(config: Any, tokenizer: Any, name: str, say: Callable[[str], None]) -> int:
     """The most tokens at once, under any of the names it goes by."""
     config = config.get_text_config()
@@ -252,64 +223,3 @@ def _context(config: Any, tokenizer: Any, name: str, say: Callable[[str], None])
         return value
     say(f"{name}: neither config.json nor the tokenizer tells the longest context; {_USUAL_CONTEXT} is taken")
     return _USUAL_CONTEXT
-
-
-def _identity(model: Any, tokenizer: Any, name: str, device: str) -> ModelIdentity:
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    for key in ("_name_or_path", "name_or_path", "_commit_hash", "transformers_version"):
-        config.pop(key, None)  # they say where the model lay and who wrote it
-    parameters = list(model.parameters())  # a shared one once
-    return ModelIdentity(
-        name=name,
-        backend="transformers",
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=device,
-        fingerprint=_fingerprint(config, model, tokenizer),
-        parameters=sum(parameter.numel() for parameter in parameters),
-        bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        config=config,
-    )
-
-
-def _fingerprint(config: dict[str, Any], model: Any, tokenizer: Any) -> str:
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for label, parameter in sorted(model.named_parameters()):  # a shared one under its first name
-        digest.update(f"\n{label} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        flat = parameter.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    content = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    digest.update(json.dumps([content, special], sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    """transformers explains itself in paragraphs, and damaged files raise almost anything."""
-    try:
-        yield
-    except ImportError:  # of a package that the model's own code needs
-        raise
-    except Exception as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = said[0] if said else type(error).__name__
-        if reason.startswith(name):
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(reason) from None
-        if "trust_remote_code" in str(error):
-            reason = "it brings its own code; with trust_remote_code that is executed (read it first)"
-        raise ValueError(f"{name}: transformers cannot load it: {reason}") from None
-
-
-@contextmanager
-def _no_bars(quiet: bool) -> Iterator[None]:
-    """Without the bars of a loading that takes no time; those of a download stay."""
-    bars = transformers.utils.logging
-    if not quiet or not bars.is_progress_bar_enabled():
-        yield
-        return
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        bars.enable_progress_bar()

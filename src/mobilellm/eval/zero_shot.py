@@ -56,6 +56,7 @@ def evaluate_zero_shot(
     progress: Callable[[Progress], None] | None = None,
 ) -> Record:
     """Load the named tasks (by default the eight), score the model on them; see `load_tasks` and `score`."""
+    check_limit(limit)
     return score(model, load_tasks(tasks, data_dir), limit, seed, progress).record
 
 
@@ -109,6 +110,12 @@ def score(
         cached=cached,
     )
     return ZeroShot(made, samples, harness.answers_besides)
+
+
+def check_limit(limit: int | None) -> None:
+    """ValueError for a number of documents that makes no sense."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit = {limit} must be at least 1")
 
 
 def save_log_likelihoods(scored: ZeroShot, path: str | Path) -> None:
@@ -168,7 +175,7 @@ def _unconditional_pairs(tasks: dict[str, Task], limit: int | None) -> list[Pair
 
 
 def _metrics(results: dict[str, Any]) -> dict[str, float | None]:
-    """lm-eval's numbers of a task by plain names ("acc", "acc_stderr"); None for a standard error it cannot tell."""
+    """lm-eval's numbers of a task by plain names ("acc", "acc_stderr"); None where it has no such number."""
     return {
         key.removesuffix(",none"): None if value == "N/A" else float(value)
         for key, value in results.items()

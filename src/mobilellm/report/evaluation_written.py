@@ -208,11 +208,17 @@ _PERPLEXITY_HEADER: Row = (
 def _perplexities(name: str, record: Record) -> list[Row]:
     return [
         (
-            name, text, str(result["protocol"]), f"{result['tokens']:,}", f"{result['token_perplexity']:.3f}",
-            f"{result['word_perplexity']:.3f}", f"{result['bits_per_byte']:.4f}",
+            name, text, str(result["protocol"]), f"{result['tokens']:,}",
+            _fixed(result["token_perplexity"], 3), _fixed(result["word_perplexity"], 3),
+            _fixed(result["bits_per_byte"], 4),
         )
         for text, result in record.results.items()
     ]  # fmt: skip
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    """A text without a word has no perplexity by the word."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 _MADE_HEADER: Row = (
