@@ -132,9 +132,7 @@ def test_contexts_as_long_as_the_model_takes() -> None:
     fits = [Request(whole[:1], whole[1 : CONTEXT + 1]), Request(whole[: CONTEXT - 2], (5, 6, 7))]
     assert_as_alone(tiny(), fits + some_requests(5), tokens_at_once=64)
     for context, continuation in ((whole[:1], whole[1 : CONTEXT + 2]), (whole[: CONTEXT + 1], (5,))):
-        with pytest.raises(
-            ValueError, match=f"request 1: .* are {CONTEXT + 1} tokens .* takes {CONTEXT}; cut"
-        ):
+        with pytest.raises(ValueError, match=f"feeds {CONTEXT + 1} tokens .* context is {CONTEXT}; shorten"):
             scorer(tiny()).log_likelihoods([fits[0], Request(context, continuation)])
 
 
@@ -207,10 +205,10 @@ def test_answers_come_as_they_are_known() -> None:
 def test_what_cannot_be_asked_is_refused_at_once() -> None:
     good, model = Request((1, 2), (3,)), scorer(tiny())
     for bad, complaint in (
-        (Request((), (3,)), "request 1: its context is empty; .*BOS, 1"),
-        (Request((3,), ()), "request 1: its continuation is empty"),
-        (Request((3,), (101,)), "request 1: token ids 3 … 101 .* vocabulary of 101"),
-        (Request((-1,), (4,)), "request 1: token ids -1 … 4"),
+        (Request((), (3,)), "empty context; both hold"),
+        (Request((3,), ()), "empty continuation"),
+        (Request((3,), (101,)), "token id 101 .* vocabulary of 101"),
+        (Request((-1,), (4,)), "token id -1 "),
     ):
         with pytest.raises(ValueError, match=complaint):
             model.log_likelihoods([good, bad])

@@ -16,6 +16,7 @@ import torch
 
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.prefix_tree import PrefixTree, grow
+from mobilellm.eval.request_rows import check
 from mobilellm.eval.tree_scoring import answers
 from mobilellm.model.api import LoadedModel
 from mobilellm.model.fused import fuse
@@ -95,7 +96,7 @@ class TorchModel:
         `greedy` is by the highest logit, of equal ones the lowest id, as decoding picks. Raises ValueError at
         once for a request that is empty, too long, or holds ids outside the vocabulary.
         """
-        self._check(requests)
+        check(requests, self.context, self._model.config.vocab_size)
         return self._log_likelihoods(requests)
 
     def _log_likelihoods(self, requests: Sequence[Request]) -> Iterator[tuple[int, Likelihood]]:
@@ -141,25 +142,6 @@ class TorchModel:
             if new.finish:
                 texts[new.row] += streams[new.row].finish()
         return texts
-
-    def _check(self, requests: Sequence[Request]) -> None:
-        vocabulary = self._model.config.vocab_size
-        for number, (context, continuation) in enumerate(requests):
-            if not context or not continuation:
-                part, mend = ("continuation", "") if context else ("context", f" (BOS, {self.bos}, at least)")
-                raise ValueError(f"request {number}: its {part} is empty; give at least one token{mend}")
-            length = len(context) + len(continuation) - 1
-            if length > self.context:
-                raise ValueError(
-                    f"request {number}: context and continuation without its last token are {length} tokens "
-                    f"and the model takes {self.context}; cut the context on the left"
-                )
-            lowest, highest = min(*context, *continuation), max(*context, *continuation)
-            if not 0 <= lowest <= highest < vocabulary:
-                raise ValueError(
-                    f"request {number}: token ids {lowest} … {highest} do not lie in the vocabulary of "
-                    f"{vocabulary}; the tokens were made with another tokenizer"
-                )
 
 
 def fingerprint(model: MobileLLM, tokenizer: Tokenizer) -> str:
