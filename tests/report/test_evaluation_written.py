@@ -51,6 +51,8 @@ def test_records_by_kind_with_how_they_were_made() -> None:
     accuracy = [line for line in cells(text) if line[0] == "a" and line[1] in ("acc", "acc_norm", "paper")]
     assert [line[1] for line in accuracy] == ["paper", "acc_norm", "acc"]
     assert accuracy[0][2] == f"{100 * A.results['arc_easy']['paper']:.1f} ± 1.0"
+    boolq = f"{100 * A.results['boolq']['acc']:.1f} ± 1.0"
+    assert accuracy[1][4] == accuracy[2][4] == boolq  # has no acc_norm: acc with its error stands in
     (part,) = [line for line in cells(text) if line[:2] == ["part", "paper"]]
     assert part[2] == part[-1] == "-"
     result = perplexity([5000.0, 6000.0]).results["wikitext2"]

@@ -163,7 +163,8 @@ def _scatter(axes: Axes, points: Sequence[_Point], behind: Sequence[_Point], par
         colour = theme.runs[number % len(theme.runs)]
         axes.plot(getattr(point, part), point.value, "o", color=colour, markersize=6.5, zorder=3)
     sizes = [getattr(point, part) for point in (*points, *behind)]
-    axes.set_xlim(min(sizes) / 1.35, max(sizes) * 1.35)
+    margin = 1.35 if max(sizes) > 4 * min(sizes) else 2.7  # so that some sizes have a tick
+    axes.set_xlim(min(sizes) / margin, max(sizes) * margin)
     _set_y(axes, [point.value for point in (*points, *behind)])
     ticks = [m * 10.0**e for e in range(3, 14) for m in (1, 2, 5)]
     low, high = axes.get_xlim()

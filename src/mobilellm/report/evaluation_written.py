@@ -187,7 +187,8 @@ def _accuracies(name: str, record: Record) -> list[Row]:
         if not any(metric in record.results[task] for task in TASKS if task in record.results):
             continue
         ours = scores(record, metric)
-        errors = {task: record.results[task].get(f"{metric}_stderr") for task in ours.percent}
+        names = {task: metric if metric in record.results[task] else "acc" for task in ours.percent}
+        errors = {task: record.results[task].get(f"{name}_stderr") for task, name in names.items()}
         cells = [
             "-" if task not in ours.percent else f"{ours.percent[task]:.1f}{_error(errors[task])}"
             for task in TASKS
