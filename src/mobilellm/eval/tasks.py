@@ -108,9 +108,10 @@ def quiet() -> Iterator[None]:
     import datasets
     from lm_eval import utils
 
-    logger, bars = logging.getLogger("lm_eval"), not datasets.are_progress_bars_disabled()
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], not datasets.are_progress_bars_disabled()
+    for logger in loggers:  # some have handlers of their own, which hold on to the terminal
+        logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         with (
@@ -120,7 +121,8 @@ def quiet() -> Iterator[None]:
         ):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
 
