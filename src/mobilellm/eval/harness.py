@@ -188,11 +188,12 @@ def _move_spaces(context: str, continuation: str) -> Pair:
 
 def _encode(model: LanguageModel, texts: Sequence[str], special: bool = True) -> Iterator[list[int]]:
     """Ids of each text; one that is written with a BOS at its beginning gets no second one."""
+    bos = model.bos
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = texts[start : start + _TEXTS_AT_ONCE]
         ids = model.encode(some, special)
         if special:
-            twice = [number for number, each in enumerate(ids) if each[:2] == [model.bos, model.bos]]
+            twice = [number for number, each in enumerate(ids) if each[:2] == [bos, bos]]
             again = model.encode([some[number] for number in twice], False) if twice else []
             for number, each in zip(twice, again, strict=True):
                 ids[number] = each
