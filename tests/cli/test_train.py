@@ -178,6 +178,24 @@ def test_the_numbers_are_those_of_the_model(place: Path, whole: Path) -> None:
     assert last["bits_per_byte"] == pytest.approx(result.bits_per_byte(size), rel=1e-3)
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_in_bfloat16_too(place: Path, tmp_path: Path, mask: bool) -> None:
+    """A run that computes in bfloat16 reports what its model, saved in float32, is found to have, and says how."""
+    out = tmp_path / "run"
+    flags = ["--compute.precision", "bfloat16", "--steps", "2", *(["--data.document-mask"] if mask else [])]
+    assert _main(command(place, out, *flags)) == 0
+    loaded = load(out / "model")
+    assert loaded.tokenizer is not None
+    stream = read_split(place / "one", "held-out", loaded.tokenizer)[:3000]
+    told = next(r["eval"] for r in reversed(read_metrics(out / "metrics.jsonl")) if "eval" in r)
+    result = windowed(loaded.model.float(), stream, 32, document_mask=mask)
+    assert told["loss"] == pytest.approx(result.loss, rel=1e-6)
+    assert abs(windowed(loaded.model, stream, 32, document_mask=not mask).loss / told["loss"] - 1) > 1e-4
+    assert json.loads((out / "run.json").read_text())["evaluation"] == {
+        "window": 32, "document_mask": mask, "precision": "float32", "most_tokens": 3000,
+    }  # fmt: skip
+
+
 def decoded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     """The text of each document; the last may be cut in the middle of a character."""
     parts: list[list[int]] = []
@@ -523,6 +541,9 @@ def test_refuses_a_mask_without_borders(
     data = ["--data.train", str(tmp_path / "one")]
     said = refused(capsys, command(place, tmp_path / "run", *data, "--data.document-mask"))
     assert "--data.document-mask" in said or "data.document_mask = true goes by BOS" in said
+    held_out = ["--data.held-out", str(tmp_path / "one"), "--data.document-mask"]
+    said = refused(capsys, command(place, tmp_path / "run", *held_out))  # evaluated with the mask, too
+    assert f"documents of {tmp_path / 'one'} have none" in said
     assert _main(command(place, tmp_path / "run", *data, "--steps", "1")) == 0
 
 

@@ -172,13 +172,19 @@ def _shard(model: MobileLLM, world: World, compute: ComputeSettings) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    half = compute.precision == "bfloat16" and world.device.type == "cuda"
+    half = gathers_in_half(world, compute)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
     options: dict[str, Any] = {"mesh": mesh} | ({"mp_policy": policy} if policy is not None else {})
     for block in model.model.layers:
         fully_shard(block, **options)
     fully_shard(model, **options)
     register_fsdp_forward_method(model, "hidden")
+
+
+def gathers_in_half(world: World, compute: ComputeSettings) -> bool:
+    """Whether a forward pass sees the weights in bfloat16 only: those of fsdp on GPUs, which send them so."""
+    spread = world.size > 1 and compute.strategy == "fsdp"
+    return spread and compute.precision == "bfloat16" and world.device.type == "cuda"
 
 
 def is_sharded(model: nn.Module) -> bool:
