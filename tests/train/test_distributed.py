@@ -11,9 +11,9 @@ import pytest
 import torch
 from spread_runs import CONFIGS, OTHERWISE, TARGETS, launch, spread_run, stopping_at
 
+from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.distributed import World, gathers_in_half, join
 from mobilellm.train.settings import ComputeSettings
-from mobilellm.train.state import checkpoints
 
 SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in (2, 4)]
 ALONE = World()

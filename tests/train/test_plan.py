@@ -19,11 +19,11 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.tokenizer import Tokenizer
 from mobilellm.train import loss, plan
+from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.loop import train
 from mobilellm.train.optim import build_optimizer
 from mobilellm.train.plan import Device, make_plan, measured_flops, memory_per_device, this_device
 from mobilellm.train.recipe import Recipe, parse_recipe
-from mobilellm.train.state import checkpoints
 
 GPU = Device("a GPU", 80 * 10**9, 1e15, "given", is_gpu=True)
 SHAPE = ModelConfig(

@@ -177,8 +177,8 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     from mobilellm.model import checkpoint
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.report.progress import TrainingProgress, say_stopping
+    from mobilellm.train.checkpoint_files import checkpoints
     from mobilellm.train.loop import train
-    from mobilellm.train.state import checkpoints
 
     out, settings = arguments.out, _settings(arguments)
     held_out = read_split(out / "shards", "held-out", tokenizer)

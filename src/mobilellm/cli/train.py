@@ -93,7 +93,7 @@ def run(arguments: Arguments) -> None:
 
 def _claim(arguments: Arguments) -> None:
     """Refuse a folder that holds something else, and --resume where nothing is to be resumed."""
-    from mobilellm.train.state import checkpoints
+    from mobilellm.train.checkpoint_files import checkpoints
 
     out = arguments.out
     if out.exists() and not out.is_dir():
@@ -110,8 +110,8 @@ def _claim(arguments: Arguments) -> None:
 
 def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, world: World) -> Outcome:
     from mobilellm.report.progress import TrainingProgress, say_stopping
+    from mobilellm.train.checkpoint_files import checkpoints
     from mobilellm.train.loop import train
-    from mobilellm.train.state import checkpoints
     from mobilellm.train.trackers import Trackers
 
     recipe, out = arguments.settings, arguments.out
