@@ -20,6 +20,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from mobilellm.cli import run_parts
 from mobilellm.cli.main import _main
 from mobilellm.data.documents import paragraphs, text_files
 from mobilellm.data.shards import read_index, read_split, write_index, write_shards
@@ -158,6 +159,43 @@ def test_what_a_run_leaves(place: Path, whole: Path) -> None:
         256,
     )
     assert card["parameters"] == sum(weight.size for weight in weights(whole).values())
+
+
+def test_every_start_is_listed(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On what, from which step and by which version; run.json's own device is that of the last."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "update", stop_at(3, signal.SIGTERM))
+        assert _main(command(place, out)) == 75
+    first = json.loads((out / "run.json").read_text())
+    (start,) = first["starts"]
+    assert {name: start[name] for name in start if name not in ("step", "peak_flops")} == {
+        name: first[name] for name in ("started", "device", "world_size", "commit", "versions")
+    }
+    assert (start["step"], start["world_size"], start["peak_flops"]) == (0, 1, None)
+    assert start["versions"]["torch"] == torch.__version__
+    monkeypatch.setattr(run_parts, "card", elsewhere(run_parts.card))
+    assert _main(command(place, out)) == 0
+    then = json.loads((out / "run.json").read_text())
+    assert [(each["step"], each["device"]) for each in then["starts"]] == [
+        (0, start["device"]),
+        (3, "an abacus"),
+    ]
+    assert (then["device"], then["started"]) == ("an abacus", first["started"])
+    # A run that was stopped by an older version goes on with what is known of its first start.
+    del first["starts"], first["commit"]
+    (out / "run.json").write_text(json.dumps(first))
+    shutil.rmtree(out / "checkpoints" / "step-00000006")
+    assert _main(command(place, out)) == 0
+    old, new = json.loads((out / "run.json").read_text())["starts"]
+    assert (old["step"], old["device"], "commit" in old) == (0, first["device"], False)
+    assert new["step"] == 4
+
+
+def elsewhere(card: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    return lambda *arguments: card(*arguments) | {"device": "an abacus"}
 
 
 def weights(out: Path) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     from mobilellm.model import checkpoint
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.report.progress import TrainingProgress, say_stopping
-    from mobilellm.train.checkpoint_files import checkpoints
+    from mobilellm.train.checkpoint_files import checkpoints, step_of
     from mobilellm.train.loop import train
 
     out, settings = arguments.out, _settings(arguments)
@@ -207,7 +207,7 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
         f"pretraining {count / 1e6:.1f}M parameters: {config.num_layers} blocks of width "
         f"{config.hidden_size}, each run {config.repeats} times{at}",
     )
-    first = int(before[-1].name.removeprefix("step-")) if before else 0
+    first = step_of(before[-1]) if before else 0
     with TrainingProgress(settings.steps, first) as progress:
         done = train(model, loader, settings, out, evaluate, progress.update, on_stop=say_stopping).steps
     checkpoint.save(out / "model", model, tokenizer, overwrite=True)

@@ -202,8 +202,8 @@ def speaker(recipe: Recipe, tokenizer: Tokenizer) -> Callable[[MobileLLM, int], 
     return speak
 
 
-def card(name: str, recipe: Recipe, config: ModelConfig, model: MobileLLM, world: World) -> dict[str, Any]:
-    """What run.json says: enough to read the metrics by."""
+def card(name: str, recipe: Recipe, config: ModelConfig, step: int, world: World) -> dict[str, Any]:
+    """What run.json says of a start after `step` steps: enough to read the metrics by."""
     import datetime
     from importlib.metadata import version
 
@@ -211,6 +211,7 @@ def card(name: str, recipe: Recipe, config: ModelConfig, model: MobileLLM, world
 
     from mobilellm import __version__
     from mobilellm.accounting import stored_parameters, training_flops_per_token
+    from mobilellm.environment import commit
     from mobilellm.hardware import peak_flops
 
     on_gpu = world.device.type == "cuda"
@@ -228,6 +229,8 @@ def card(name: str, recipe: Recipe, config: ModelConfig, model: MobileLLM, world
         "tokens_per_step": recipe.batch.tokens_per_step,
         "steps": recipe.steps,
         "evaluation": evaluation_protocol(recipe, world),
+        "step": step,
+        "commit": commit(),
         "versions": {"mobilellm": __version__, "torch": torch.__version__, "numpy": version("numpy")},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

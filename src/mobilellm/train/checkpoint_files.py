@@ -40,6 +40,11 @@ def checkpoints(directory: Path) -> list[Path]:
     return [path for _, path in sorted(found) if path.is_dir()]
 
 
+def is_remains(path: Path) -> bool:
+    """Whether a killed process was writing or deleting a checkpoint there."""
+    return _REMAINS.fullmatch(path.name) is not None
+
+
 def step_of(checkpoint: Path) -> int:
     """Steps done when it was written."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -73,7 +78,7 @@ def only_run(directory: Path, world: World) -> Iterator[None]:
             problem = str(error)
         if problem is None:
             for path in directory.iterdir():
-                if _REMAINS.fullmatch(path.name):
+                if is_remains(path):
                     shutil.rmtree(path)
         world.agree(problem)
         yield
