@@ -49,7 +49,7 @@ class Arguments:
     devices: int = 1
     """For --plan: how many devices."""
     device: str | None = None
-    """cpu or cuda; by default a GPU where there is one."""
+    """cpu or cuda; by default a GPU where there is one. With --plan: the one of this machine to plan for."""
     json: bool = False
     """Print one JSON object at the end (or of the plan)."""
 
@@ -174,9 +174,12 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
 
 def _plan(arguments: Arguments, config: ModelConfig) -> None:
     from mobilellm.cli.plan_sheet import plan_json, print_plan
+    from mobilellm.train.device import this_device
     from mobilellm.train.plan import make_plan
 
-    plan = make_plan(arguments.settings, config, arguments.devices)
+    recipe = arguments.settings
+    device = this_device(recipe.compute.precision, kind=arguments.device)
+    plan = make_plan(recipe, config, arguments.devices, device)
     if arguments.json:
         print(json.dumps(plan_json(plan), indent=2))
     else:

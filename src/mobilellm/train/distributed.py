@@ -69,10 +69,9 @@ def join(device: str | None = None) -> Iterator[World]:
     description of the processes, or more of them on this machine than it has GPUs.
     """
     rank, size, local = _environment()
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = _device(kind)
+    place = named_device(device)
     if place.type == "cuda":
-        if ":" not in kind:
+        if ":" not in str(place):
             if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
                 local = 0  # the one that --gpus-per-task shows to this task
             if local >= torch.cuda.device_count():
@@ -92,8 +91,11 @@ def join(device: str | None = None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _device(kind: str) -> torch.device:
-    """Without touching it: a context on the first GPU of every process would take its memory."""
+def named_device(kind: str | None = None) -> torch.device:
+    """The device that `join` says, of a process alone. Raises ValueError for one that is not there.
+
+    Without touching it: a context on the first GPU of every process would take its memory."""
+    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
     if re.fullmatch("cpu|cuda(:[0-9]+)?", kind) is None:
         raise ValueError(f"device = {kind!r} cannot be trained on; choose cpu or cuda")
     if kind != "cpu" and not torch.cuda.is_available():
