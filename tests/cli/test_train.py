@@ -609,6 +609,7 @@ def test_refuses_tokens_outside_the_vocabulary(
     assert "… 40000 do not lie in the vocabulary of 384; mobilellm shards verify" in said
 
 
+@pytest.mark.slow
 def test_samples_beside_compiled_blocks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding has kernels that torch's compiler fails on: it must not be given them. (Generating code takes a
     minute and is torch's business.)

@@ -64,8 +64,11 @@ def report_json(histories: Sequence[History]) -> dict[str, Any]:
 def write_report(histories: Sequence[History], out: Path) -> list[Path]:
     """Write pictures, page and numbers into `out`; the files written, the page first.
 
-    Raises FileExistsError for a file of one of these names that no report made.
+    Raises FileExistsError for a file of one of these names that no report made, NotADirectoryError where
+    `out` is a file.
     """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: is a file; choose another --out")
     labels = run_labels(histories)
     drawn = panels(histories, labels)
     made = _made_before(out)
