@@ -33,6 +33,7 @@ SHAPES = {
     "tiny": ("tiny", 8, 256, 4, 20),
     "125m": ("125m", 1, 512, 2, 6),
     "125m-4": ("125m", 4, 512, 1, 3),
+    "test": ("test", 2, 64, 1, 3),  # a trial of this script, not a measurement
 }
 RIVALRY = ("ours", "trainer", "trainer-compiled")
 CONTESTANTS = (*RIVALRY, "ours-compiled")
@@ -41,7 +42,7 @@ LEARNING_RATE, BETAS, DECAY, CLIP = 2e-3, (0.9, 0.95), 0.1, 1.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES)[:3], choices=list(SHAPES))
     parser.add_argument("--contestants", nargs="+", default=list(RIVALRY), choices=list(CONTESTANTS))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
