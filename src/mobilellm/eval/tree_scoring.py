@@ -16,6 +16,7 @@ from torch import Tensor
 from mobilellm.eval.interface import Likelihood, Request
 from mobilellm.eval.prefix_tree import PrefixTree
 from mobilellm.model.fused import FusedWeights
+from mobilellm.model.scoring import states_at, summary
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import PAD_ID
 
@@ -43,8 +44,8 @@ def answers(
     ]
     wanted = np.concatenate([requests[request].continuation for request, _ in places])
     states, which = np.unique(np.concatenate([nodes for _, nodes in places]), return_inverse=True)
-    hidden = model.hidden(rows.tokens, positions=rows.depths, mask=rows.mask, fused=fused)
-    hidden = hidden.flatten(0, 1)[torch.from_numpy(states).to(hidden.device)]  # (R, E)
+    asked = torch.from_numpy(states).to(rows.tokens.device)
+    hidden = states_at(model, fused, rows.tokens, rows.depths, rows.mask, asked)  # (R, E)
     likelihoods, best = _predicted(model, fused, hidden, which, wanted)
     cuts = np.cumsum([len(nodes) for _, nodes in places])[:-1]
     parts = zip(places, np.split(likelihoods, cuts), np.split(best, cuts), strict=True)
@@ -85,7 +86,7 @@ def _predicted(
         pairs = slice(int(bounds[number]), int(bounds[number + 1]))
         logits = model.logits(states, fused).float()
         here = row[pairs] - number * at_once
-        total, highest = logits.logsumexp(-1), logits.argmax(-1)  # of equal ones the first
+        total, highest = summary(logits)
         likelihoods.append(logits[here, token[pairs]] - total[here])
         best.append(highest[here] == token[pairs])
     back = np.empty_like(order)

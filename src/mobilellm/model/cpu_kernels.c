@@ -1,4 +1,4 @@
-/* The passes of training between matrix products, on a CPU: each reads its inputs once and writes its outputs once.
+/* The passes of training, and of scoring, between matrix products, on a CPU: each reads its inputs once and writes its outputs once.
  *
  * Plain C that compilers turn into vector code; model/cpu_kernels.py compiles it on first use, and holds the
  * contract of every function. bf16 in memory, float32 in registers. N tokens, E hidden_size, F intermediate_size,
@@ -278,6 +278,70 @@ void cross_entropy(bf16 *logits, const i64 *targets, const float *weights, float
 #pragma omp simd
         for (i64 c = 0; c < V; c++) row[c] = narrow(factor * exponential(wide(row[c]) - all));
         row[targets[i]] = narrow(factor * exponential(chosen - all) - weight);
+    }
+}
+
+/* Scoring: float32 in memory, and nothing kept for a way back */
+
+/* x += residual, where there is one; y = norm of x. */
+void float_norm(float *x, const float *residual, const float *w, float *y, i64 N, i64 E, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        float *xi = x + i * E, *yi = y + i * E, sum = 0;
+        if (residual) {
+            const float *ri = residual + i * E;
+#pragma omp simd
+            for (i64 e = 0; e < E; e++) xi[e] += ri[e];
+        }
+#pragma omp simd reduction(+ : sum)
+        for (i64 e = 0; e < E; e++) sum += xi[e] * xi[e];
+        float s = 1.0f / sqrtf(sum / E + eps);
+#pragma omp simd
+        for (i64 e = 0; e < E; e++) yi[e] = xi[e] * s * w[e];
+    }
+}
+
+void float_swiglu(const float *gate_up, float *out, i64 N, i64 F, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        const float *gate = gate_up + i * 2 * F, *up = gate + F;
+#pragma omp simd
+        for (i64 f = 0; f < F; f++) out[i * F + f] = gate[f] * sigmoid(gate[f]) * up[f];
+    }
+}
+
+/* The first `turned` of the `heads` of every row, in place; cos and sin are (N, D / 2). */
+void float_rotary(float *rows, const float *cos, const float *sin, i64 N, i64 turned, i64 heads, i64 D, int threads) {
+    i64 half = D / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++)
+        for (i64 h = 0; h < turned; h++) {
+            float *head = rows + (i * heads + h) * D;
+            const float *c = cos + i * half, *s = sin + i * half;
+#pragma omp simd
+            for (i64 d = 0; d < half; d++) {
+                float a = head[d], b = head[half + d];
+                head[d] = a * c[d] - b * s[d];
+                head[half + d] = b * c[d] + a * s[d];
+            }
+        }
+}
+
+/* Of every row the logarithm of its sum of exponentials, and where its largest entry is, of equal ones the first. */
+void float_highest(const float *logits, float *total, i64 *highest, i64 N, i64 V, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        const float *row = logits + i * V;
+        float top = -INFINITY, sum = 0;
+        int first = (int)V;
+#pragma omp simd reduction(max : top)
+        for (i64 c = 0; c < V; c++) top = row[c] > top ? row[c] : top;
+#pragma omp simd reduction(+ : sum)
+        for (i64 c = 0; c < V; c++) sum += exponential(row[c] - top);
+#pragma omp simd reduction(min : first)
+        for (int c = 0; c < (int)V; c++) first = row[c] == top && c < first ? c : first;
+        total[i] = top + logf(sum);
+        highest[i] = first;
     }
 }
 

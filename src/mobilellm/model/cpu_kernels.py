@@ -1,7 +1,7 @@
 """The C functions of cpu_kernels.c: compiled for this processor on first use, kept in the user's cache.
 
-Where there is no C compiler, or what it makes does not load, `load` says why and training takes the plain
-path.
+Where there is no C compiler, or what it makes does not load, `load` says why, and training and scoring
+take the plain path.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ _SIGNATURES = {
     "softmax_backward": [POINTER] * 4 + [FLOAT] + [INTEGER] * 6 + [THREADS],
     "embedding_backward": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
     "cross_entropy": [POINTER] * 3 + [FLOAT, POINTER] + [INTEGER] * 2 + [THREADS],
+    "float_norm": [POINTER] * 4 + [INTEGER] * 2 + [FLOAT, THREADS],
+    "float_swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
+    "float_rotary": [POINTER] * 3 + [INTEGER] * 4 + [THREADS],
+    "float_highest": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
 }
 
 
