@@ -98,7 +98,7 @@ def test_logits_are_made_a_few_rows_at_a_time(model: MobileLLM, elements: int) -
 # Documents kept apart
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 24), st.integers(1, 4))
 def test_documents_apart(model: MobileLLM, lengths: list[int], window: int, batch: int) -> None:
     """The same as every piece of a document that lies in one window, run alone; no BOS is predicted."""
