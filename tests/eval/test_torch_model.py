@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mobilellm.eval import torch_model as module
 from mobilellm.eval import tree_scoring
 from mobilellm.eval.interface import LanguageModel, Likelihood, Request
+from mobilellm.eval.prefix_tree import grow
 from mobilellm.eval.torch_model import TorchModel, fingerprint, torch_model
 from mobilellm.model import checkpoint
 from mobilellm.model.api import LoadedModel, generate
@@ -196,6 +197,20 @@ def test_answers_come_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None
     assert passes == 1
     list(stream)
     assert passes > 10
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 400))
+def test_batches_hold_every_tree_and_little_padding(seed: int, tokens_at_once: int) -> None:
+    trees = list(grow(some_requests(50, seed), CONTEXT, 500.0))
+    batches = list(module._batches(trees, tokens_at_once))
+    assert sorted(id(tree) for batch in batches for tree in batch) == sorted(map(id, trees))
+    for batch in batches:
+        fed = len(batch) * len(batch[0])
+        assert len(batch[0]) == max(map(len, batch))
+        assert len({tree.is_chain for tree in batch}) == 1
+        assert fed <= tokens_at_once or len(batch) == 1
+        assert fed - sum(map(len, batch)) <= tokens_at_once // 32
 
 
 def test_what_cannot_be_asked_is_refused_at_once() -> None:
