@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
-from mobilellm.model import cpu_kernels, training
+from mobilellm.model import cpu_kernels, training_steps
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.training import training_hidden, why_plain
 from mobilellm.model.transformer import MobileLLM
@@ -91,7 +91,7 @@ def test_the_faster_way_is_as_near_to_float32_as_autocast(
     kernels: Kernels, name: str, B: int, T: int, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every gradient too. The blocks of queries are made small, so that there are several, the last one short."""
-    monkeypatch.setattr(training, "BLOCK", 8)
+    monkeypatch.setattr(training_steps, "BLOCK", 8)
     model, draw = lively(CONFIGS[name]), torch.Generator().manual_seed(1)
     tokens = torch.randint(384, (B, T), generator=draw)
     segments = (torch.rand(B, T, generator=draw) < 0.3).cumsum(1) if packed else None
@@ -112,7 +112,7 @@ def test_a_packed_row_is_its_documents_alone(
     narrow: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hidden states and the sum of gradients, whatever the numbers the documents have."""
-    monkeypatch.setattr(training, "BLOCK", 16)
+    monkeypatch.setattr(training_steps, "BLOCK", 16)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     model, lengths = lively(preset("test-ls")), [7, 1, 20, 12]
