@@ -16,9 +16,11 @@ typedef float lanes __attribute__((vector_size(32)));
 enum {
     ROWS = 6,
     COLUMNS = 16,      /* 6 x 16 sums fill 12 of the 16 registers of AVX2 */
-    DEPTH = 640,       /* of a panel, at most: a panel of b stays in the first cache */
-    WIDTH = 192 * 16,  /* columns of b that are copied at a time: they stay in the last cache */
-    HEIGHT = 16 * ROWS /* rows of a, at most: they stay in the second cache */
+    DEPTH = 1600,       /* of a panel, at most */
+    NEAR = 640,         /* of what is read of a panel of b before the next of a: it stays in the first cache */
+    HEIGHT = 16 * ROWS, /* rows of a that are copied at a time, at most */
+    SECOND = 60000,     /* their elements, at most: they stay in the second cache */
+    LAST = 1 << 21      /* elements of b that are copied at a time, at most: they stay in the last cache */
 };
 
 typedef struct {
@@ -63,9 +65,17 @@ static void pack(Matrix from, i64 offset, i64 along, i64 across, i64 count, i64 
         pack_narrow((const bf16 *)from.start + offset, along, across, count, depth, width, to);
 }
 
-static void multiply_panels(const float *restrict a, const float *restrict b, i64 depth, float *restrict tile) {
+/* tile = (tile, or 0 where it is fresh) + panel a, panel b. */
+static void multiply_panels(const float *restrict a, const float *restrict b, i64 depth, int fresh,
+                            float *restrict tile) {
     lanes sums[ROWS][2];
-    for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = (lanes){0};
+    for (int i = 0; i < ROWS; i++) {
+        sums[i][0] = sums[i][1] = (lanes){0};
+        if (!fresh) {
+            memcpy(&sums[i][0], tile + i * COLUMNS, sizeof(lanes));
+            memcpy(&sums[i][1], tile + i * COLUMNS + 8, sizeof(lanes));
+        }
+    }
     for (i64 k = 0; k < depth; k++) {
         lanes left, right;
         memcpy(&left, b + k * COLUMNS, sizeof left);
@@ -115,10 +125,15 @@ static void multiply_block(const Product *p, const float *panels, float *mine, f
     for (i64 i = top; i < bottom; i += ROWS)
         pack(p->a, i * p->a.row + low * p->a.column, p->a.column, p->a.row, least(ROWS, bottom - i), depth, ROWS,
              mine + (i - top) * depth);
-    for (i64 j = 0; j < width; j += COLUMNS)
+    float tiles[HEIGHT * COLUMNS];
+    i64 near = parts(depth, parts(depth, NEAR));
+    for (i64 j = 0; j < width; j += COLUMNS) {
+        for (i64 k = 0; k < depth; k += near)
+            for (i64 i = top; i < bottom; i += ROWS)
+                multiply_panels(mine + (i - top) * depth + k * ROWS, panels + j * depth + k * COLUMNS,
+                                least(near, depth - k), k == 0, tiles + (i - top) * COLUMNS);
         for (i64 i = top; i < bottom; i += ROWS) {
-            float tile[ROWS * COLUMNS];
-            multiply_panels(mine + (i - top) * depth, panels + j * depth, depth, tile);
+            const float *tile = tiles + (i - top) * COLUMNS;
             const float *addend = is_first ? p->addend ? p->addend + i * p->addend_stride + first + j : NULL
                                            : sums + i * width + j;
             i64 addend_stride = is_first ? p->addend_stride : width;
@@ -132,14 +147,16 @@ static void multiply_block(const Product *p, const float *panels, float *mine, f
                 store(tile, addend, addend_stride, (bf16 *)p->out + i * p->out_stride + first + j, p->out_stride, 0,
                       rows, columns);
         }
+    }
 }
 
 /* `batch` products, `*_batch` elements after each other. Returns 0, or 1 where there is no memory for the panels. */
 int multiply(const void *a, i64 a_batch, i64 a_row, i64 a_column, int a_is_float, const void *b, i64 b_batch, i64 b_row,
              i64 b_column, int b_is_float, const float *addend, i64 addend_stride, void *out, i64 out_batch,
              i64 out_stride, int out_is_float, i64 batch, i64 M, i64 N, i64 K, int threads) {
-    i64 depths = parts(K, DEPTH), deepest = parts(K, depths), widest = parts(least(N, WIDTH), COLUMNS) * COLUMNS;
-    i64 height = least(HEIGHT, parts(parts(M, threads), ROWS) * ROWS);
+    i64 depths = parts(K, DEPTH), deepest = parts(K, depths);
+    i64 room = LAST / deepest / COLUMNS * COLUMNS, widest = least(parts(N, COLUMNS) * COLUMNS, room);
+    i64 high = least(HEIGHT, SECOND / deepest / ROWS * ROWS), height = least(high, parts(parts(M, threads), ROWS) * ROWS);
     float *panels = malloc((size_t)(deepest * widest) * sizeof(float));
     float *blocks = malloc((size_t)(threads * deepest * height) * sizeof(float));
     float *sums = depths > 1 ? malloc((size_t)(M * widest) * sizeof(float)) : NULL;
@@ -155,8 +172,8 @@ int multiply(const void *a, i64 a_batch, i64 a_row, i64 a_column, int a_is_float
                 addend,
                 (char *)out + n * out_batch * (out_is_float ? 4 : 2),
                 M, N, addend_stride, out_stride, out_is_float};
-            for (i64 first = 0; first < N; first += WIDTH) {
-                i64 width = least(WIDTH, N - first);
+            for (i64 first = 0; first < N; first += widest) {
+                i64 width = least(widest, N - first);
                 for (i64 low = 0; low < K; low += deepest) {
                     i64 depth = least(deepest, K - low);
 #pragma omp for schedule(static)
