@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
-from mobilellm.model import cpu_kernels, training_steps
+from mobilellm.model import cpu_kernels, products, training_steps
 from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.products import KernelProducts, TorchProducts
 from mobilellm.model.training import training_hidden, why_plain
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
@@ -87,10 +88,12 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("B", "T"), [(3, 21), (1, 1), (2, 16)])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "documents"])
+@pytest.mark.parametrize("way", [TorchProducts, KernelProducts])
 def test_the_faster_way_is_as_near_to_float32_as_autocast(
-    kernels: Kernels, name: str, B: int, T: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+    kernels: Kernels, name: str, B: int, T: int, packed: bool, way: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every gradient too. The blocks of queries are made small, so that there are several, the last one short."""
+    monkeypatch.setattr(products, "has_bfloat16", lambda: way is TorchProducts)
     monkeypatch.setattr(training_steps, "BLOCK", 8)
     model, draw = lively(CONFIGS[name]), torch.Generator().manual_seed(1)
     tokens = torch.randint(384, (B, T), generator=draw)
@@ -104,6 +107,24 @@ def test_the_faster_way_is_as_near_to_float32_as_autocast(
     for part, distance in fast.items():
         assert distance < 1.5 * plain[part] + 4e-3, part
     assert sum(fast.values()) < 1.2 * sum(plain.values())
+
+
+@pytest.mark.parametrize("way", [TorchProducts, KernelProducts])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_come_in_the_dtype_that_weights_ask_for(
+    kernels: Kernels, name: str, way: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 they are those of float32, rounded; a token that comes often is summed before it is."""
+    monkeypatch.setattr(products, "has_bfloat16", lambda: way is TorchProducts)
+    model, tokens = lively(CONFIGS[name]), torch.randint(3, (2, 100))
+    wide = gradients(model, tokens, narrow=True)[1]
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.grad, parameter.grad_dtype = None, torch.bfloat16
+    narrow = gradients(model, tokens, narrow=True)[1]
+    for part, gradient in narrow.items():
+        assert gradient.dtype == (torch.float32 if "norm" in part else torch.bfloat16)
+        assert (gradient.float() - wide[part]).norm() <= 2**-7 * wide[part].norm()
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])

@@ -41,7 +41,9 @@ static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 /* Norms and residuals */
 
-void rms_norm(const float *x, const float *w, bf16 *y, float *scale, i64 N, i64 E, float eps, int threads) {
+/* y = w * x * scale; `normed` is x * scale, all that backward needs of x. */
+void rms_norm(const float *x, const float *w, bf16 *y, bf16 *normed, float *scale, i64 N, i64 E, float eps,
+              int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 i = 0; i < N; i++) {
         const float *xi = x + i * E;
@@ -50,14 +52,18 @@ void rms_norm(const float *x, const float *w, bf16 *y, float *scale, i64 N, i64 
         for (i64 e = 0; e < E; e++) sum += xi[e] * xi[e];
         float s = 1.0f / sqrtf(sum / E + eps);
         scale[i] = s;
-        bf16 *yi = y + i * E;
+        bf16 *yi = y + i * E, *ni = normed + i * E;
 #pragma omp simd
-        for (i64 e = 0; e < E; e++) yi[e] = narrow(xi[e] * s * w[e]);
+        for (i64 e = 0; e < E; e++) {
+            float n = xi[e] * s;
+            ni[e] = narrow(n);
+            yi[e] = narrow(n * w[e]);
+        }
     }
 }
 
-/* dx = residual + gradient through the norm; y is made again, for the gradients of the weights it met. */
-int rms_norm_backward(const bf16 *dy, const float *x, const float *w, const float *scale, const float *residual,
+/* dx = residual + gradient through the norm. */
+int rms_norm_backward(const bf16 *dy, const bf16 *normed, const float *w, const float *scale, const float *residual,
                       float *dx, float *dw, i64 N, i64 E, int threads) {
     float *sums = calloc((size_t)(threads * E), sizeof(float));
     if (!sums) return FAILED;
@@ -65,18 +71,18 @@ int rms_norm_backward(const bf16 *dy, const float *x, const float *w, const floa
     for (int thread = 0; thread < threads; thread++) {
         float *mine = sums + thread * E;
         for (i64 i = N * thread / threads; i < N * (thread + 1) / threads; i++) {
-            const float *xi = x + i * E, *ri = residual + i * E;
-            const bf16 *di = dy + i * E;
+            const float *ri = residual + i * E;
+            const bf16 *di = dy + i * E, *ni = normed + i * E;
             float *oi = dx + i * E, s = scale[i], dot = 0;
 #pragma omp simd reduction(+ : dot)
             for (i64 e = 0; e < E; e++) {
-                float part = wide(di[e]) * xi[e];
+                float part = wide(di[e]) * wide(ni[e]);
                 dot += part * w[e];
-                mine[e] += part * s;
+                mine[e] += part;
             }
-            float back = dot * s * s * s / E;
+            float mean = dot / E;
 #pragma omp simd
-            for (i64 e = 0; e < E; e++) oi[e] = ri[e] + wide(di[e]) * w[e] * s - xi[e] * back;
+            for (i64 e = 0; e < E; e++) oi[e] = ri[e] + s * (wide(di[e]) * w[e] - wide(ni[e]) * mean);
         }
     }
     for (i64 e = 0; e < E; e++) {
@@ -88,11 +94,12 @@ int rms_norm_backward(const bf16 *dy, const float *x, const float *w, const floa
     return 0;
 }
 
-void rms_norm_again(const float *x, const float *w, const float *scale, bf16 *y, i64 N, i64 E, int threads) {
+/* y from `normed`, for the gradients of the weights it met. */
+void rms_norm_again(const bf16 *normed, const float *w, bf16 *y, i64 N, i64 E, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 i = 0; i < N; i++)
 #pragma omp simd
-        for (i64 e = 0; e < E; e++) y[i * E + e] = narrow(x[i * E + e] * scale[i] * w[e]);
+        for (i64 e = 0; e < E; e++) y[i * E + e] = narrow(wide(normed[i * E + e]) * w[e]);
 }
 
 void add(const float *x, const bf16 *y, float *out, i64 count, int threads) {

@@ -43,8 +43,8 @@ LONGEST = 2**16
 POINTER, INTEGER, FLAG, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 THREADS = FLAG
 _SIGNATURES = {
-    "rms_norm": [POINTER] * 4 + [INTEGER] * 2 + [FLOAT, THREADS],
-    "rms_norm_again": [POINTER] * 4 + [INTEGER] * 2 + [THREADS],
+    "rms_norm": [POINTER] * 5 + [INTEGER] * 2 + [FLOAT, THREADS],
+    "rms_norm_again": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
     "rms_norm_backward": [POINTER] * 7 + [INTEGER] * 2 + [THREADS],
     "add": [POINTER] * 3 + [INTEGER, THREADS],
     "swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],

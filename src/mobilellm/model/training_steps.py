@@ -73,16 +73,17 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Setting, x: Tensor, weight: Tensor) -> Tensor:
         x = x.contiguous()
-        y, scale = _norm(run, x, weight)
-        ctx.save_for_backward(x, weight, scale)
+        y, *kept = _norm(run, x, weight)
+        ctx.save_for_backward(weight, *kept)
         ctx.run = run
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
+        weight, normed, scale = ctx.saved_tensors
         dy = dy.to(torch.bfloat16).contiguous()
-        return (None, *_norm_backward(ctx.run, dy, x, weight, scale, torch.zeros_like(x)))
+        zeros = torch.zeros(dy.shape)
+        return (None, *_norm_backward(ctx.run, dy, weight, normed, scale, zeros))
 
 
 class Attention(torch.autograd.Function):
@@ -93,27 +94,27 @@ class Attention(torch.autograd.Function):
         ctx: Any, run: Setting, x: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor
     ) -> Tensor:
         x = x.contiguous()
-        y, scale = _norm(run, x, norm)
+        y, normed, scale = _norm(run, x, norm)
         joint = run.products.through(y, q, k, v)  # (N, (H + 2K) * D)
         queries, keys, values = _rotate(run, joint)
         out, total = _attend(run, queries, keys, values)  # (N, H * D)
-        ctx.save_for_backward(x, norm, q, k, v, o, scale, queries, keys, values, out, total)
+        ctx.save_for_backward(normed, norm, q, k, v, o, scale, queries, keys, values, out, total)
         ctx.run = run
         return _add(run, x, run.products.through(out, o))
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        x, norm, q, k, v, o, scale, queries, keys, values, out, total = ctx.saved_tensors
+        normed, norm, q, k, v, o, scale, queries, keys, values, out, total = ctx.saved_tensors
         dx = dx.contiguous()
         dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
         (do,) = run.products.gradients(dy, out, [len(o)], run.gradient_dtype)
         dout = run.products.back(dy, o)
         djoint = _attend_backward(run, queries, keys, values, total, dout)
-        dnormed = run.products.back(djoint, q, k, v)
-        y = _norm_again(run, x, norm, scale)
+        dy = run.products.back(djoint, q, k, v)
+        y = _norm_again(run, normed, norm)
         dqkv = run.products.gradients(djoint, y, [len(q), len(k), len(v)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dnormed, x, norm, scale, dx), *dqkv, do)
+        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, do)
 
 
 class FeedForward(torch.autograd.Function):
@@ -124,50 +125,53 @@ class FeedForward(torch.autograd.Function):
         ctx: Any, run: Setting, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor
     ) -> Tensor:
         x = x.contiguous()
-        y, scale = _norm(run, x, norm)
+        y, normed, scale = _norm(run, x, norm)
         gate_up = run.products.through(y, gate, up)  # (N, 2F)
         inner = gate_up.new_empty(gate_up.shape[0], gate.shape[0])
         run.kernels("swiglu", gate_up, inner, *inner.shape)
-        ctx.save_for_backward(x, norm, gate, up, down, scale, gate_up)
+        ctx.save_for_backward(normed, norm, gate, up, down, scale, gate_up)
         ctx.run = run
         return _add(run, x, run.products.through(inner, down))
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        x, norm, gate, up, down, scale, gate_up = ctx.saved_tensors
+        normed, norm, gate, up, down, scale, gate_up = ctx.saved_tensors
         dx = dx.contiguous()
         dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
         dinner = run.products.back(dy, down)  # (N, F)
         dgate_up, inner = torch.empty_like(gate_up), torch.empty_like(dinner)
         run.kernels("swiglu_backward", gate_up, dinner, dgate_up, inner, *inner.shape)
         (ddown,) = run.products.gradients(dy, inner, [len(down)], run.gradient_dtype)
-        dnormed = run.products.back(dgate_up, gate, up)
-        y = _norm_again(run, x, norm, scale)
+        dy = run.products.back(dgate_up, gate, up)
+        y = _norm_again(run, normed, norm)
         dboth = run.products.gradients(dgate_up, y, [len(gate), len(up)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dnormed, x, norm, scale, dx), *dboth, ddown)
+        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dboth, ddown)
 
 
-def _norm(run: Setting, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm of x (B, T, E) as (N, E) in bfloat16, and what every row was multiplied by."""
+def _norm(run: Setting, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm of x (B, T, E) as (N, E) in bfloat16; before the weight; what every row was multiplied by."""
     N, E = x.numel() // x.shape[-1], x.shape[-1]
-    y, scale = x.new_empty(N, E, dtype=torch.bfloat16), x.new_empty(N)
-    run.kernels("rms_norm", x, weight, y, scale, N, E, run.epsilon)
-    return y, scale
+    y, normed = (x.new_empty(N, E, dtype=torch.bfloat16) for _ in range(2))
+    scale = x.new_empty(N)
+    run.kernels("rms_norm", x, weight, y, normed, scale, N, E, run.epsilon)
+    return y, normed, scale
 
 
-def _norm_again(run: Setting, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    y = x.new_empty(len(scale), x.shape[-1], dtype=torch.bfloat16)
-    run.kernels("rms_norm_again", x, weight, scale, y, *y.shape)
+def _norm_again(run: Setting, normed: Tensor, weight: Tensor) -> Tensor:
+    y = torch.empty_like(normed)
+    run.kernels("rms_norm_again", normed, weight, y, *y.shape)
     return y
 
 
 def _norm_backward(
-    run: Setting, dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor
+    run: Setting, dy: Tensor, weight: Tensor, normed: Tensor, scale: Tensor, residual: Tensor
 ) -> tuple[Tensor, Tensor]:
     """residual + the gradient by x, and the gradient by the weight."""
-    dx, dweight = torch.empty_like(x), torch.empty_like(weight)
-    run.kernels("rms_norm_backward", dy, x, weight, scale, residual, dx, dweight, len(scale), x.shape[-1])
+    dx, dweight = torch.empty_like(residual), torch.empty_like(weight)
+    run.kernels(
+        "rms_norm_backward", dy, normed, weight, scale, residual, dx, dweight, len(scale), normed.shape[1]
+    )
     return dx, dweight
 
 
