@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
-from mobilellm.model import cpu_kernels, products, training_steps
+from mobilellm.model import cpu_kernels, products, training, training_steps
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import KernelProducts, TorchProducts
 from mobilellm.model.training import training_hidden, why_plain
@@ -278,6 +278,17 @@ def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
     assert run().count("swiglu") == 1
     model.model.layers[1].self_attn.q_proj.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
     assert run().count("swiglu") == 0
+
+
+def test_sequences_for_which_c_has_no_room_go_the_plain_way(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ways(lively(preset("test")), monkeypatch)
+    assert "softmax" in run()
+    monkeypatch.setattr(training, "LONGEST", 4)
+    assert run() == []
+    with pytest.raises(MemoryError, match="softmax"):
+        kernels("softmax", None, None, None, 1.0, 1, 1, 1, 0, 1, cpu_kernels.LONGEST + 1)
 
 
 def test_why_the_plain_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

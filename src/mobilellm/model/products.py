@@ -83,7 +83,7 @@ class KernelProducts:
         self.kernels = kernels
 
     def operand(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        return weight
+        return weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.to(dtype)
 
     def multiply(
         self, a: Tensor, b: Tensor, out: Tensor | torch.dtype | None = None, addend: Tensor | None = None

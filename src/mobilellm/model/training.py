@@ -60,6 +60,12 @@ def why_plain(model: MobileLLM) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def gradient_dtype(weight: Tensor) -> torch.dtype:
+    """In which the gradient of `weight` is kept: torch tells it of leaves, and not to its compiler."""
+    plain = torch.compiler.is_compiling() or not weight.is_leaf
+    return weight.dtype if plain else weight.grad_dtype or weight.dtype
+
+
 class Runner:
     """Runs blocks and the final norm for one batch."""
 
@@ -77,7 +83,7 @@ class Runner:
         self.setting = Setting(
             kernels, products(kernels), B, T, K, G, config.head_dim, config.rms_norm_eps, visible,
             angle.cos().contiguous(), angle.sin().contiguous(), 1 if segments is None else B,
-            model.head_weight.grad_dtype or torch.float32,
+            gradient_dtype(model.head_weight),
         )  # fmt: skip
         self.tied = config.tie_word_embeddings
         self.head: Tensor | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 from mobilellm.model import cpu_kernels
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products, TorchProducts, products
-from mobilellm.model.training import training_hidden
+from mobilellm.model.training import gradient_dtype, training_hidden
 from mobilellm.model.transformer import MobileLLM
 
 CHUNK_ROWS = 512
@@ -56,10 +56,8 @@ def linear_cross_entropy(
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    plain = torch.compiler.is_compiling() or not weight.is_leaf
-    gradient_dtype = weight.dtype if plain else weight.grad_dtype or weight.dtype
     function: Any = _LinearCrossEntropy.apply
-    loss: Tensor = function(hidden, weight, targets, weights.float(), z_loss, (dtype, gradient_dtype))
+    loss: Tensor = function(hidden, weight, targets, weights.float(), z_loss, (dtype, gradient_dtype(weight)))
     return loss
 
 
@@ -98,7 +96,7 @@ def _loss_and_gradients(
     """Loss and gradients; products in the first of `dtypes`, the gradient by weight in the second."""
     N, V = hidden.shape[0], weight.shape[0]
     rows = max(CHUNK_ROWS, CHUNK_LOGITS // V)
-    dtype, gradient_dtype = dtypes
+    dtype, kept_in = dtypes
     maker = _products(hidden.device, dtype)
     narrow, head = hidden.to(dtype), maker.operand(weight, dtype)
     loss = torch.zeros((), device=hidden.device)
@@ -113,9 +111,7 @@ def _loss_and_gradients(
                 maker.multiply(gradient, head, hidden_gradient[part])
             if wanted[1]:
                 several = rows < N  # are summed in float32
-                product = maker.multiply(
-                    gradient.t(), narrow[part], torch.float32 if several else gradient_dtype
-                )
+                product = maker.multiply(gradient.t(), narrow[part], torch.float32 if several else kept_in)
                 weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
         else:
             chunk_loss = _chunk_loss(logits, targets[part], weights[part], z_loss)
@@ -123,7 +119,7 @@ def _loss_and_gradients(
     if hidden_gradient is not None:
         hidden_gradient = hidden_gradient.to(hidden.dtype)
     if weight_gradient is not None:
-        weight_gradient = weight_gradient.to(gradient_dtype)
+        weight_gradient = weight_gradient.to(kept_in)
     return loss, hidden_gradient, weight_gradient
 
 
