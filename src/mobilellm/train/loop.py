@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train import lean
 from mobilellm.train.checkpoint_files import RunState, checkpoints, drop_old, only_run
 from mobilellm.train.distributed import LossFunction, Spread, World, is_sharded, whole_model
 from mobilellm.train.feed import Fed, Feed, Loader
 from mobilellm.train.guard import Guard, TrainingError
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import MetricsLog, Record
-from mobilellm.train.optim import build_optimizer
+from mobilellm.train.optim import KernelAdamW, build_optimizer
 from mobilellm.train.schedule import learning_rate_factor
 from mobilellm.train.settings import TrainSettings
 from mobilellm.train.state import Checkpointer, load_state
@@ -66,7 +67,11 @@ def train(
     """
     world = world or World(device=model.head_weight.device)
     _check(model, settings, world)
-    with only_run(directory / "checkpoints", world), stop_requests(on_stop) as requests:
+    with (
+        only_run(directory / "checkpoints", world),
+        lean.gradients(model, settings, world),
+        stop_requests(on_stop) as requests,
+    ):
         run = _Run(model, loader, settings, directory, world, loss_function, requests)
         run.evaluate, run.speak, run.on_record = evaluate, speak, on_record
         return run()
@@ -94,7 +99,8 @@ class _Run:
         self.requests = requests
         self.identity = run_identity(model, settings)
         self.spread = Spread(model, loss_function, world, settings.compute)
-        self.optimizer = build_optimizer(model, settings.optim)  # after the model is spread
+        kernels = lean.kernels(model, settings, world)
+        self.optimizer = build_optimizer(model, settings.optim, kernels)  # after the model is spread
         self.checkpointer = Checkpointer(self.folder, settings.checkpoint, world)
         self.guard = Guard(settings.guard, directory, world.is_first)
         self.log: MetricsLog | None = None  # of the first process only
@@ -191,7 +197,8 @@ class _Run:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(fed, total)
-        norm = self.spread.clip(settings.optim.clip_norm)
+        clip = self.optimizer.clip if isinstance(self.optimizer, KernelAdamW) else self.spread.clip
+        norm = clip(settings.optim.clip_norm)
         (everywhere,) = self.world.sum([loss])
         self.guard.check(step, everywhere, norm, fed.address, settings.optim.lr)
         self.optimizer.step()
