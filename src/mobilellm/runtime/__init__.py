@@ -1,0 +1,1 @@
+"""Running a .gguf file on a CPU, without torch."""
