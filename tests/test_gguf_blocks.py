@@ -60,7 +60,7 @@ def test_rounding_loses_no_more_than_half_a_step(values: np.ndarray) -> None:
         step = np.abs(values.reshape(-1, 32)).max(axis=1) / steps
         lost = np.abs(found - values).reshape(-1, 32).max(axis=1)
         # Q4_0 has no +8: what is as large as the largest, with the other sign, loses a whole step.
-        allowed = step * (0.51 if name == "Q8_0" else 1.01) + 1e-3 * step * steps + 1e-6
+        allowed = step * (0.51 if name == "Q8_0" else 1.01) + 1e-3 * step * steps + 5e-6  # scales in float16
         assert (lost <= allowed).all()
 
 
