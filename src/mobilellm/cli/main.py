@@ -29,6 +29,7 @@ VERBS = {
     "cost": "days to train on given hardware, beside the published figures",
     "report": "draw a run, or several compared: pictures, one page, the numbers",
     "generate": "complete a prompt",
+    "eval": "score models on zero-shot tasks through lm-eval, with records to compare",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
 }

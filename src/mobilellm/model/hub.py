@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mobilellm.layouts import LICENCE_FILES
 from mobilellm.model.licence import CARD, stated_licence
 from mobilellm.model.tensor_files import some
 
-_WANTED = ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model", CARD, *LICENCE_FILES]
+DESCRIPTION = ("*.json", "tokenizer.model", CARD, *LICENCE_FILES)
+"""What tells which model a repository holds, without its weights."""
+_WANTED = (*DESCRIPTION, "*.safetensors", "pytorch_model*.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(source: str | Path, say: Callable[[str], None], revision: str | None = None) -> Path:
+def resolve(
+    source: str | Path,
+    say: Callable[[str], None],
+    revision: str | None = None,
+    wanted: Sequence[str] = _WANTED,
+) -> Path:
     """The local directory of a model; `say` gets one-line notices (the licence, a fallback to the cache).
 
-    A directory of a training run stands for the `model` directory inside it. Raises FileNotFoundError when
-    there is neither such a directory nor, on the Hub or in its cache, such a repository.
+    A directory of a training run stands for the `model` directory inside it. Of a Hub repository the files
+    that fit `wanted` are fetched, by default all that `load` reads. Raises FileNotFoundError when there is
+    neither such a directory nor, on the Hub or in its cache, such a repository.
     """
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError:  # ~ of a user there is not
-        path = Path(source)
+    path = local_path(source)
     if path.is_dir():
         return _model_of_run(path) if not (path / "config.json").exists() else path
     if path.exists():
@@ -39,10 +44,20 @@ def resolve(source: str | Path, say: Callable[[str], None], revision: str | None
             f"{source}: no such directory; {path.parent} is here and holds {some(there) or 'none'} (to "
             "download a Hub repository of that name, run this from another directory)"
         )
-    return _download(str(source), say, revision)
+    return _download(str(source), say, revision, wanted)
 
 
-def _download(repository: str, say: Callable[[str], None], revision: str | None) -> Path:
+def local_path(source: str | Path) -> Path:
+    """Where a source lies if it is no Hub id."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # ~ of a user there is not
+        return Path(source)
+
+
+def _download(
+    repository: str, say: Callable[[str], None], revision: str | None, wanted: Sequence[str]
+) -> Path:
     """Fetch (with huggingface_hub's progress bar) or find in its cache; say the licence first."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -57,7 +72,7 @@ def _download(repository: str, say: Callable[[str], None], revision: str | None)
     if licence is not None:
         say(f"{repository}: licence {licence}")
     try:
-        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
         if licence is None:  # offline, and all of it was downloaded before
             say(f"{repository}: licence {stated_licence(directory) or 'unknown (no model card)'}")
         return directory

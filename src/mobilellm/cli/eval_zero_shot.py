@@ -1,0 +1,143 @@
+"""`mobilellm eval zero-shot`: the eight tasks, for one model or several beside each other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from mobilellm.cli.eval_model import ModelOptions, say, scored_model
+
+if TYPE_CHECKING:
+    from mobilellm.eval.harness import Progress
+    from mobilellm.eval.record import Record
+    from mobilellm.eval.tasks import LoadedTasks
+    from mobilellm.eval.zero_shot import ZeroShot as Scored
+
+_METRICS = ("acc", "acc_norm", "paper")
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Eight zero-shot tasks through lm-eval: ARC-e, ARC-c, BoolQ, PIQA, SIQA, HellaSwag, OBQA, WinoGrande.
+
+    acc and acc_norm are lm-eval's; `paper` is a reconstruction of how the published tables were scored.
+    Answers are kept as they come: after Ctrl-C the same command goes on.
+    """
+
+    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
+    """Model directories, training runs, or Hub ids (org/name)."""
+    tasks: str | None = None
+    """Tasks by lm-eval's names, with commas between: arc_easy,piqa. By default the eight."""
+    data_dir: Path | None = None
+    """Folder with the tasks' data (arc_easy/test.jsonl, …); then nothing is fetched."""
+    limit: int | None = None
+    """Only so many documents of each task, the first ones: for a quick look, not for a table."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
+    """Write a record: a file, or for several models a folder with one file each."""
+    log_likelihoods: Annotated[Path | None, tyro.conf.arg(metavar="OUT.jsonl.gz")] = None
+    """Write every answer's log-likelihood; for several models a folder."""
+    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+
+
+def run_zero_shot(arguments: ZeroShot) -> None:
+    names = _checked_names(arguments)
+    tasks = [name for name in re.split(r"[,\s]+", arguments.tasks or "") if name]
+    if arguments.tasks is not None and not tasks:
+        raise ValueError("tasks = '' names none; leave --tasks out for the eight")
+    from mobilellm.eval.record import save
+    from mobilellm.eval.tasks import BY_NAME, load_tasks
+    from mobilellm.eval.zero_shot import save_log_likelihoods
+
+    if arguments.data_dir is None and any(name not in BY_NAME for name in tasks):
+        say("looking through all of lm-eval's tasks, which takes half a minute")
+    loaded = load_tasks(tasks, arguments.data_dir)
+    records: list[Record] = []
+    try:
+        for source, name in zip(arguments.models, names, strict=True):
+            scored = _score(arguments, source, loaded)
+            records.append(scored.record)
+            if arguments.json:
+                save(scored.record, _output(arguments.json, name, ".json", len(names)))
+            if arguments.log_likelihoods:
+                path = _output(arguments.log_likelihoods, name, ".jsonl.gz", len(names))
+                save_log_likelihoods(scored, path)
+    finally:  # what is finished is shown, whatever became of the rest
+        if records:
+            print_zero_shot(records)
+
+
+def print_zero_shot(records: Sequence[Record]) -> None:
+    """The table of the eight and their average, other tasks' numbers below it, and what has to be known."""
+    from mobilellm.cli.tables import print_notes, print_table
+    from mobilellm.eval.tasks import EIGHT
+
+    rows = [
+        (f"{record.model.name}  {metric}", *(_cell(record, task.name, metric) for task in EIGHT),
+         _cell(record, "average", metric))
+        for record in records
+        for metric in _METRICS
+    ]  # fmt: skip
+    print_table(("%", *(task.column for task in EIGHT), "average"), rows)
+    others = [
+        f"{record.model.name}  {name}: {_in_words(result)}"
+        for record in records
+        for name, result in record.results.items()
+        if name != "average" and "paper" not in result
+    ]
+    notes = dict.fromkeys(note for record in records for note in record.protocol["notes"])
+    print_notes([*others, *notes])
+
+
+def _score(arguments: ZeroShot, source: str, loaded: LoadedTasks) -> Scored:
+    from mobilellm.eval.zero_shot import score
+
+    with scored_model(source, arguments.options, "tokens") as model:
+
+        def progress(done: Progress) -> None:
+            model.progress(done.tokens, done.all_tokens)
+
+        return score(model.model, loaded, arguments.limit, progress=progress)
+
+
+def _checked_names(arguments: ZeroShot) -> list[str]:
+    """A file name for every model."""
+    if not arguments.models:
+        raise ValueError("zero-shot: no model is named; name at least one")
+    names = [re.sub(r"[^\w.-]+", "_", model).strip("_") or "model" for model in arguments.models]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"zero-shot: two models would be written as {name!r}; name each once")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ValueError(f"limit = {arguments.limit} must be at least 1")
+    for path in (arguments.json, arguments.log_likelihoods):
+        if path is not None and len(names) > 1 and path.is_file():
+            raise FileExistsError(f"{path}: is a file; for several models name a folder")
+    return names
+
+
+def _output(path: Path, name: str, ending: str, models: int) -> Path:
+    return path / f"{name}{ending}" if models > 1 or path.is_dir() else path
+
+
+def _cell(record: Record, task: str, metric: str) -> str:
+    result = record.results.get(task, {})
+    if result.get(metric) is None:
+        return "–"
+    error = result.get(f"{metric}_stderr")
+    return f"{100 * result[metric]:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    """A task's own metrics, whatever they are."""
+    numbers = {
+        key: value
+        for key, value in result.items()
+        if isinstance(value, float) and "_stderr" not in key
+    }  # fmt: skip
+    return ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
