@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,7 @@ from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import native_library
 from mobilellm.runtime.native_library import Library, Shape, Tensor
-
-Floats = NDArray[np.float32]
+from mobilellm.runtime.reference import Floats, Room
 
 ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2")
@@ -34,12 +34,12 @@ _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 _NORMS = ("attn_norm", "ffn_norm")
 
 
-class Cancelled(Exception):  # noqa: N818: what was asked for, and no error
+class CancelledError(Exception):
     """Another thread called `cancel` while this call ran."""
 
 
 class NativeModel:
-    """One model in the engine's memory. Raises ValueError where it cannot be run; see `available`."""
+    """One model in the engine's memory. Raises ValueError where it cannot be run; see `missing`."""
 
     def __init__(self, file: GGUF, threads: int | None = None, isa: str | None = None) -> None:
         """`threads`: by default one a core, four at most. `isa`: by default the best; a name for tests."""
@@ -49,19 +49,21 @@ class NativeModel:
         self.config = gguf_model.read_config(file)
         self.threads = _checked_threads(threads)
         isa = _checked_isa(isa)
-        self._library, self._file, self._process = library, file, os.getpid()
+        self.library, self._file, self._process = library, file, os.getpid()
         tensors = [_tensor(file, name) for name in _tensor_names(self.config)]
         norms = np.concatenate([file.array(name) for name in _norm_names(self.config)])
         error = ctypes.create_string_buffer(256)
         shape, schedule = _shape(self.config), np.array(self.config.schedule, np.int32)
-        self._handle = library.create(
+        self.handle = library.create(
             ctypes.byref(shape), _address(schedule), (Tensor * len(tensors))(*tensors), _address(norms),
             self.threads, isa.encode(), error, len(error),
         )  # fmt: skip
-        if not self._handle:
+        if not self.handle:
             raise ValueError(f"{file.path}: {error.value.decode(errors='replace')}")
-        self.isa = library.isa(self._handle).decode()
-        self._finalizer = weakref.finalize(self, _destroy, library, self._handle, self._process)
+        self.isa = library.isa(self.handle).decode()
+        self._running, self._open = threading.Lock(), threading.Lock()
+        self._finalizer = weakref.finalize(self, _destroy, library, self.handle, self._process)
+        self._finalizer.atexit = False  # a thread may still be in a call then, and the memory goes anyway
         self._fill()
 
     def new_cache(self, capacity: int | None = None) -> NativeCache:
@@ -77,8 +79,8 @@ class NativeModel:
     def forward_batch(self, feeds: Sequence[tuple[NDArray[np.integer], NativeCache]]) -> Floats:
         """Feed several sequences at once: tokens (T_i,), each to its own cache. States (sum of T_i, E).
 
-        Each sequence's states are those it would get alone. Raises ValueError for what `Cache.reserve` refuses,
-        before anything is written, and Cancelled; no cache has grown then.
+        Each sequence's states are those it would get alone. Raises ValueError for what `reserve` refuses,
+        before anything is written, and CancelledError; no cache has grown then.
         """
         self._check_usable()
         if len({id(cache) for _, cache in feeds}) < len(feeds):
@@ -100,7 +102,7 @@ class NativeModel:
         sequences = np.repeat(np.array([cache.handle for _, cache in feeds], np.uintp), counts)
         states = np.empty((len(tokens), self.config.hidden_size), np.float32)
         self._call(
-            self._library.forward, len(tokens), _address(tokens), _address(sequences), _address(positions),
+            self.library.forward, len(tokens), _address(tokens), _address(sequences), _address(positions),
             _address(states),
         )  # fmt: skip
         for (_, cache), count in zip(feeds, counts, strict=True):
@@ -114,89 +116,73 @@ class NativeModel:
             raise ValueError(f"states have shape {states.shape}; expected (T, {self.config.hidden_size})")
         states = np.ascontiguousarray(states, np.float32)
         logits = np.empty((len(states), self.config.vocab_size), np.float32)
-        self._call(self._library.logits, len(states), _address(states), _address(logits))
+        self._call(self.library.logits, len(states), _address(states), _address(logits))
         return logits
 
     def cancel(self) -> None:
-        """From any thread: the call that runs raises Cancelled after its current block. Else nothing."""
-        if self._handle:
-            self._library.cancel(self._handle)
+        """From any thread: the call that runs raises CancelledError after its current block. Else nothing."""
+        with self._open:
+            if self.handle:
+                self.library.cancel(self.handle)
 
     def close(self) -> None:
-        """Give the memory back now. Not while a call runs."""
-        self._finalizer()
-        self._handle = None
+        """Give the memory back now; a call that runs is waited for."""
+        with self._running, self._open:
+            self.handle = None
+            self._finalizer()
 
     @property
     def arena_bytes(self) -> int:
-        """What a token reads at least, the cache left out: all matrices, the embedding only where it is tied."""
+        """What a token reads beside its cache: all matrices, the embedding only where it is tied."""
         self._check_usable()
-        return int(self._library.arena_bytes(self._handle))
+        return int(self.library.arena_bytes(self.handle))
 
     def read_memory(self, data: NDArray[Any]) -> int:
         """Sum of 64-bit words of an array, read by the engine's threads: how fast memory can be read here."""
         self._check_usable()
-        return int(self._library.read(self._handle, _address(data), data.nbytes))
+        with self._running:
+            return int(self.library.read(self.handle, _address(data), data.nbytes))
 
     def _fill(self) -> None:
         """Bring all into the arena, and let go of what the file's pages took meanwhile."""
         for block in range(self.config.num_layers):
-            self._library.fill(self._handle, block)
+            self.library.fill(self.handle, block)
             _forget(self._file, [f"blk.{block}.{name}.weight" for name in _MATRICES])
-        self._library.fill(self._handle, self.config.num_layers)
+        self.library.fill(self.handle, self.config.num_layers)
         _forget(self._file, [_head_name(self.config)])
 
     def _call(self, function: Any, *arguments: Any) -> None:
-        result = function(self._handle, *arguments)
+        with self._running:
+            self._check_usable()
+            result = function(self.handle, *arguments)
         if result == native_library.CANCELLED:
-            raise Cancelled
+            raise CancelledError
         if result == native_library.NO_MEMORY:
             raise MemoryError("the native engine found no memory for this batch; feed fewer tokens at once")
         if result != native_library.DONE:
             raise AssertionError(f"the native engine refused what had been checked ({result})")
 
     def _check_usable(self) -> None:
-        if not self._handle:
+        if not self.handle:
             raise ValueError(f"{self._file.path}: the model was closed; load it again")
         if os.getpid() != self._process:
             raise ValueError(
-                f"{self._file.path}: was loaded before this process was forked, and its threads stayed behind; "
+                f"{self._file.path}: was loaded before this process was forked, and its threads are gone; "
                 "load it in this process"
             )
 
 
-class NativeCache:
+class NativeCache(Room):
     """Keys and values of one sequence, in the engine's memory."""
 
     def __init__(self, owner: NativeModel, capacity: int) -> None:
-        context = owner.config.max_position_embeddings
-        if not 1 <= capacity <= context:
-            raise ValueError(f"a cache of {capacity} tokens must lie in 1 … {context}, the context")
-        library = owner._library
-        self.owner, self.capacity, self.length = owner, capacity, 0
-        self.handle = library.sequence_create(owner._handle, capacity)
+        super().__init__(owner.config, capacity)
+        self.owner = owner
+        library = owner.library
+        self.handle = library.sequence_create(owner.handle, capacity)
         if not self.handle:
             raise MemoryError(f"there is no memory for a cache of {capacity} tokens; ask for fewer")
-        weakref.finalize(self, _destroy_sequence, library, self.handle)
-
-    def reserve(self, tokens: NDArray[np.integer], vocab_size: int) -> None:
-        """Refuse what is no token and what does not fit, before anything is written. Raises ValueError."""
-        if tokens.ndim != 1 or len(tokens) == 0:
-            raise ValueError(f"tokens have shape {tokens.shape}; expected a sequence that is not empty")
-        if not 0 <= tokens.min() <= tokens.max() < vocab_size:
-            raise ValueError(
-                f"token ids {tokens.min()} … {tokens.max()} are not in the vocabulary of {vocab_size}"
-            )
-        if self.length + len(tokens) > self.capacity:
-            raise ValueError(
-                f"the cache holds {self.length} of {self.capacity} tokens and cannot take {len(tokens)} more"
-            )
-
-    def truncate(self, length: int) -> None:
-        """Forget everything after `length` tokens."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
-        self.length = length
+        weakref.finalize(self, library.sequence_destroy, self.handle).atexit = False
 
 
 def load(path: str | Path, threads: int | None = None, isa: str | None = None) -> NativeModel:
@@ -238,7 +224,7 @@ def _checked_isa(isa: str | None) -> str:
     isa = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
     if isa and isa not in INSTRUCTION_SETS:
         raise ValueError(
-            f"instruction set {isa!r} ({ISA_VARIABLE}) is not known; choose one of {', '.join(INSTRUCTION_SETS)}"
+            f"instruction set {isa!r} ({ISA_VARIABLE}) is not known; choose {' or '.join(INSTRUCTION_SETS)}"
         )
     return isa
 
@@ -273,15 +259,16 @@ def _shape(config: ModelConfig) -> Shape:
 
 def _forget(file: GGUF, names: Sequence[str]) -> None:
     """Let the system drop the mapped pages of tensors from this process's memory; they can be read again."""
-    mapped = file.data.base
-    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    mapped: Any = file.data.base
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None or not isinstance(mapped, mmap.mmap):
         return
     for name in names:
         info = file.tensors[name]
         start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
         if length > 0:
-            mapped.madvise(mmap.MADV_DONTNEED, start, length)
+            mapped.madvise(advice, start, length)
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -291,7 +278,3 @@ def _address(array: NDArray[Any]) -> int:
 def _destroy(library: Library, handle: int, process: int) -> None:
     if os.getpid() == process:  # a forked process has the memory but not the threads that would have to end
         library.destroy(handle)
-
-
-def _destroy_sequence(library: Library, handle: int) -> None:
-    library.sequence_destroy(handle)

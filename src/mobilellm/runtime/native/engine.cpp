@@ -1,8 +1,8 @@
 #include "engine.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <mutex>
 #include <new>
 
 #include "forward.h"
@@ -15,7 +15,6 @@ struct mobilellm_model {
       : model(shape, schedule, tensors, norms, threads, kernels), scratch(model) {}
   Model model;
   Scratch scratch;
-  std::mutex busy;  // calls from several threads run one after the other
 };
 
 struct mobilellm_sequence : Sequence {
@@ -36,8 +35,7 @@ const Kernels* kernels_for(const char* isa) {
 }
 
 template <typename Run>
-int32_t guarded(mobilellm_model* model, const Run& run) {
-  const std::lock_guard<std::mutex> lock(model->busy);
+int32_t guarded(const Run& run) {
   try {
     return run();
   } catch (const std::bad_alloc&) {
@@ -91,7 +89,7 @@ int32_t mobilellm_forward(mobilellm_model* model, int32_t count, const int32_t* 
       return MOBILELLM_REFUSED;
     }
   }
-  return guarded(model, [&] {
+  return guarded([&] {
     std::vector<Row> rows;
     for (int first = 0; first < count; first += kMostRows) {
       const int end = first + kMostRows < count ? first + kMostRows : count;
@@ -105,7 +103,7 @@ int32_t mobilellm_forward(mobilellm_model* model, int32_t count, const int32_t* 
 }
 
 int32_t mobilellm_logits(mobilellm_model* model, int32_t count, const float* states, float* out) {
-  return guarded(model, [&] {
+  return guarded([&] {
     const mobilellm_shape& shape = model->model.shape;
     for (int first = 0; first < count; first += kMostRows) {
       const int rows = first + kMostRows < count ? kMostRows : count - first;
@@ -127,7 +125,6 @@ uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
     size_t count;
     std::atomic<uint64_t> sum{0};
   } job{model->model.team, static_cast<const uint64_t*>(data), size / 8};
-  const std::lock_guard<std::mutex> lock(model->busy);
   job.team.run(
       [](void* context, int) {
         Job& job = *static_cast<Job*>(context);

@@ -1,4 +1,5 @@
-// The engine's C interface. Python has read and checked the file; what is said here about sizes is relied on.
+// The engine's C interface. Calls on one model must not overlap, `cancel` excepted. Python has read and checked
+// the file; what is said here about sizes is relied on.
 #pragma once
 
 #include <cstddef>

@@ -24,6 +24,12 @@ uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_N
 inline __m256i bytes32(const void* from) { return _mm256_load_si256(static_cast<const __m256i*>(from)); }
 inline __m256i four(const int8_t* from) { return _mm256_set1_epi32(read<int32_t>(from)); }
 
+// Keeps the compiler from turning a chain of sums into a tree, for which there are not enough registers.
+inline __m256i as_written(__m256i sum) {
+  asm("" : "+x"(sum));
+  return sum;
+}
+
 // Unsigned by signed bytes in pairs: |w| and x with w's sign, so that 2 * 128 * 127 stays within 16 bits.
 struct Eight {
   static constexpr int bytes = 512;
@@ -38,7 +44,7 @@ struct Eight {
       for (int t = 0; t < N; ++t) {
         const __m256i signed_x = _mm256_sign_epi8(four(x[t] + at * kBlock + group * 4), w);
         const __m256i pairs = _mm256_maddubs_epi16(magnitude, signed_x);
-        sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(pairs, ones));
+        sums[t] = as_written(_mm256_add_epi32(sums[t], _mm256_madd_epi16(pairs, ones)));
       }
     }
   }
@@ -60,8 +66,8 @@ struct Four {
 #pragma GCC unroll 4
       for (int t = 0; t < N; ++t) {
         const int8_t* from = x[t] + at * kBlock + group * 4;
-        pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(low, four(from)));
-        pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(high, four(from + 16)));
+        pairs[t] = as_written(_mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(low, four(from))));
+        pairs[t] = as_written(_mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(high, four(from + 16))));
       }
     }
     for (int t = 0; t < N; ++t) {
