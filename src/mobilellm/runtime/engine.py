@@ -83,6 +83,8 @@ class NativeModel:
         before anything is written, and CancelledError; no cache has grown then.
         """
         self._check_usable()
+        if not feeds:
+            raise ValueError("forward_batch: no sequence given")
         if len({id(cache) for _, cache in feeds}) < len(feeds):
             raise ValueError("forward_batch: a cache is there twice; give its tokens in one feed")
         for tokens, cache in feeds:

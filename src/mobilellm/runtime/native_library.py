@@ -62,6 +62,7 @@ _SIGNATURES = {  # name: (result, arguments)
     "forward": (INTEGER, [POINTER, INTEGER, POINTER, POINTER, POINTER, POINTER]),
     "logits": (INTEGER, [POINTER, INTEGER, POINTER, POINTER]),
     "cancel": (None, [POINTER]),
+    "half": (INTEGER, [ctypes.c_char_p, ctypes.c_float]),
     "read": (ctypes.c_uint64, [POINTER, POINTER, SIZE]),
 }
 

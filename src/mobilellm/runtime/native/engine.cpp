@@ -118,6 +118,11 @@ int32_t mobilellm_logits(mobilellm_model* model, int32_t count, const float* sta
 
 void mobilellm_cancel(mobilellm_model* model) { model->model.team.cancel(); }
 
+int32_t mobilellm_half(const char* isa, float value) {
+  const Kernels* kernels = kernels_for(isa);
+  return kernels ? kernels->half(value) : -1;
+}
+
 uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
   struct Job {
     Team& team;

@@ -50,6 +50,8 @@ int32_t mobilellm_logits(mobilellm_model* model, int32_t count, const float* sta
 // Make the call that is running on another thread return MOBILELLM_CANCELLED; nothing where none is.
 void mobilellm_cancel(mobilellm_model* model);
 
+// The bits of `value` in float16 by the kernels named, as keys and values are stored; -1 where they cannot run.
+int32_t mobilellm_half(const char* isa, float value);
 // Sum of `size` bytes read by the model's threads: the memory's speed, for comparison.
 uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size);
 }
