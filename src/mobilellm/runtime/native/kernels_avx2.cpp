@@ -77,6 +77,8 @@ struct Four {
   }
 };
 
+constexpr int kAhead = 1024;  // bytes of weights asked for ahead of use: 10 % of a token's time at 8 bits, 25 % at 4
+
 // N tokens by `Halves` of the panel's two halves of eight rows, beginning with `half`.
 template <typename Kind, int N, int Halves>
 inline void blocks_tile(const uint8_t* panel, int columns, const Inputs& x, int first, int half, float* out) {
@@ -94,6 +96,9 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Inputs& x, int 
   for (int h = 0; h < Halves; ++h)
     for (int t = 0; t < N; ++t) totals[h][t] = _mm256_setzero_ps();
   for (int block = 0; block < columns / kBlock; ++block, weights += Kind::bytes, scales += kPanelRows) {
+    if constexpr (N == 1) {  // bound by memory
+      for (int line = 0; line < Kind::bytes; line += 64) __builtin_prefetch(weights + kAhead + line);
+    }
 #pragma GCC unroll 2
     for (int h = 0; h < Halves; ++h) {
       __m256i sums[N];
