@@ -40,11 +40,9 @@ import sys
 import mobilellm.runtime
 model = mobilellm.runtime.load(sys.argv[1], engine="native")
 print(model.generate("The quick brown fox", max_new_tokens=1)[0].tokens)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+{PEAK}
 """
-IMPORTS = (
-    "import resource, mobilellm.runtime.session; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-)
+IMPORTS = f"import mobilellm.runtime.session; {PEAK}"
 
 
 def main() -> None:
