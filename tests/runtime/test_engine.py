@@ -341,6 +341,26 @@ def test_another_thread_cancels_a_call(tmp_path: Path) -> None:
 # Memory
 
 
+def test_memory_is_the_file_once_and_a_little_more(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, "F32", replace(SHAPE, hidden_size=256, intermediate_size=2048, num_layers=6))
+    size = file.stat().st_size
+    code = f"""
+import re
+from mobilellm.gguf import read_gguf
+from mobilellm.runtime import engine
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+engine.missing()
+before = peak()
+model = engine.load({str(file)!r}, 2)
+print(peak() - before, model.arena_bytes)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    grown, arena = map(int, said.split())
+    assert size > 35e6
+    assert 0.95 * size < arena < 1.05 * size
+    assert grown < arena + 12e6  # a block of the file at a time, and room for a batch
+
+
 SANITIZED = """
 import dataclasses, sys
 import numpy as np

@@ -30,6 +30,8 @@ ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2")
 MOST_THREADS = 256
 _DEFAULT_THREADS = 4
+_HEAD_PIECES = 8
+"""In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _NORMS = ("attn_norm", "ffn_norm")
 
@@ -148,10 +150,12 @@ class NativeModel:
     def _fill(self) -> None:
         """Bring all into the arena, and let go of what the file's pages took meanwhile."""
         for block in range(self.config.num_layers):
-            self.library.fill(self.handle, block)
-            _forget(self._file, [f"blk.{block}.{name}.weight" for name in _MATRICES])
-        self.library.fill(self.handle, self.config.num_layers)
-        _forget(self._file, [_head_name(self.config)])
+            self.library.fill(self.handle, block, 0, 1)
+            for name in _MATRICES:
+                _forget(self._file, f"blk.{block}.{name}.weight")
+        for piece in range(_HEAD_PIECES):
+            self.library.fill(self.handle, self.config.num_layers, piece, _HEAD_PIECES)
+            _forget(self._file, _head_name(self.config), (piece + 1) / _HEAD_PIECES)
 
     def _call(self, function: Any, *arguments: Any) -> None:
         with self._running:
@@ -259,18 +263,21 @@ def _shape(config: ModelConfig) -> Shape:
     )  # fmt: skip
 
 
-def _forget(file: GGUF, names: Sequence[str]) -> None:
-    """Let the system drop the mapped pages of tensors from this process's memory; they can be read again."""
-    mapped: Any = file.data.base
+def _forget(file: GGUF, name: str, share: float = 1) -> None:
+    """Let the system drop the mapped pages of a tensor's first part from this process's memory.
+
+    They can be read again.
+    """
+    base: Any = file.data.base
+    mapped: Any = getattr(base, "obj", base)  # numpy holds the map by way of a memoryview
     advice = getattr(mmap, "MADV_DONTNEED", None)
     if advice is None or not isinstance(mapped, mmap.mmap):
         return
-    for name in names:
-        info = file.tensors[name]
-        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
-        if length > 0:
-            mapped.madvise(advice, start, length)
+    info = file.tensors[name]
+    start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+    length = (info.offset + int(info.nbytes * share)) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        mapped.madvise(advice, start, length)
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -53,7 +53,7 @@ class Tensor(ctypes.Structure):
 
 _SIGNATURES = {  # name: (result, arguments)
     "create": (POINTER, [POINTER, POINTER, POINTER, POINTER, INTEGER, ctypes.c_char_p, POINTER, SIZE]),
-    "fill": (None, [POINTER, INTEGER]),
+    "fill": (None, [POINTER] + [INTEGER] * 3),
     "destroy": (None, [POINTER]),
     "isa": (ctypes.c_char_p, [POINTER]),
     "arena_bytes": (ctypes.c_int64, [POINTER]),

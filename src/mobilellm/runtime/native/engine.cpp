@@ -63,7 +63,9 @@ mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* s
   return nullptr;
 }
 
-void mobilellm_fill(mobilellm_model* model, int32_t part) { model->model.fill(part); }
+void mobilellm_fill(mobilellm_model* model, int32_t part, int32_t piece, int32_t pieces) {
+  model->model.fill(part, piece, pieces);
+}
 
 void mobilellm_destroy(mobilellm_model* model) { delete model; }
 

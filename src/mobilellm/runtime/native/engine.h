@@ -31,8 +31,9 @@ enum mobilellm_result { MOBILELLM_DONE = 0, MOBILELLM_CANCELLED = 1, MOBILELLM_N
 mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* schedule,
                                   const mobilellm_tensor* tensors, const float* norms, int32_t threads,
                                   const char* isa, char* error, size_t error_size);
-// Bring block `part`, or the head where part = num_layers, into the arena. Every part once, before all else.
-void mobilellm_fill(mobilellm_model* model, int32_t part);
+// Bring one of `pieces` equal pieces of block `part`, or of the head where part = num_layers, into the arena.
+// All of them once, before all else. A piece is whole panels of 16 rows: from row panels * piece / pieces * 16.
+void mobilellm_fill(mobilellm_model* model, int32_t part, int32_t piece, int32_t pieces);
 void mobilellm_destroy(mobilellm_model* model);
 const char* mobilellm_isa(const mobilellm_model* model);
 int64_t mobilellm_arena_bytes(const mobilellm_model* model);

@@ -131,7 +131,7 @@ size_t Model::lay_out(uint8_t* data) {
   return at;
 }
 
-void Model::fill(int part) {
+void Model::fill(int part, int piece, int pieces) {
   std::vector<std::pair<const mobilellm_tensor*, const Matrix*>> pairs;
   if (part == shape.num_layers) {
     pairs = {{&tensors.back(), &head}};
@@ -146,14 +146,16 @@ void Model::fill(int part) {
   struct Job {
     Team& team;
     decltype(pairs)& work;
-  } job{team, pairs};
+    int64_t piece, pieces;
+  } job{team, pairs, piece, pieces};
   team.run(
       [](void* context, int) {
         Job& job = *static_cast<Job*>(context);
         for (const auto& [tensor, matrix] : job.work) {
-          const int chunk = 16;
-          for (int panel = job.team.take(chunk); panel < matrix->panels; panel = job.team.take(chunk)) {
-            for (int each = panel; each < panel + chunk && each < matrix->panels; ++each) pack(*tensor, *matrix, each);
+          const int first = int(matrix->panels * job.piece / job.pieces), chunk = 16;
+          const int end = int(matrix->panels * (job.piece + 1) / job.pieces);
+          for (int panel = first + job.team.take(chunk); panel < end; panel = first + job.team.take(chunk)) {
+            for (int each = panel; each < panel + chunk && each < end; ++each) pack(*tensor, *matrix, each);
           }
           job.team.meet();
         }

@@ -48,8 +48,8 @@ struct Block {
 struct Model {
   Model(const mobilellm_shape& shape, const int32_t* schedule, const mobilellm_tensor* tensors, const float* norms,
         int threads, const Kernels& kernels);
-  // Bring a block, or the head where part = num_layers, from the file's order into panels.
-  void fill(int part);
+  // Bring a piece of a block, or of the head where part = num_layers, from the file's order into panels.
+  void fill(int part, int piece, int pieces);
   // One row of the embedding.
   void embed(int32_t token, float* out) const;
   Product product(Type type) const;
