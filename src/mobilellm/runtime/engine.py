@@ -30,6 +30,7 @@ ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2")
 MOST_THREADS = 256
 _DEFAULT_THREADS = 4
+_MOST_ROWS = 2**31 - 1
 _HEAD_PIECES = 8
 """In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -253,6 +254,10 @@ def _head_name(config: ModelConfig) -> str:
 def _tensor(file: GGUF, name: str) -> Tensor:
     info = file.tensors[name]
     rows, columns = info.shape
+    if max(rows, columns) > _MOST_ROWS:
+        raise ValueError(
+            f"{file.path}: tensor {name!r} has shape {list(info.shape)}; sides go up to 2^31 - 1"
+        )
     return Tensor(_address(file.raw(name)), info.type.number, rows, columns)
 
 

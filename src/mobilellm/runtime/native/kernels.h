@@ -13,7 +13,6 @@ namespace mobilellm {
 
 constexpr int kPanelRows = 16;
 constexpr int kBlock = 32;  // columns that share a scale
-constexpr int kMostHeadDim = 512;
 
 enum class Type : int32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, BF16 = 30 };  // ggml's numbers
 

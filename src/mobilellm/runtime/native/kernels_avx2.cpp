@@ -15,6 +15,13 @@ inline f32x8 halves(const uint16_t* from) {
   return f32x8(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
+inline i8x8 narrowed(i32x8 v) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(__m256i(v)), _mm256_extracti128_si256(__m256i(v), 1));
+  i8x8 bytes;
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(&bytes), _mm_packs_epi16(words, words));
+  return bytes;
+}
+
 inline f32x8 fused(f32x8 a, f32x8 b, f32x8 c) { return f32x8(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
 
 uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }

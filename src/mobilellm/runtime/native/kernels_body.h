@@ -1,7 +1,7 @@
 // The functions that are written once, in the compiler's vectors of eight numbers, and compiled for every
 // instruction set. The including file has defined, in its own unnamed namespace: f32x8, halves (eight
-// float16 as f32x8), fused (a * b + c), to_half. Nothing here may be visible outside the including file: two
-// files' versions of one name would be merged into one, for one of the two processors.
+// float16 as f32x8), narrowed (i32x8 as i8x8), fused (a * b + c), to_half. Nothing here may be visible outside
+// the including file: two files' versions of one name would be merged into one, for one of the processors.
 #pragma once
 
 template <typename T>
@@ -128,9 +128,9 @@ void quantise(const float* x, int count, int8_t* bytes, float* scales, int32_t* 
     for (int i = 0; i < kBlock; i += 8) {
       const f32x8 rounded = read<f32x8>(x + i) * inverse + round;
       const i32x8 whole = read<i32x8>(&rounded) - 0x4B400000;  // the bits of 1.5 * 2^23
-      const i8x8 narrow = __builtin_convertvector(whole, i8x8);
+      const i8x8 narrow = narrowed(whole);
       __builtin_memcpy(bytes + i, &narrow, 8);
-      total += __builtin_convertvector(narrow, i32x8);
+      total += whole;
     }
     scales[block] = scale;
     sums[block] = 0;

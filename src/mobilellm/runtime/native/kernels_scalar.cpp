@@ -29,6 +29,8 @@ inline f32x8 halves(const uint16_t* from) {
   return values;
 }
 
+inline i8x8 narrowed(i32x8 v) { return __builtin_convertvector(v, i8x8); }
+
 inline f32x8 fused(f32x8 a, f32x8 b, f32x8 c) { return a * b + c; }
 
 uint16_t to_half(float value) {
