@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from random_models import TINY, random_model, shared_model, some_tokens
 
 import mobilellm
+from mobilellm.completion import Completion, NewToken, Piece
 from mobilellm.model import generate as generation
-from mobilellm.model.api import Completion, LoadedModel, Piece
-from mobilellm.model.generate import NewToken, generate_tokens
+from mobilellm.model.api import LoadedModel
+from mobilellm.model.generate import generate_tokens
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.sampling import Sampler, Sampling
 from mobilellm.text_stream import TextStream

@@ -6,38 +6,16 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+from mobilellm.completion import Completion, NewToken, Piece, Until, completions, stream_text
 from mobilellm.config import ModelConfig
 from mobilellm.model import checkpoint, hub
-from mobilellm.model.generate import FinishReason, NewToken, generate_tokens
+from mobilellm.model.generate import generate_tokens
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.sampling import Sampling
-from mobilellm.text_stream import TextStream
 from mobilellm.tokenizer import Tokenizer
 
 _log = logging.getLogger("mobilellm")
-
-
-class Completion(NamedTuple):
-    """What was generated for one prompt; the prompt itself is not repeated.
-
-    `finish` is "eos", "stop" (a stop string, not part of the text), "length" (max_new_tokens) or "context"
-    (the model's context is full).
-    """
-
-    text: str
-    tokens: list[int]
-    finish: FinishReason
-
-
-class Piece(NamedTuple):
-    """One new token of one prompt and the text that can be shown after it (often several, or none)."""
-
-    row: int
-    token: int
-    text: str
-    finish: FinishReason | None  # set on the row's last piece
 
 
 @dataclass(frozen=True)
@@ -66,26 +44,14 @@ class LoadedModel:
                 f"{self.source}: has no tokenizer.json or tokenizer.model, so it cannot read text; "
                 "put one beside the weights"
             )
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        streams = [TextStream(self.tokenizer, stop, first=not prompt) for prompt in prompts]
-        shown = ""
-
-        def until(row: int, token: int) -> bool:
-            nonlocal shown
-            shown = streams[row].push(token)
-            return streams[row].stopped
-
-        def pieces(tokens: Iterator[NewToken]) -> Iterator[Piece]:
-            nonlocal shown
-            for row, token, finish in tokens:
-                text, shown = shown, ""
-                yield Piece(row, token, text + streams[row].finish() if finish else text, finish)
-
-        encoded = self.tokenizer.encode_batch(prompts)
         vocabulary = self.tokenizer.vocab_size
-        return pieces(
-            generate_tokens(self.model, encoded, sampling, max_new_tokens, until=until, vocabulary=vocabulary)
-        )
+
+        def tokens(encoded: list[list[int]], until: Until) -> Iterator[NewToken]:
+            return generate_tokens(
+                self.model, encoded, sampling, max_new_tokens, until=until, vocabulary=vocabulary
+            )
+
+        return stream_text(self.tokenizer, prompts, stop, tokens)
 
 
 def load(
@@ -126,13 +92,7 @@ def generate(
     """
     loaded = model if isinstance(model, LoadedModel) else load(model)
     count = 1 if isinstance(prompts, str) else len(prompts)
-    texts, tokens = [""] * count, [list[int]() for _ in range(count)]
-    reasons: list[FinishReason] = ["length"] * count
-    for piece in loaded.stream(prompts, sampling, max_new_tokens, stop):
-        texts[piece.row] += piece.text
-        tokens[piece.row].append(piece.token)
-        reasons[piece.row] = piece.finish or reasons[piece.row]
-    return [Completion(*row) for row in zip(texts, tokens, reasons, strict=True)]
+    return completions(loaded.stream(prompts, sampling, max_new_tokens, stop), count)
 
 
 def read_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer | None:

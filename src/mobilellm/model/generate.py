@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mobilellm.completion import FinishReason, NewToken
 from mobilellm.model.cache import KVCache
 from mobilellm.model.fused import FusedWeights, fuse
 from mobilellm.model.transformer import MobileLLM
@@ -21,14 +21,6 @@ SHORT_PROMPT = 64
 """Laying the weights out for inference takes some ten tokens' time, and pays from the second token on. The
 first token after a prompt no longer than this does not wait for it; the rule looks at nothing but the length,
 so that the same prompt always gives the same text."""
-
-FinishReason = Literal["eos", "stop", "length", "context"]
-
-
-class NewToken(NamedTuple):
-    row: int
-    token: int
-    finish: FinishReason | None  # set on the row's last token
 
 
 def generate_tokens(

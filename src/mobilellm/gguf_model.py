@@ -1,0 +1,295 @@
+"""A model in GGUF: names, metadata and tokenizer, written with the `gguf` package and read back strictly.
+
+A model without layer sharing is an ordinary "llama" that llama.cpp and all that build on it run. A shared one
+stores every block once and names its architecture "mobilellm", so that a reader which does not know how often
+to run a block refuses the file. As llama.cpp wants it, rows of q and k are permuted: of every head the pairs
+that rotate together lie side by side (2i, 2i + 1), where Llama checkpoints have them half a head apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm.atomic import atomic_write
+from mobilellm.config import ConfigError, ModelConfig
+from mobilellm.gguf import GGUF
+from mobilellm.gguf_blocks import TYPES, BlockType
+from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPECIAL_PIECES
+from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, merges_of
+
+PLAIN, SHARED = "llama", "mobilellm"
+
+_BLOCK_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_FIELDS = {  # key after the architecture's name -> field of ModelConfig
+    "vocab_size": "vocab_size",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_layers",
+    "attention.head_count": "num_heads",
+    "attention.head_count_kv": "num_kv_heads",
+    "attention.key_length": "head_dim",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+_REPEATS, _ORDER = f"{SHARED}.layer_sharing.repeats", f"{SHARED}.layer_sharing.order"
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # ggml's kinds of token
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's names for whole files
+
+
+class Roles(NamedTuple):
+    """The types of the matrices: those of the blocks, and the embedding with the head."""
+
+    linear: BlockType
+    embedding: BlockType
+
+
+class Stored(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    type: BlockType
+
+
+def layout(config: ModelConfig, roles: Roles) -> Iterator[tuple[str, Stored]]:
+    """(Llama checkpoint name, what is stored) of every tensor, in the order in which a token reads them.
+
+    Norms are F32. A matrix whose rows the type's blocks do not divide is stored as F16 instead.
+    """
+    E, V = config.hidden_size, config.vocab_size
+    Q, KV, F = (
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+        config.intermediate_size,
+    )
+    shapes = {
+        "input_layernorm": (E,), "self_attn.q_proj": (Q, E), "self_attn.k_proj": (KV, E),
+        "self_attn.v_proj": (KV, E), "self_attn.o_proj": (E, Q), "post_attention_layernorm": (E,),
+        "mlp.gate_proj": (F, E), "mlp.up_proj": (F, E), "mlp.down_proj": (E, F),
+    }  # fmt: skip
+    yield "model.embed_tokens.weight", Stored("token_embd.weight", (V, E), _fitting(roles.embedding, E))
+    for block in range(config.num_layers):
+        for part, short in _BLOCK_NAMES.items():
+            shape = shapes[part]
+            kind = TYPES["F32"] if len(shape) == 1 else _fitting(roles.linear, shape[-1])
+            yield f"model.layers.{block}.{part}.weight", Stored(f"blk.{block}.{short}.weight", shape, kind)
+    yield "model.norm.weight", Stored("output_norm.weight", (E,), TYPES["F32"])
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", Stored("output.weight", (V, E), _fitting(roles.embedding, E))
+
+
+def write_model(
+    path: str | Path,
+    config: ModelConfig,
+    weight: Callable[[str], NDArray[np.float32]],
+    tokenizer: Tokenizer,
+    roles: Roles,
+    name: str,
+    chat_template: str | None = None,
+) -> dict[str, str]:
+    """Write a file; it appears whole or not at all. `weight` gives a tensor by its checkpoint name.
+
+    Returns the tensors that stayed in a wider type than their role's, and why. Raises ValueError for a
+    tokenizer that does not fit.
+    """
+    import gguf
+
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces and the model's vocabulary {config.vocab_size}"
+        )
+    architecture = SHARED if config.shares_layers else PLAIN
+    wider = {}
+    with atomic_write(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        writer.add_name(name)
+        writer.add_quantization_version(2)
+        writer.add_file_type(_FILE_TYPES[roles.linear.name])
+        for key, field in _FIELDS.items():
+            value = getattr(config, field)
+            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add(f"{architecture}.{key}", value)
+        writer.add_uint32(f"{architecture}.attention.value_length", config.head_dim)
+        writer.add_uint32(f"{architecture}.rope.dimension_count", config.head_dim)
+        if config.shares_layers:
+            writer.add_uint32(_REPEATS, config.repeats)
+            writer.add_string(_ORDER, config.order)
+        _add_tokenizer(writer, tokenizer, config.vocab_size, chat_template)
+        planned = list(layout(config, roles))
+        for _, stored in planned:
+            role = roles.embedding if stored.name in ("token_embd.weight", "output.weight") else roles.linear
+            if len(stored.shape) == 2 and stored.type != role:
+                wider[stored.name] = (
+                    f"rows of {stored.shape[-1]} are no multiple of {role.name}'s {role.block}"
+                )
+            writer.add_tensor_info(
+                stored.name, _bytes_shape(stored), np.dtype(np.uint8), stored.type.nbytes(stored.shape),
+                gguf.GGMLQuantizationType(stored.type.number),
+            )  # fmt: skip
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for checkpoint_name, stored in planned:
+            values = weight(checkpoint_name)
+            if values.shape != stored.shape:
+                raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {stored.shape}")
+            if stored.name.endswith(("attn_q.weight", "attn_k.weight")):
+                values = _interleaved(values, config.head_dim)
+            writer.write_tensor_data(stored.type.encode(values))
+        writer.close()
+    return wider
+
+
+def read_config(file: GGUF) -> ModelConfig:
+    """The model's shape, checked with the tensors that are there. Raises ValueError with one line."""
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in (PLAIN, SHARED):
+        raise ValueError(
+            f"{file.path}: its architecture is {architecture!r}; {PLAIN} and {SHARED} are run here"
+        )
+    values = {
+        field: _of(file, f"{architecture}.{key}")
+        for key, field in _FIELDS.items()
+        if _has(file, architecture, key)
+    }
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        values.setdefault("vocab_size", len(tokens))
+    if {"hidden_size", "num_heads"} <= values.keys() and values["num_heads"]:
+        values.setdefault("head_dim", values["hidden_size"] // values["num_heads"])
+        values.setdefault("num_kv_heads", values["num_heads"])
+    if architecture == SHARED:
+        values["repeats"], values["order"] = _of(file, _REPEATS), _of(file, _ORDER)
+    try:
+        config = ModelConfig.from_dict({**values, "tie_word_embeddings": "output.weight" not in file.tensors})
+    except (ConfigError, TypeError) as error:
+        raise ValueError(f"{file.path}: {error}") from None
+    _check_tensors(file, config)
+    _check_rope(file, architecture, config)
+    return config
+
+
+def read_tokenizer(file: GGUF) -> Tokenizer:
+    """The tokenizer inside. Raises ValueError for one that is not Llama's SentencePiece."""
+    metadata, path = file.metadata, file.path
+    if (kind := metadata.get("tokenizer.ggml.model")) != "llama":
+        raise ValueError(f"{path}: its tokenizer is {kind!r}; only 'llama' (SentencePiece BPE) is read")
+    pieces, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
+    if not isinstance(pieces, list) or scores is None or len(scores) != len(pieces):
+        raise ValueError(f"{path}: the tokenizer's tokens and scores are missing or not equally many")
+    pieces = [str(piece) for piece in pieces]
+    while len(pieces) > len(LAYOUT_HEAD) and pieces[-1] == _padding(len(pieces) - 1):
+        pieces.pop()  # rows of the embedding that no piece uses
+    known = set(pieces)
+    merged = [piece for piece in pieces[len(LAYOUT_HEAD) :] if _can_be_made(piece, known)]
+    score = dict(zip(pieces, np.asarray(scores).tolist(), strict=False))
+    merged.sort(key=lambda piece: -score[piece])  # stable: equal scores stay in the order of their ids
+    return Tokenizer(pieces, merges_of(merged, pieces))
+
+
+def chat_template(file: GGUF) -> str | None:
+    template = file.metadata.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _fitting(kind: BlockType, row: int) -> BlockType:
+    return kind if row % kind.block == 0 else TYPES["F16"]
+
+
+def _bytes_shape(stored: Stored) -> tuple[int, ...]:
+    """The shape in bytes, from which the gguf package works out the numbers' own."""
+    *rows, row = stored.shape
+    return (*rows, stored.type.nbytes((row,)))
+
+
+def _interleaved(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    rows, columns = values.shape
+    heads = values.reshape(rows // head_dim, 2, head_dim // 2, columns)
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int, template: str | None) -> None:
+    scores = tokenizer.scores()
+    spare = range(tokenizer.vocab_size, vocab_size)
+    kinds = [_UNKNOWN, _CONTROL, _CONTROL] + [_BYTE] * (len(LAYOUT_HEAD) - len(SPECIAL_PIECES))
+    kinds += [_NORMAL] * (tokenizer.vocab_size - len(kinds)) + [_CONTROL] * len(spare)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*tokenizer.pieces, *map(_padding, spare)])
+    writer.add_token_scores([*scores, *(0.0 for _ in spare)])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(BOS_ID)
+    writer.add_eos_token_id(EOS_ID)
+    writer.add_unk_token_id(UNK_ID)
+    writer.add_pad_token_id(PAD_ID)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(True)
+    if template is not None:
+        writer.add_chat_template(template)
+
+
+def _padding(index: int) -> str:
+    return f"[PAD{index}]"
+
+
+def _can_be_made(piece: str, known: set[str]) -> bool:
+    return any(piece[:cut] in known and piece[cut:] in known for cut in range(1, len(piece)))
+
+
+def _has(file: GGUF, architecture: str, key: str) -> bool:
+    return f"{architecture}.{key}" in file.metadata
+
+
+def _of(file: GGUF, key: str) -> Any:
+    value = file.metadata.get(key)
+    if value is None or isinstance(value, np.ndarray | list):
+        raise ValueError(f"{file.path}: the metadata has no single value {key!r}; the file is incomplete")
+    return value
+
+
+def _check_tensors(file: GGUF, config: ModelConfig) -> None:
+    if config.num_layers > len(file.tensors):  # before anything as long as that is made
+        raise ValueError(
+            f"{file.path}: says it has {config.num_layers} blocks and has {len(file.tensors)} tensors"
+        )
+    any_type = Roles(TYPES["F32"], TYPES["F32"])
+    wanted: Mapping[str, tuple[int, ...]] = {
+        stored.name: stored.shape for _, stored in layout(config, any_type)
+    }
+    for name, shape in wanted.items():
+        if name not in file.tensors:
+            raise ValueError(f"{file.path}: the tensor {name!r} is missing")
+        if file.tensors[name].shape != shape:
+            raise ValueError(
+                f"{file.path}: the tensor {name!r} has shape {list(file.tensors[name].shape)}, expected "
+                f"{list(shape)}"
+            )
+    if extra := sorted(file.tensors.keys() - wanted.keys()):
+        raise ValueError(
+            f"{file.path}: holds {extra[0]!r}, which is no part of the model; it would be run wrong"
+        )
+
+
+def _check_rope(file: GGUF, architecture: str, config: ModelConfig) -> None:
+    for key, value in file.metadata.items():
+        if key.startswith(f"{architecture}.rope.scaling") and value not in ("none", 0, 1, 1.0):
+            raise ValueError(f"{file.path}: {key} = {value!r} is not implemented")
+    turned = file.metadata.get(f"{architecture}.rope.dimension_count", config.head_dim)
+    if turned != config.head_dim:
+        raise ValueError(
+            f"{file.path}: rotates {turned} of {config.head_dim} numbers of a head; all or none is run"
+        )
