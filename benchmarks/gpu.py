@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from rival_llama import llama_of
 
 SIZES = {  # micro-batches to try, the likeliest best first
     "125m": (32, 16),
@@ -180,22 +181,10 @@ def _ours(config: Any, micro: int, arguments: argparse.Namespace) -> list[float]
 def _trainer(config: Any, micro: int, arguments: argparse.Namespace) -> list[float]:
     import numpy as np
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     steps, length = WARM_UP + MEASURED, arguments.length
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_steps,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.max_position_embeddings,
-            tie_word_embeddings=config.tie_word_embeddings,
-        )
-    )
+    model = llama_of(config)
     marks: list[float] = []
 
     class Ticking(TrainerCallback):  # type: ignore[misc]

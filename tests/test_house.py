@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -234,11 +233,14 @@ def test_torch_would_be_noticed() -> None:
 
 def test_help_answers_at_once() -> None:
     command = [sys.executable, "-c", "from mobilellm.cli.main import main; main(['--help'])"]
-    seconds = []
+    seconds = []  # of processor time: the machine may be busy with other things
     for _ in range(5):
-        start = time.perf_counter()
+        before = os.times()
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
     assert "usage: mobilellm" in done.stdout
     assert min(seconds) < 0.3, seconds
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "eval"))
+import task_rows
+
 _README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -33,6 +36,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Pat
     (folder / "texts").mkdir()
     for number, part in enumerate(small_text.read_text("utf-8").split("\n\n\n")):
         (folder / "texts" / f"{number}.txt").write_text(part, "utf-8")
+    (folder / "wiki.test.raw").write_text(small_text.read_text("utf-8")[:20_000], "utf-8")
+    task_rows.write(folder / "zeroshot", {name: task_rows.local(name) for name in task_rows.HUB})
     return folder
 
 
@@ -43,10 +48,14 @@ def test_there_is_something_to_run() -> None:
 
 SMALLER = {  # the same commands, on less text and in fewer steps
     "--vocab-size 8192": "--vocab-size 512",
+    "eval zero-shot": "eval zero-shot --data-dir zeroshot --no-cache",  # without a network
+    "eval table 125m=": "eval table --data-dir zeroshot --no-cache 125m=",
+    "eval ppl": "eval ppl --no-cache",
     "shards --out runs/tiny": "shards --out runs/tiny --steps 4 --batch.tokens-per-step 1024",
 }
 
 
+@pytest.mark.slow
 def test_commands(workplace: Path) -> None:
     for line in _commands():
         for published, smaller in SMALLER.items():

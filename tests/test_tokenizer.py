@@ -8,7 +8,7 @@ import lzma
 import pickle
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mobilellm.sentencepiece_model import SPACE
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from mobilellm.tokenizer_files import backend
 from tokenizer_oracles import (
     HARD_TEXTS,
     NORMAL,
@@ -151,6 +152,34 @@ def test_token_bytes_add_up_to_the_text_with_a_space_in_front(text: str) -> None
     ids = trained().encode(text, eos=True)
     whole = b"".join(trained().token_bytes(index) for index in ids)
     assert whole == (" " + text if text else "").replace(SPACE, " ").encode()
+
+
+@given(text=TEXTS)
+@settings(deadline=None)
+@example("naïve 中 🙂▁ x")
+def test_starts_cut_the_text_into_what_each_token_spells(text: str) -> None:
+    ids, starts = trained().encode_with_starts(text)
+    assert ids == trained().encode(text, bos=False)
+    assert starts == sorted(starts)
+    parts = [text[a:b] for a, b in pairwise([*starts, len(text)])]
+    assert "".join(parts) == text
+    for place, (index, part) in enumerate(zip(ids, parts, strict=True)):
+        spelled = trained().token_bytes(index)
+        if index < 259:  # one of the bytes that spell a character, which then goes to the last of them
+            assert not part or part.encode().endswith(spelled)
+        elif place == 0:
+            assert f" {part}".replace(SPACE, " ").encode() == spelled
+        else:
+            assert part.replace(SPACE, " ").encode() == spelled
+
+
+@given(text=TEXTS)
+@settings(deadline=None)
+def test_starts_are_the_offsets_of_the_tokenizers_library(text: str) -> None:
+    ids, starts = trained().encode_with_starts(text)
+    library = backend(trained().pieces, trained().merges).encode(text, add_special_tokens=False)
+    whole = [index for index, id in enumerate(ids) if id >= 259 and index > 0]
+    assert [starts[index] for index in whole] == [library.offsets[index][0] for index in whole]
 
 
 def test_token_bytes_of_bytes_and_specials() -> None:

@@ -155,6 +155,22 @@ class Tokenizer:
         before, after = [BOS_ID] * bos, [EOS_ID] * eos
         return [before + encoding.ids + after for encoding in encodings]
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of `text` without BOS, and for each the index of the character where it begins.
+
+        A token that begins inside a character, as the bytes that spell one do, begins where that character
+        does; the space that encoding puts in front counts to the first character.
+        """
+        ids = self.encode(text, bos=False)
+        character_of_byte = [0]
+        for index, character in enumerate(text.replace(SPACE, " ")):
+            character_of_byte += [index] * len(character.encode())
+        starts, place = [], 0
+        for token in ids:
+            starts.append(character_of_byte[place])
+            place += len(self._bytes[token])
+        return ids, starts
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`, less the one space that encoding put in front.
 

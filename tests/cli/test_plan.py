@@ -9,7 +9,8 @@ import pytest
 
 from mobilellm.cli.main import _main
 from mobilellm.cli.plan_sheet import plan_json, print_plan
-from mobilellm.train.plan import Device, make_plan
+from mobilellm.train.device import Device
+from mobilellm.train.plan import make_plan
 from mobilellm.train.recipe import load_recipe
 
 CARD = Device("NVIDIA H100 80GB HBM3", 85 * 10**9, 989e12, "dense bf16, data sheet", is_gpu=True)
@@ -78,3 +79,28 @@ def test_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert list(tmp_path.iterdir()) == []
     assert _main([*arguments[:-1], "3"]) == 2
     assert "1024 sequences, which 3 devices cannot share evenly" in capsys.readouterr().err
+
+
+def test_for_the_device_that_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def device(precision: str, kind: str | None) -> Device:
+        asked.append((precision, kind))
+        return Device("an abacus", 10**9, 1e9, "counted", is_gpu=kind != "cpu")
+
+    monkeypatch.setattr("mobilellm.train.device.this_device", device)
+    arguments = ["train", "tiny-cpu", "--data.train", str(tmp_path / "none"), "--plan"]
+    assert _main([*arguments, "--device", "cpu"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the first of the times are for this machine's an abacus, 0.001 TFLOP/s (counted;" in printed
+    assert "another: --device cuda)" in printed
+    assert _main(arguments) == 0
+    assert asked == [("bfloat16", "cpu"), ("bfloat16", None)]
+
+
+def test_refuses_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "tiny-cpu", "--data.train", str(tmp_path / "none"), "--plan", "--device", "tpu"]
+    assert _main(arguments) == 2
+    assert "'tpu' cannot be trained on; choose cpu or cuda" in capsys.readouterr().err

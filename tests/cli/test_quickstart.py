@@ -46,6 +46,14 @@ def finish(command: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
+def small_text(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of it is enough here, and is tokenised, evaluated and trained on in a third of the time."""
+    file = tmp_path_factory.mktemp("text") / "some-topics.txt"
+    file.write_text(small_text.read_text(encoding="utf-8")[:60_000], encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> tuple[Path, str]:
     """A run that nothing interrupted, and what it printed."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mobilellm.cli.main import _main
+from mobilellm.report import written
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from run_folders import FACTS, RECIPE, write_run
@@ -45,6 +46,8 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_several_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Pictures are looked at in tests/report and drawn by `test_one_run`; here it is the command that counts.
+    monkeypatch.setattr(written, "draw", lambda panel, *style: panel.name.encode())
     monkeypatch.chdir(tmp_path)
     write_run(Path("a"), facts=FACTS | {"name": "a"})
     write_run(Path("b"), facts=FACTS | {"name": "b"}, recipe=RECIPE.replace("adamw", "muon"))
@@ -69,7 +72,8 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "loss.png").write_text("mine")
     assert "loss.png: is there and no report made it" in refusal(capsys, run, "--out", tmp_path / "out")
-    assert "out.txt" in refusal(capsys, run, "--out", _file(tmp_path / "out.txt"))
+    said = refusal(capsys, run, "--out", _file(tmp_path / "out.txt"))
+    assert "out.txt: is a file; choose another --out" in said
 
 
 def _file(path: Path) -> Path:

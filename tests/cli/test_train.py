@@ -20,6 +20,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from mobilellm.cli import run_parts
 from mobilellm.cli.main import _main
 from mobilellm.data.documents import paragraphs, text_files
 from mobilellm.data.shards import read_index, read_split, write_index, write_shards
@@ -160,6 +161,43 @@ def test_what_a_run_leaves(place: Path, whole: Path) -> None:
     assert card["parameters"] == sum(weight.size for weight in weights(whole).values())
 
 
+def test_every_start_is_listed(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On what, from which step and by which version; run.json's own device is that of the last."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "update", stop_at(3, signal.SIGTERM))
+        assert _main(command(place, out)) == 75
+    first = json.loads((out / "run.json").read_text())
+    (start,) = first["starts"]
+    assert {name: start[name] for name in start if name not in ("step", "peak_flops")} == {
+        name: first[name] for name in ("started", "device", "world_size", "commit", "versions")
+    }
+    assert (start["step"], start["world_size"], start["peak_flops"]) == (0, 1, None)
+    assert start["versions"]["torch"] == torch.__version__
+    monkeypatch.setattr(run_parts, "card", elsewhere(run_parts.card))
+    assert _main(command(place, out)) == 0
+    then = json.loads((out / "run.json").read_text())
+    assert [(each["step"], each["device"]) for each in then["starts"]] == [
+        (0, start["device"]),
+        (3, "an abacus"),
+    ]
+    assert (then["device"], then["started"]) == ("an abacus", first["started"])
+    # A run that was stopped by an older version goes on with what is known of its first start.
+    del first["starts"], first["commit"]
+    (out / "run.json").write_text(json.dumps(first))
+    shutil.rmtree(out / "checkpoints" / "step-00000006")
+    assert _main(command(place, out)) == 0
+    old, new = json.loads((out / "run.json").read_text())["starts"]
+    assert (old["step"], old["device"], "commit" in old) == (0, first["device"], False)
+    assert new["step"] == 4
+
+
+def elsewhere(card: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    return lambda *arguments: card(*arguments) | {"device": "an abacus"}
+
+
 def weights(out: Path) -> dict[str, Any]:
     return safetensors.numpy.load_file(out / "model" / "model.safetensors")
 
@@ -176,6 +214,24 @@ def test_the_numbers_are_those_of_the_model(place: Path, whole: Path) -> None:
     assert last["perplexity"] == pytest.approx(result.perplexity, rel=1e-4)
     size = sum(len(part.encode()) for part in decoded(loaded.tokenizer, stream.tolist()))
     assert last["bits_per_byte"] == pytest.approx(result.bits_per_byte(size), rel=1e-3)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_in_bfloat16_too(place: Path, tmp_path: Path, mask: bool) -> None:
+    """A run that computes in bfloat16 reports what its model, saved in float32, is found to have, and says how."""
+    out = tmp_path / "run"
+    flags = ["--compute.precision", "bfloat16", "--steps", "2", *(["--data.document-mask"] if mask else [])]
+    assert _main(command(place, out, *flags)) == 0
+    loaded = load(out / "model")
+    assert loaded.tokenizer is not None
+    stream = read_split(place / "one", "held-out", loaded.tokenizer)[:3000]
+    told = next(r["eval"] for r in reversed(read_metrics(out / "metrics.jsonl")) if "eval" in r)
+    result = windowed(loaded.model.float(), stream, 32, document_mask=mask)
+    assert told["loss"] == pytest.approx(result.loss, rel=1e-6)
+    assert abs(windowed(loaded.model, stream, 32, document_mask=not mask).loss / told["loss"] - 1) > 1e-4
+    assert json.loads((out / "run.json").read_text())["evaluation"] == {
+        "window": 32, "document_mask": mask, "precision": "float32", "most_tokens": 3000,
+    }  # fmt: skip
 
 
 def decoded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
@@ -523,6 +579,9 @@ def test_refuses_a_mask_without_borders(
     data = ["--data.train", str(tmp_path / "one")]
     said = refused(capsys, command(place, tmp_path / "run", *data, "--data.document-mask"))
     assert "--data.document-mask" in said or "data.document_mask = true goes by BOS" in said
+    held_out = ["--data.held-out", str(tmp_path / "one"), "--data.document-mask"]
+    said = refused(capsys, command(place, tmp_path / "run", *held_out))  # evaluated with the mask, too
+    assert f"documents of {tmp_path / 'one'} have none" in said
     assert _main(command(place, tmp_path / "run", *data, "--steps", "1")) == 0
 
 
@@ -550,6 +609,7 @@ def test_refuses_tokens_outside_the_vocabulary(
     assert "… 40000 do not lie in the vocabulary of 384; mobilellm shards verify" in said
 
 
+@pytest.mark.slow
 def test_samples_beside_compiled_blocks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding has kernels that torch's compiler fails on: it must not be given them. (Generating code takes a
     minute and is torch's business.)

@@ -103,9 +103,9 @@ def test_a_trillion_tokens_take_no_memory_and_no_time() -> None:
     tracemalloc.start()
     seconds = []
     for epoch in range(20):
-        started = time.perf_counter()
+        started = time.process_time()
         permuted(indices, size, [0, 0, epoch])
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000

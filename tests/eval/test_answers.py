@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import IDENTITY, MANY, Oracle, answer_to, same
 
+from mobilellm.eval import answers_file
 from mobilellm.eval.answers import Cached, default_folder
 from mobilellm.eval.interface import Request
 
@@ -54,6 +56,22 @@ def test_what_is_kept_comes_first_and_is_not_asked_again(tmp_path: Path) -> None
     assert order[:10] == list(range(10))
     assert (again.cached, again.scored, model.asked) == (10, 10, 10)
     assert list(again.log_likelihoods([])) == []
+
+
+def test_what_waits_is_written_when_the_caller_stops_listening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_file, "_SHARE", 0.0)
+    monkeypatch.setattr(answers_file, "_SECONDS", 1e9)
+    cached = Cached(Oracle(), tmp_path)
+    answers = cached.log_likelihoods(MANY)
+    for _ in range(5):
+        next(answers)
+    with closing(sqlite3.connect(cached.file)) as other:
+        count = "SELECT count(*) FROM likelihoods"
+        assert other.execute(count).fetchone() == (0,)
+        answers.close()
+        assert other.execute(count).fetchone() == (5,)
 
 
 def test_the_rest_of_the_model_shines_through(tmp_path: Path) -> None:
@@ -117,6 +135,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from oracle import MANY, Oracle, answer_to, same
+from mobilellm.eval import answers_file
 from mobilellm.eval.answers import Cached
 cached = Cached(Oracle(seconds={seconds}), Path({folder!r}), say=lambda line: print(line, file=sys.stderr))
 for number, answer in cached.log_likelihoods(MANY):
@@ -241,3 +260,19 @@ def test_a_damaged_file_gives_no_wrong_answer(
     except ValueError as caught:
         error = str(caught)
     assert error == "" or (error.startswith(str(cached.file)) and "\n" not in error)
+
+
+@pytest.mark.parametrize("part", ["tokens", "greedy"])
+def test_a_damaged_answer_is_not_used(tmp_path: Path, part: str) -> None:
+    """The database does not notice it: one bit within a value."""
+    cached = Cached(Oracle(), tmp_path)
+    list(cached.log_likelihoods(MANY))
+    cached.close()
+    content = bytearray(cached.file.read_bytes())
+    place = content.index(answer_to(MANY[3]).tokens.astype("<f4").tobytes())
+    content[place + 1 if part == "tokens" else place - 1] ^= 1
+    cached.file.write_bytes(content)
+    again = Cached(Oracle(), tmp_path)
+    assert len(dict(again.log_likelihoods(MANY[4:]))) == len(MANY) - 4
+    with pytest.raises(ValueError, match=r"damaged \(a checksum is wrong\); delete the file"):
+        list(again.log_likelihoods(MANY))

@@ -16,6 +16,8 @@ import tiny_baselines
 from tiny_baselines import ROWS, STOCK
 
 from absent_packages import without
+from mobilellm.eval.answers import Cached
+from mobilellm.eval.interface import Request
 from mobilellm.eval.models import open_model
 from mobilellm.eval.transformers_model import TransformersModel
 from mobilellm.model import checkpoint
@@ -144,6 +146,23 @@ def test_one_line_for_what_cannot_be_opened(backend: str, tmp_path: Path) -> Non
     refused(path)
 
 
+def test_kept_answers_of_a_real_model(tmp_path: Path) -> None:
+    path = tiny_baselines.make("gpt-neox", tmp_path / "m")
+    (text,) = opened(path)[0].encode([tiny_baselines.TEXT[:200]])  # type: ignore[attr-defined]
+    requests = [Request(tuple(text[:cut]), tuple(text[cut : cut + 5])) for cut in range(1, 60)]
+    answers, counts = [], []
+    for model in (open_model(path, say=print) for _ in range(2)):  # as two processes would
+        cached = Cached(model, tmp_path / "answers")
+        answers.append(sorted(cached.log_likelihoods(requests), key=lambda pair: pair[0]))
+        counts.append((cached.cached, cached.scored))
+        texts = cached.greedy([text[:5], text[:9]], ["\n"], 4)
+        assert texts == model.greedy([text[:5], text[:9]], ["\n"], 4)
+    assert counts == [(0, 59), (59, 0)]
+    for (_, first), (_, second) in zip(*answers, strict=True):
+        assert first.tokens.tobytes() == second.tokens.tobytes()
+        assert first.greedy == second.greedy
+
+
 def test_an_unknown_backend(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="backend = 'tensorflow' is not known; choose one of auto, mobilellm"
@@ -152,6 +171,8 @@ def test_an_unknown_backend(tmp_path: Path) -> None:
 
 
 SCRIPT = """
+from mobilellm.eval.answers import Cached
+from mobilellm.eval.interface import Request
 from mobilellm.eval.models import open_model
 for source in {sources!r}:
     try:

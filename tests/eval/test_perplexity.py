@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,10 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mobilellm.data.loader import PackedLoader
 from mobilellm.eval import perplexity
 from mobilellm.eval.perplexity import Perplexity, windowed
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
+from mobilellm.tokenizer import BOS_ID
+from mobilellm.train.loss import weighted_loss
 
 CONFIG = replace(preset("test-ls"), vocab_size=50, max_position_embeddings=24)
 
@@ -89,6 +93,64 @@ def test_logits_are_made_a_few_rows_at_a_time(model: MobileLLM, elements: int) -
     assert parts.nats == pytest.approx(whole.nats, rel=1e-6)
     assert max(rows) <= max(1, elements // 50)
     assert sum(rows) == 59
+
+
+# Documents kept apart
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 24), st.integers(1, 4))
+def test_documents_apart(model: MobileLLM, lengths: list[int], window: int, batch: int) -> None:
+    """The same as every piece of a document that lies in one window, run alone; no BOS is predicted."""
+    tokens = [
+        token
+        for number, length in enumerate(lengths)
+        for token in (BOS_ID, *(2 + (7 * number + 3 * place) % 48 for place in range(length)))
+    ]
+    if all(token == BOS_ID for token in tokens[1:]):
+        return
+    nats, count = 0.0, 0
+    for start in range(0, len(tokens) - 1, window):
+        row = tokens[start : start + window + 1]
+        first = [0, *(place for place in range(1, len(row)) if row[place] == BOS_ID), len(row)]
+        for begin, end in itertools.pairwise(first):
+            if end - begin > 1:
+                nats += plain_loop(model, row[begin:end], window)
+                count += end - begin - 1
+    found = windowed(model, tokens, window, batch, document_mask=True)
+    assert found.nats == pytest.approx(nats, rel=1e-6)
+    assert found.tokens == count
+
+
+def test_documents_apart_as_the_loader_has_them(model: MobileLLM) -> None:
+    """The loss of training on the same windows: each target weighed as the loader weighs it."""
+    tokens = np.array(some_tokens(24 * 6 + 1))
+    tokens[::10] = BOS_ID
+    loader = PackedLoader(tokens[:-1], 24, 6, seed=0, document_mask=True)
+    batch = loader.next()
+    assert batch.segments is not None
+    batch.weights[batch.targets == tokens[0]] = 0  # the last window's last target would be the first token
+    total = weighted_loss(
+        model, *(torch.from_numpy(part) for part in batch[:3]), segments=torch.from_numpy(batch.segments)
+    )
+    found = windowed(model, tokens[:-1], 24, document_mask=True)
+    assert found.nats == pytest.approx(total.item(), rel=1e-5)
+    assert found.tokens == batch.weights.sum()
+    assert found.tokens < windowed(model, tokens[:-1], 24).tokens
+
+
+def test_ranks_share_documents_kept_apart(model: MobileLLM) -> None:
+    tokens = np.array(some_tokens(200))
+    tokens[::7] = BOS_ID
+    whole = windowed(model, tokens, 9, 3, document_mask=True)
+    parts = [windowed(model, tokens, 9, 3, rank, 3, document_mask=True) for rank in range(3)]
+    assert sum(part.nats for part in parts) == pytest.approx(whole.nats, rel=1e-9)
+    assert sum(part.tokens for part in parts) == whole.tokens
+
+
+def test_documents_of_nothing(model: MobileLLM) -> None:
+    with pytest.raises(ValueError, match="perplexity: 3 tokens are all BOS"):
+        windowed(model, [BOS_ID] * 3, 8, document_mask=True)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.uint16, np.uint32, np.int64])

@@ -188,10 +188,12 @@ def test_quiet_gives_everything_back(capsys: pytest.CaptureFixture[str]) -> None
 
     before = utils.env.from_string
     with quiet():
-        logging.getLogger("lm_eval").warning("noise")
+        for name in ("lm_eval", "datasets.load", "huggingface_hub.utils._http"):
+            logging.getLogger(name).warning("noise")
         assert utils.env.from_string("{{x}}") is utils.env.from_string("{{x}}")
     assert utils.env.from_string == before
     assert logging.getLogger("lm_eval").level != logging.CRITICAL
+    assert logging.getLogger("huggingface_hub").level != logging.CRITICAL
     assert not datasets.are_progress_bars_disabled()
     assert capsys.readouterr() == ("", "")
 

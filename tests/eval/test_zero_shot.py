@@ -10,17 +10,24 @@ from typing import Any
 
 import pytest
 import task_rows
+import torch
 import transformers
-from language_models import PlainModel, ToldModel
-from tiny_baselines import edit_config, make
+from language_models import ToldModel
+from tiny_baselines import TEXT, edit_config, make
 
+from mobilellm.config import ModelConfig
+from mobilellm.eval.models import open_model
 from mobilellm.eval.paper import chosen
 from mobilellm.eval.record import read, save
 from mobilellm.eval.tasks import BY_NAME, LoadedTasks, load_tasks, quiet
 from mobilellm.eval.zero_shot import evaluate_zero_shot, save_log_likelihoods, score
+from mobilellm.model import checkpoint
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.tokenizer import Tokenizer
 
 NAMES = list(BY_NAME)
 _LONGER = 512
+"""Tokens of context: some of BoolQ is cut, and no answer is longer."""
 
 TOLD = {
     " a stone": -9.0, " a star": -6.0, " night": -7.0, " 4": -3.0, " 22": -2.0,
@@ -250,32 +257,63 @@ def test_characters_are_code_points_and_the_first_of_equals_wins() -> None:
 # Beside lm-eval's own backend
 
 
+def make_llama(directory: Path) -> None:
+    """A tiny random model of ours without shared layers, as transformers' own Llama reads it."""
+    tokenizer = Tokenizer.train([TEXT], 352)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_position_embeddings=_LONGER,
+        rope_theta=10_000.0,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = MobileLLM(config)
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+    checkpoint.save(directory, model, tokenizer, layout="llama")
+
+
 @pytest.fixture(scope="module")
 def real(shared: Path) -> LoadedTasks:
     return load_tasks((), shared / "zeroshot")
 
 
 @pytest.mark.parametrize(
-    ("architecture", "limit"),
+    ("layout", "backend", "limit"),
     [
-        ("llama", 6),
-        pytest.param("gpt-neox", 6, marks=pytest.mark.slow),
-        pytest.param("llama", 60, marks=pytest.mark.slow),
-        pytest.param("gpt-neox", 60, marks=pytest.mark.slow),
+        ("llama", "mobilellm", 6),
+        ("gpt-neox", "transformers", 6),
+        pytest.param("llama", "mobilellm", 60, marks=pytest.mark.slow),
+        pytest.param("llama", "transformers", 60, marks=pytest.mark.slow),
+        pytest.param("gpt-neox", "transformers", 60, marks=pytest.mark.slow),
     ],
 )
 def test_the_same_answers_as_lm_evals_own_backend(
-    architecture: str, limit: int, real: LoadedTasks, tmp_path: Path
+    layout: str, backend: str, limit: int, real: LoadedTasks, tmp_path: Path
 ) -> None:
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    make(architecture, tmp_path / "model")
-    edit_config(tmp_path / "model", max_position_embeddings=_LONGER)  # some of BoolQ is cut, no answer is
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    ours = score(PlainModel(model, tokenizer, _LONGER), real, limit)
-    reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    if layout == "llama":
+        make_llama(tmp_path / "model")
+    else:
+        make(layout, tmp_path / "model")
+        edit_config(tmp_path / "model", max_position_embeddings=_LONGER)
+    ours = score(open_model(tmp_path / "model", backend), real, limit)
+    assert ours.record.model.backend == backend
+    reference = HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path / "model"),
+        batch_size=16,
+    )
     with quiet():
         theirs = evaluate(reference, {"tasks": real.tasks}, limit=limit)
     for name in NAMES:

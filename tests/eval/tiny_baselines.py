@@ -1,7 +1,7 @@
 """A tiny random model, with a small tokenizer, of every architecture that evaluations meet: `make`.
 
 The published baselines are OPT (125M without, 350M with a projection after the embedding), GPT-Neo, Pythia
-(GPT-NeoX), BLOOM, Qwen1.5 (Qwen2), Falcon-RW (ALiBi; the larger ones are laid out in two other ways), LaMini
+(GPT-NeoX), RWKV, BLOOM, Qwen1.5 (Qwen2), Falcon-RW (ALiBi; the larger ones are laid out in two other ways), LaMini
 (GPT-2), and TinyLlama and MobiLlama (Llama). Weights are large, so that a wrong position, mask or head shows.
 """
 
@@ -209,6 +209,12 @@ def _falcon(**options: Any) -> Config:
     )
 
 
+def _rwkv() -> Config:
+    return transformers.RwkvConfig(
+        vocab_size=ROWS, context_length=CONTEXT, hidden_size=32, num_hidden_layers=2, intermediate_size=48
+    )
+
+
 STOCK: dict[str, Callable[[], Config]] = {
     "opt": _opt,
     "opt-projected": lambda: _opt(word_embed_proj_dim=16, do_layer_norm_before=False),
@@ -216,6 +222,7 @@ STOCK: dict[str, Callable[[], Config]] = {
     "gpt-neox": _gpt_neox,
     "gpt2": _gpt2,
     "qwen2": _qwen2,
+    "rwkv": _rwkv,
     "bloom": _bloom,
     "llama": _llama,
     "falcon": lambda: _falcon(new_decoder_architecture=True, num_kv_heads=2),

@@ -262,6 +262,7 @@ assert not any(name.split(".")[0] == "mobilellm" for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_saved_directories_load_where_this_package_is_absent(
     tmp_path: Path, sentencepiece_model: Path
 ) -> None:

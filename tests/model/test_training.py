@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
-from mobilellm.model import cpu_kernels, training
+from mobilellm.model import cpu_kernels, products, training, training_steps
 from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.products import KernelProducts, TorchProducts
 from mobilellm.model.training import training_hidden, why_plain
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
@@ -87,11 +88,13 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("B", "T"), [(3, 21), (1, 1), (2, 16)])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "documents"])
+@pytest.mark.parametrize("way", [TorchProducts, KernelProducts])
 def test_the_faster_way_is_as_near_to_float32_as_autocast(
-    kernels: Kernels, name: str, B: int, T: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+    kernels: Kernels, name: str, B: int, T: int, packed: bool, way: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every gradient too. The blocks of queries are made small, so that there are several, the last one short."""
-    monkeypatch.setattr(training, "BLOCK", 8)
+    monkeypatch.setattr(products, "has_bfloat16", lambda: way is TorchProducts)
+    monkeypatch.setattr(training_steps, "BLOCK", 8)
     model, draw = lively(CONFIGS[name]), torch.Generator().manual_seed(1)
     tokens = torch.randint(384, (B, T), generator=draw)
     segments = (torch.rand(B, T, generator=draw) < 0.3).cumsum(1) if packed else None
@@ -106,13 +109,31 @@ def test_the_faster_way_is_as_near_to_float32_as_autocast(
     assert sum(fast.values()) < 1.2 * sum(plain.values())
 
 
+@pytest.mark.parametrize("way", [TorchProducts, KernelProducts])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_come_in_the_dtype_that_weights_ask_for(
+    kernels: Kernels, name: str, way: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 they are those of float32, rounded; a token that comes often is summed before it is."""
+    monkeypatch.setattr(products, "has_bfloat16", lambda: way is TorchProducts)
+    model, tokens = lively(CONFIGS[name]), torch.randint(3, (2, 100))
+    wide = gradients(model, tokens, narrow=True)[1]
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.grad, parameter.grad_dtype = None, torch.bfloat16
+    narrow = gradients(model, tokens, narrow=True)[1]
+    for part, gradient in narrow.items():
+        assert gradient.dtype == (torch.float32 if "norm" in part else torch.bfloat16)
+        assert (gradient.float() - wide[part]).norm() <= 2**-7 * wide[part].norm()
+
+
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_packed_row_is_its_documents_alone(
     narrow: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hidden states and the sum of gradients, whatever the numbers the documents have."""
-    monkeypatch.setattr(training, "BLOCK", 16)
+    monkeypatch.setattr(training_steps, "BLOCK", 16)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     model, lengths = lively(preset("test-ls")), [7, 1, 20, 12]
@@ -257,6 +278,17 @@ def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
     assert run().count("swiglu") == 1
     model.model.layers[1].self_attn.q_proj.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
     assert run().count("swiglu") == 0
+
+
+def test_sequences_for_which_c_has_no_room_go_the_plain_way(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ways(lively(preset("test")), monkeypatch)
+    assert "softmax" in run()
+    monkeypatch.setattr(training, "LONGEST", 4)
+    assert run() == []
+    with pytest.raises(MemoryError, match="softmax"):
+        kernels("softmax", None, None, None, 1.0, 1, 1, 1, 0, 1, cpu_kernels.LONGEST + 1)
 
 
 def test_why_the_plain_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,3 +150,37 @@ def test_only_fields_that_differ(tmp_path: Path) -> None:
     assert found == {"optim.lr": [0.002, 0.004, None], "guard.window": [None, 5, None]}
     alike = [read_history(write_run(tmp_path / name)) for name in ("d", "e")]
     assert differences(alike) == {}
+
+
+def a_start(step: int, device: str, world_size: int, peak_flops: float | None) -> dict[str, Any]:
+    return {"step": step, "device": device, "world_size": world_size, "peak_flops": peak_flops}
+
+
+def test_a_run_that_went_on_elsewhere(tmp_path: Path) -> None:
+    """Each step counts against the peak of the hardware it was done on, whichever came last."""
+    first, then = a_start(0, "A", 4, 1e12), a_start(60, "B", 1, 1e12)
+    facts = FACTS | {"device": "B", "world_size": 1, "starts": [first, then]}
+    history = read_history(write_run(tmp_path / "both", facts=facts))
+    assert history.start_of_step.tolist() == [0] * 60 + [1] * 40
+    summary = summarise(history)
+    assert summary.hardware == ["4 × A", "B"]
+    assert (summary.device, summary.world_size) == ("B", 1)
+    assert summary.mfu == pytest.approx(10_000 * 8e6 / (4 * 1e12))  # of the median step
+    assert summary.mfu_6n == pytest.approx(10_000 * 6e6 / (4 * 1e12))
+    for starts, hardware in (
+        ([first, a_start(80, "C", 1, None), then], ["4 × A", "B"]),  # C's steps were taken back
+        ([first, a_start(50, "A", 4, 1e12), then], ["4 × A", "B"]),
+        ([first, then, a_start(90, "A", 4, 1e12)], ["4 × A", "B", "4 × A"]),
+        ([first, then, a_start(100, "C", 1, None)], ["4 × A", "B"]),  # nothing done yet
+    ):
+        again = read_history(write_run(tmp_path / "both", facts=facts | {"starts": starts}))
+        assert summarise(again).hardware == hardware
+
+
+def test_the_peak_of_some_steps(tmp_path: Path) -> None:
+    starts = [a_start(0, "CPU, 2 threads", 1, None), a_start(90, "B", 1, 1e12)]
+    summary = summarise(read_history(write_run(tmp_path, facts=FACTS | {"starts": starts})))
+    assert summary.mfu == pytest.approx(10_000 * 8e6 / 1e12)
+    odd = [7, {"step": "x", "device": 3, "world_size": 0, "peak_flops": "much"}]
+    summary = summarise(read_history(write_run(tmp_path, facts=FACTS | {"starts": odd})))
+    assert (summary.mfu, summary.hardware) == (None, [])

@@ -161,3 +161,12 @@ def test_themes_and_sizes(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_short_counts(number: float, text: str) -> None:
     assert short_count(number) == text
+
+
+def test_mfu_of_a_run_that_went_on_elsewhere(tmp_path: Path) -> None:
+    starts = [
+        {"step": 0, "device": "A", "world_size": 4, "peak_flops": 1e12},
+        {"step": 50, "device": "B", "world_size": 1, "peak_flops": 1e12},
+    ]
+    (line,) = by_name([read_history(write_run(tmp_path, facts=FACTS | {"starts": starts}))])["mfu"].lines
+    assert line.y[[8, -1]] == pytest.approx([0.02, 0.08])

@@ -15,8 +15,9 @@ from run_folders import FACTS, RECIPE, evaluation, records, step_record, write_r
 from test_page import HOSTILE, Reader
 from test_plots import size_of
 
+from mobilellm.report.history import read_history
 from mobilellm.report.page import Picture, report_page
-from mobilellm.report.written import duration, read_runs, run_labels, write_report
+from mobilellm.report.written import duration, number_rows, read_runs, run_labels, write_report
 
 PICTURES = [
     "loss.png",
@@ -270,3 +271,12 @@ def test_durations_read_well() -> None:
     assert [duration(each) for each in (0, 59.6, 3661, 90_000, None, math.nan)] == [
         "0 s", "1 min 0 s", "1 h 1 min", "1 d 1 h", "-", "-",
     ]  # fmt: skip
+
+
+def test_a_run_that_went_on_elsewhere(tmp_path: Path) -> None:
+    starts = [
+        {"step": 0, "device": "A", "world_size": 4, "peak_flops": 1e12},
+        {"step": 50, "device": "B", "world_size": 1, "peak_flops": 1e12},
+    ]
+    history = read_history(write_run(tmp_path, facts=FACTS | {"starts": starts}))
+    assert dict(number_rows([history], ["x"])[1:])["device"] == "4 × A, then B"

@@ -22,12 +22,12 @@ from mobilellm.config import ModelConfig
 from mobilellm.data.loader import Batch, PackedLoader
 from mobilellm.eval.perplexity import Perplexity, windowed
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.distributed import World, is_sharded, join, whole_model
 from mobilellm.train.loop import train
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import Record
 from mobilellm.train.settings import TrainSettings
-from mobilellm.train.state import checkpoints
 
 CONFIGS: dict[str, ModelConfig] = {"shared": LS, "untied": replace(ORDINARY, tie_word_embeddings=False)}
 OTHERWISE: dict[str, dict[str, Any]] = {

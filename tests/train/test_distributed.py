@@ -11,8 +11,9 @@ import pytest
 import torch
 from spread_runs import CONFIGS, OTHERWISE, TARGETS, launch, spread_run, stopping_at
 
-from mobilellm.train.distributed import World, join
-from mobilellm.train.state import checkpoints
+from mobilellm.train.checkpoint_files import checkpoints
+from mobilellm.train.distributed import World, gathers_in_half, join
+from mobilellm.train.settings import ComputeSettings
 
 SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in (2, 4)]
 ALONE = World()
@@ -169,3 +170,14 @@ def test_the_environment_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="the environment lacks LOCAL_RANK; start several processes with"):
         join("cpu").__enter__()
+
+
+def test_where_weights_come_in_bfloat16() -> None:
+    """Only several GPUs under fsdp exchange them so; everywhere else evaluations see them whole."""
+    for size in (1, 2):
+        for device in ("cpu", "cuda"):
+            for strategy in ("ddp", "fsdp"):
+                for precision in ("float32", "bfloat16"):
+                    world = World(size=size, device=torch.device(device))
+                    found = gathers_in_half(world, ComputeSettings(strategy=strategy, precision=precision))
+                    assert found == ((size, device, strategy, precision) == (2, "cuda", "fsdp", "bfloat16"))

@@ -106,6 +106,35 @@ def test_the_batch_of_a_spike_can_be_looked_up(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, settings).done == 20
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_usual_is_known_after_a_resume(tmp_path: Path, asynchronous: bool) -> None:
+    """A spike in the first step after it stops the run, as it would have without the interruption."""
+
+    def jumping(model: MobileLLM, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return weighted_loss(model, tokens, targets, weights) * 9.0
+
+    settings = tiny_settings(steps=20, spike_factor=3.0, window=12, asynchronous=asynchronous)
+    losses = tiny_run(tmp_path, settings, on_record=stop_at(13)).losses
+    state = json.loads((tmp_path / "checkpoints" / "step-00000013" / "state.json").read_text())
+    assert state["losses"] == losses[-12:]
+    with pytest.raises(TrainingError, match="^step 14: loss .* times the usual"):
+        tiny_run(tmp_path, settings, loss_function=jumping)
+
+
+def test_a_checkpoint_without_losses_goes_on(tmp_path: Path) -> None:
+    """One from before they were stored: the guard must first see some again."""
+    settings = tiny_settings(steps=20, spike_factor=3.0)
+    whole = tiny_run(tmp_path / "whole", settings)
+    tiny_run(tmp_path / "old", settings, on_record=stop_at(13))
+    file = tmp_path / "old" / "checkpoints" / "step-00000013" / "state.json"
+    values = json.loads(file.read_text())
+    del values["losses"]
+    file.write_text(json.dumps(values))
+    rest = tiny_run(tmp_path / "old", settings)
+    assert rest.losses == whole.losses[13:]
+    assert same_weights(rest.model, whole.model)
+
+
 def test_a_loader_s_error_is_told(tmp_path: Path) -> None:
     """It happens in another thread, two batches ahead."""
 

@@ -46,12 +46,13 @@ from torch import Tensor
 from mobilellm.data.loader import Batch, PackedLoader
 from mobilellm.model.transformer import Block, MobileLLM
 from mobilellm.tokenizer import BOS_ID
+from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.guard import TrainingError
 from mobilellm.train.loop import train
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.settings import BatchSettings, TrainSettings
-from mobilellm.train.state import checkpoints, load_weights
+from mobilellm.train.state import load_weights
 
 # What a run records
 

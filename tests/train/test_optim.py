@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from tiny_runs import LS, ORDINARY, same_weights, tiny_loader, tiny_model, tiny_run, tiny_settings
 
 from mobilellm.config import ModelConfig
+from mobilellm.model import cpu_kernels
+from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.train.loss import weighted_loss
-from mobilellm.train.optim import adamw, build_optimizer
+from mobilellm.train.optim import KernelAdamW, adamw, build_optimizer
 
 SHAPES = {
     "shared and tied": LS,
@@ -70,6 +73,57 @@ def test_muon_is_for_the_matrices_of_the_blocks() -> None:
                 group["lr"] = 1e-2 / (step + 1)  # as the schedule sets it
             optimizer.step()
         assert same_weights(model, twin)
+
+
+@pytest.fixture
+def kernels() -> Kernels:
+    found = cpu_kernels.load()
+    if isinstance(found, str):
+        pytest.skip(f"no kernels for training on this machine: {found}")
+    return found
+
+
+@pytest.mark.parametrize("limit", [0.5, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_one_pass_is_clipping_and_adamw(kernels: Kernels, limit: float, dtype: torch.dtype) -> None:
+    """Against torch's two, given the same gradients; the state too, which either goes on from."""
+    settings = tiny_settings(weight_decay=0.3).optim
+    model, twin = tiny_model(), tiny_model()
+    ours, plain = build_optimizer(model, settings, kernels), adamw(twin, settings)
+    assert isinstance(ours, KernelAdamW)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(4):
+        for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+            gradient = torch.randn(parameter.shape, generator=generator).to(dtype)
+            parameter.grad_dtype = dtype
+            parameter.grad, other.grad = gradient, gradient.float().clone()
+        for optimizer in (ours, plain):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 / (step + 1)  # as the schedule sets it
+        norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), limit).item()
+        assert ours.clip(limit) == pytest.approx(norm, rel=1e-5)
+        ours.step()
+        plain.step()
+        for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter, other, rtol=1e-6, atol=1e-7)
+            assert ours.state[parameter].keys() == plain.state[other].keys()
+            for name, value in plain.state[other].items():
+                assert ours.state[parameter][name].dtype == value.dtype
+                torch.testing.assert_close(ours.state[parameter][name], value, rtol=2e-6, atol=2e-7)
+    plain.load_state_dict(ours.state_dict())
+    ours.load_state_dict(plain.state_dict())
+
+
+def test_a_gradient_that_is_no_number_is_seen(kernels: Kernels) -> None:
+    """The guard stops at a norm that is not finite, as torch's clipping gives it."""
+    model = tiny_model()
+    optimizer = build_optimizer(model, tiny_settings().optim, kernels)
+    assert isinstance(optimizer, KernelAdamW)
+    for poison in (float("nan"), float("inf"), 1e30):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        model.model.norm.weight.grad[3] = poison  # type: ignore[index]
+        assert not math.isfinite(optimizer.clip(1.0))
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1000.0])

@@ -14,11 +14,11 @@ from mobilellm.accounting import stored_parameters
 from mobilellm.config import ModelConfig
 from mobilellm.data.loader import PackedLoader
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.loop import train
 from mobilellm.train.metrics import read_metrics
 from mobilellm.train.plan import Device, make_plan
 from mobilellm.train.recipe import Recipe, load_recipe, parse_recipe, recipe_names, to_toml
-from mobilellm.train.state import checkpoints
 
 PARAMETERS = {
     "pretrain-125m": 124_635_456,

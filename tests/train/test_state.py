@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -22,19 +23,12 @@ from tiny_runs import LS, leaves, same_weights, stop_at, tiny_loader, tiny_model
 
 import mobilellm.train.state
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.checkpoint_files import RunState, checkpoints, drop_old, only_run
 from mobilellm.train.distributed import World
 from mobilellm.train.loop import run_identity
 from mobilellm.train.optim import adamw, build_optimizer
 from mobilellm.train.settings import CheckpointSettings, TrainSettings
-from mobilellm.train.state import (
-    Checkpointer,
-    RunState,
-    checkpoints,
-    drop_old,
-    load_state,
-    load_weights,
-    only_run,
-)
+from mobilellm.train.state import Checkpointer, load_state, load_weights
 
 SETTINGS = tiny_settings()
 WEIGHTS = "shard-00001-model-00001-of-00001.safetensors"
@@ -86,6 +80,7 @@ def test_everything_comes_back(tmp_path: Path, asynchronous: bool) -> None:
     assert sorted(item.name for item in path.iterdir()) == [WEIGHTS, "state.json"]
     other, other_optimizer = optimised(2)
     state = load_state(path, other, other_optimizer, identity(), ALONE)
+    assert type(state.losses) is tuple
     assert state == RunState(12, {"windows": [48]}, identity())
     assert same_weights(model, other)
     ours, theirs = optimizer.state_dict(), other_optimizer.state_dict()
@@ -385,7 +380,17 @@ def test_other_files_than_the_state_names(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": "5"}, {"step": None}, {"loader": [1]}, {"identity": "text"}, {"more": 1}],
+    [
+        {"step": "5"},
+        {"step": None},
+        {"loader": [1]},
+        {"identity": "text"},
+        {"more": 1},
+        {"losses": "text"},
+        {"losses": [1.5, None]},
+        {"losses": [math.nan]},
+        {"losses": {"1": 1.5}},
+    ],
     ids=str,
 )
 def test_a_state_of_other_kinds(tmp_path: Path, change: dict[str, Any]) -> None:

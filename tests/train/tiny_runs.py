@@ -26,11 +26,11 @@ from mobilellm.config import ModelConfig
 from mobilellm.data.loader import PackedLoader
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
+from mobilellm.train.checkpoint_files import checkpoints, step_of
 from mobilellm.train.loop import Stopped, train
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.settings import TrainSettings
-from mobilellm.train.state import checkpoints
 
 LS = preset("test-ls")
 ORDINARY = preset("test")
@@ -245,7 +245,7 @@ def half_written(directory: Path) -> bool:
 
 def newest_step(directory: Path) -> int:
     found = checkpoints(directory / "checkpoints")
-    return int(found[-1].name.removeprefix("step-")) if found else 0
+    return step_of(found[-1]) if found else 0
 
 
 def _kill_at_file_event(directory: Path, count: int) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import tyro
+
 if TYPE_CHECKING:
     from mobilellm.eval.interface import LanguageModel
 
@@ -26,13 +28,13 @@ class ModelOptions:
     """What runs the model: auto takes this package's own code wherever it knows the layout."""
     revision: str | None = None
     """Branch, tag or commit of a Hub repository."""
-    trust_remote_code: bool = False
+    trust_remote_code: tyro.conf.FlagCreatePairsOff[bool] = False
     """Run code that comes with the model (transformers)."""
     tokens_at_once: int | None = None
     """Tokens in one forward pass: fewer take less memory."""
     cache: Path | None = None
     """Folder of answers by model and request: what is in it is not asked again. Default: the user's cache."""
-    no_cache: bool = False
+    no_cache: tyro.conf.FlagCreatePairsOff[bool] = False
     """Neither read nor keep answers."""
 
 

@@ -54,8 +54,10 @@ def run_zero_shot(arguments: ZeroShot) -> None:
     from mobilellm.eval.tasks import BY_NAME, load_tasks
     from mobilellm.eval.zero_shot import save_log_likelihoods
 
-    if arguments.data_dir is None and any(name not in BY_NAME for name in tasks):
+    if any(name not in BY_NAME for name in tasks) and arguments.data_dir is None:
         say("looking through all of lm-eval's tasks, which takes half a minute")
+    elif arguments.data_dir is None:
+        say("taking the tasks' data from lm-eval's sources on the Hub; --data-dir takes a folder instead")
     loaded = load_tasks(tasks, arguments.data_dir)
     records: list[Record] = []
     try:
@@ -90,8 +92,18 @@ def print_zero_shot(records: Sequence[Record]) -> None:
         for name, result in record.results.items()
         if name != "average" and "paper" not in result
     ]
-    notes = dict.fromkeys(note for record in records for note in record.protocol["notes"])
-    print_notes([*others, *notes])
+    print_notes([*others, *_notes(records)])
+
+
+def _notes(records: Sequence[Record]) -> list[str]:
+    """Each once; one that does not hold for all models says for which."""
+    notes: dict[str, list[str]] = {}
+    for record in records:
+        for note in record.protocol["notes"]:
+            notes.setdefault(note, []).append(record.model.name)
+    return [
+        note if len(names) == len(records) else f"{', '.join(names)}: {note}" for note, names in notes.items()
+    ]
 
 
 def _score(arguments: ZeroShot, source: str, loaded: LoadedTasks) -> Scored:
@@ -109,7 +121,7 @@ def _checked_names(arguments: ZeroShot) -> list[str]:
     """A file name for every model."""
     if not arguments.models:
         raise ValueError("zero-shot: no model is named; name at least one")
-    names = [re.sub(r"[^\w.-]+", "_", model).strip("_") or "model" for model in arguments.models]
+    names = [re.sub(r"[^\w.-]+", "_", model).strip("._-") or "model" for model in arguments.models]
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"zero-shot: two models would be written as {name!r}; name each once")

@@ -29,7 +29,7 @@ VERBS = {
     "cost": "days to train on given hardware, beside the published figures",
     "report": "draw a run, or several compared: pictures, one page, the numbers",
     "generate": "complete a prompt",
-    "eval": "score models on zero-shot tasks through lm-eval, with records to compare",
+    "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
 }
@@ -62,7 +62,7 @@ def _main(arguments: list[str]) -> int:
                 _silence(sys.stdout)
             if os.environ.get("MOBILELLM_DEBUG"):
                 raise
-            return _fail(_with_flags(_one_line(error, verb), arguments[1:]))
+            return _fail(_with_flags(one_line(error, verb), arguments[1:]))
     return code
 
 
@@ -153,7 +153,8 @@ def _fail(message: str) -> int:
     return _USAGE_ERROR
 
 
-def _one_line(error: Exception, verb: str) -> str:
+def one_line(error: Exception, verb: str) -> str:
+    """What went wrong, as the user reads it."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if extra := EXTRAS.get(package):

@@ -116,10 +116,12 @@ def _notes(plan: Plan) -> list[str]:
     ]
     if any(pace.fits is False for pace in plan.paces):
         notes.append(f"Where it does not fit: {', '.join(_wishes(plan))}.")
+    other = "cpu" if device.is_gpu else "cuda"
     repeated = "The time includes the forward pass that activation checkpointing repeats. "
     notes += [
-        f"This machine: {device.name}, {device.peak_flops / 1e12:,.3g} TFLOP/s ({device.peak_source}). The "
-        "others: data sheets.",
+        f"The memory by part and the first of the times are for this machine's {device.name}, "
+        f"{device.peak_flops / 1e12:,.3g} TFLOP/s ({device.peak_source}; another: --device "
+        f"{other}). The other times: data sheets.",
         "MFU is assumed, counting 6N and causal attention; perfect scaling, no stops, no evaluation. "
         + (repeated if plan.activation_checkpointing else "")
         + "mobilellm cost tells it for other hardware and MFU.",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from mobilellm.report.live_bar import LiveBar
 
 if TYPE_CHECKING:
     from mobilellm.data.prepare import Progress as Done
@@ -16,39 +14,21 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class PrepareProgress:
+class PrepareProgress(LiveBar):
     """Feed it what `prepare` reports. Everything goes to stderr; `quiet` leaves the lines out."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._live = sys.stderr.isatty()
+        super().__init__()
         self._quiet, self._began = quiet, False
-        self._bar = Progress(
-            BarColumn(bar_width=28),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=Console(file=sys.stderr),
-            disable=not self._live,
-        )
-        self._task = self._bar.add_task("prepare", total=None, text="")
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-
-    def __enter__(self) -> PrepareProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def update(self, done: Done) -> None:
         if not self._began:
             self._began = True
             if done.documents and not self._quiet:
                 print(f"going on after {done.documents:,} documents", file=sys.stderr, flush=True)
-        if self._live:
-            self._bar.update(self._task, total=done.size, completed=done.read, text=_text(done))
+        if self.is_live:
+            self.show(done.read, _text(done), done.size)
         elif not self._quiet and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             share = f"{100 * done.read / done.size:5.1f} %  " if done.size else ""

@@ -7,8 +7,6 @@ the same command goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import shlex
 import shutil
@@ -16,22 +14,21 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilellm.atomic import atomic_write
 from mobilellm.cli.quickstart_folder import (
     check_resumable,
     claimed,
     finished_results,
-    recorded,
     what_is_kept,
 )
+from mobilellm.cli.quickstart_report import print_results, write_report
 from mobilellm.config import ModelConfig
 from mobilellm.data.documents import Document, paragraphs, python_documentation, text_files
 from mobilellm.data.loader import PackedLoader
-from mobilellm.data.shards import ShardIndex, read_index, read_split, verify, write_shards
+from mobilellm.data.shards import ShardIndex, file_sha256, read_index, read_split, verify, write_shards
 from mobilellm.installation import activation, install_command, missing_packages, program
 from mobilellm.presets import preset
 from mobilellm.sampling import Sampling
@@ -91,14 +88,14 @@ def _run(arguments: Arguments) -> None:
     out = arguments.out
     if (results := finished_results(out)) is not None:
         print(f"This run is complete ({out}); --fresh trains it again. Its results:\n")
-        _print_results(results)
+        print_results(results)
     else:
         check_resumable(out)
         tokenizer, index = _prepare(arguments)
         config = replace(preset("tiny-ls"), vocab_size=tokenizer.vocab_size)
         _check_prompt(arguments, config, tokenizer)
         _pretrain(arguments, config, tokenizer, index)
-        _print_results(_evaluate_and_report(arguments, config, index, time.perf_counter() - started))
+        print_results(_report(arguments, config, index, time.perf_counter() - started))
     _talk(arguments)
     _print_next(arguments)
 
@@ -177,8 +174,8 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     from mobilellm.model import checkpoint
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.report.progress import TrainingProgress, say_stopping
+    from mobilellm.train.checkpoint_files import checkpoints, step_of
     from mobilellm.train.loop import train
-    from mobilellm.train.state import checkpoints
 
     out, settings = arguments.out, _settings(arguments)
     held_out = read_split(out / "shards", "held-out", tokenizer)
@@ -207,7 +204,7 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
         f"pretraining {count / 1e6:.1f}M parameters: {config.num_layers} blocks of width "
         f"{config.hidden_size}, each run {config.repeats} times{at}",
     )
-    first = int(before[-1].name.removeprefix("step-")) if before else 0
+    first = step_of(before[-1]) if before else 0
     with TrainingProgress(settings.steps, first) as progress:
         done = train(model, loader, settings, out, evaluate, progress.update, on_stop=say_stopping).steps
     checkpoint.save(out / "model", model, tokenizer, overwrite=True)
@@ -220,61 +217,16 @@ def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, i
     sys.exit(130)
 
 
-def _evaluate_and_report(
-    arguments: Arguments, config: ModelConfig, index: ShardIndex, seconds: float
-) -> dict[str, Any]:
-    """Stages 5 and 6: the held-out numbers before and after, the picture, the page."""
-    from mobilellm import __version__
+def _report(arguments: Arguments, config: ModelConfig, index: ShardIndex, seconds: float) -> dict[str, Any]:
+    """Stage 5."""
     from mobilellm.model.api import generate
-    from mobilellm.report.page import run_page
-    from mobilellm.report.plots import loss_curve
 
-    out, settings = arguments.out, _settings(arguments)
     _say(5, "writing loss.png and report.html")
-    records = recorded(out, settings.steps)
-    evaluations = [record["eval"] for record in records if "eval" in record]
-    steps = [record for record in records if "loss" in record]
-    rate = steps[-1]["tokens"] / sum(record["seconds"] for record in steps)
-    results = {
-        "before": evaluations[0],
-        "after": evaluations[-1],
-        "tokens_per_second": rate,
-        "held_out_bytes": index.total("held-out", "bytes"),
-        "protocol": f"every held-out token once, windows of {settings.batch.sequence_length}",
-        "config": config.to_dict(),
-        "settings": asdict(settings),
-        "source": index.source,
-        "version": __version__,
-    }
     prompt = _prompt(arguments)
-    said = generate(out, prompt, _SAMPLING, max_new_tokens=80)[0].text
-    picture = loss_curve(
-        records, f"quickstart: {config.num_steps} steps deep, {config.num_layers} blocks stored"
+    said = generate(arguments.out, prompt, _SAMPLING, max_new_tokens=80)[0].text
+    return write_report(
+        arguments.out, config, _settings(arguments), index, seconds, (prompt, said), _next_commands(arguments)
     )
-    page = run_page(
-        title="MobileLLM quickstart",
-        lead=f"{config.num_layers} blocks, each run {config.repeats} times, trained on the {index.source}.",
-        results=_table(results),
-        facts={
-            "training tokens seen": f"{steps[-1]['tokens']:,}",
-            "tokens per second": f"{rate:,.0f}",
-            "this command": f"{seconds:.0f} s",
-            "width, heads, KV heads": f"{config.hidden_size}, {config.num_heads}, {config.num_kv_heads}",
-            "vocabulary": f"{config.vocab_size:,}",
-            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-            "protocol": str(results["protocol"]),
-        },
-        picture=picture,
-        samples=[(prompt, said)],
-        commands=_next_commands(arguments),
-    )
-    with atomic_write(out / "loss.png") as temporary:
-        temporary.write_bytes(picture)
-    with atomic_write(out / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    with atomic_write(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
 
 
 def _talk(arguments: Arguments) -> None:
@@ -303,20 +255,6 @@ def _prompt(arguments: Arguments) -> str:
     return " ".join(words)[:60].lstrip("-").rstrip("\ufffd")
 
 
-def _table(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    before, after = results["before"], results["after"]
-    return [
-        ("held-out text", "before", "after"),
-        ("perplexity (per token)", f"{before['perplexity']:,.1f}", f"{after['perplexity']:,.1f}"),
-        ("bits per byte", f"{before['bits_per_byte']:.3f}", f"{after['bits_per_byte']:.3f}"),
-    ]
-
-
-def _print_results(results: Mapping[str, Any]) -> None:
-    for row in _table(results):
-        print("      " + row[0].ljust(26) + row[1].rjust(10) + row[2].rjust(10))
-
-
 def _print_next(arguments: Arguments) -> None:
     print(f"Report: {arguments.out / 'report.html'}\nGo on:\n  " + "\n  ".join(_next_commands(arguments)))
     if command := activation():
@@ -343,5 +281,4 @@ def _sha256(path: Path) -> str:
     if not path.is_file():
         kind = "is a folder; name text files" if path.is_dir() else "no such text file"
         raise FileNotFoundError(f"{path}: {kind}")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from mobilellm.atomic import atomic_write, foreign_file, hold
 from mobilellm.layouts import not_a_model_directory
+from mobilellm.train.checkpoint_files import checkpoints, step_of
 from mobilellm.train.metrics import Record, read_metrics
 
 _FILES = ("loss.png", "metrics.jsonl", "report.html", "report.json", "quickstart.json")  # the claim goes last
@@ -89,8 +90,8 @@ def recorded(out: Path, step: int) -> list[Record]:
 
 def last_checkpoint(out: Path) -> int | None:
     """The step a resumed run goes on from; None before the first checkpoint. Needs no torch."""
-    names = [path.name for path in (out / "checkpoints").glob("step-*") if path.is_dir()]
-    return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=None)
+    found = checkpoints(out / "checkpoints")
+    return step_of(found[-1]) if found else None
 
 
 def what_is_kept(out: Path) -> str:

@@ -5,7 +5,7 @@ The loop knows none of these rooms; the command line hands them to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +74,9 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
 def loader(recipe: Recipe, tokenizer: Tokenizer, world: World) -> PackedLoader:
     """This process's share of the training splits. Raises ValueError where documents cannot be told apart."""
     from mobilellm.data.loader import PackedLoader
-    from mobilellm.data.shards import read_index, read_split
+    from mobilellm.data.shards import read_split
 
-    for folder in recipe.data.train if recipe.data.document_mask else ():
-        if _lacks_bos(read_index(folder).preparation):
-            raise ValueError(
-                f"train: data.document_mask = true goes by BOS, and documents of {folder} have none; import "
-                "them again with --add-bos, or leave the mask out"
-            )
+    _check_borders(recipe, recipe.data.train)
     return PackedLoader(
         [read_split(folder, "train", tokenizer) for folder in recipe.data.train],
         recipe.batch.sequence_length,
@@ -94,6 +89,17 @@ def loader(recipe: Recipe, tokenizer: Tokenizer, world: World) -> PackedLoader:
     )
 
 
+def _check_borders(recipe: Recipe, folders: Sequence[Path]) -> None:
+    from mobilellm.data.shards import read_index
+
+    for folder in folders if recipe.data.document_mask else ():
+        if _lacks_bos(read_index(folder).preparation):
+            raise ValueError(
+                f"train: data.document_mask = true goes by BOS, and documents of {folder} have none; import "
+                "them again with --add-bos, or leave the mask out"
+            )
+
+
 def _lacks_bos(preparation: Mapping[str, Any]) -> bool:
     """Whether documents were imported without BOS, also into one of the parts of what was merged."""
     parts = preparation.get("preparations", [])
@@ -103,14 +109,20 @@ def _lacks_bos(preparation: Mapping[str, Any]) -> bool:
 def evaluator(
     recipe: Recipe, tokenizer: Tokenizer, world: World
 ) -> Callable[[MobileLLM, int], Mapping[str, float]]:
-    """Held-out loss, perplexity and bits per byte, of all folders and of each; ranks share the work."""
+    """Held-out loss, perplexity and bits per byte, of all folders and of each; ranks share the work.
+
+    As `evaluation_protocol` says: of a model that was saved at that step, the same text gives the same.
+    Raises ValueError where nothing is held out, and as `loader` where documents cannot be told apart.
+    """
     import torch
 
     from mobilellm.data.shards import read_index, read_split
     from mobilellm.eval.perplexity import Perplexity, windowed
 
-    window, limit = recipe.batch.sequence_length, recipe.data.held_out_tokens
+    protocol = evaluation_protocol(recipe, world)
+    limit, half = protocol["most_tokens"], protocol["precision"] == "bfloat16"
     folders = recipe.data.held_out or recipe.data.train
+    _check_borders(recipe, folders)
     for folder in folders:
         if not read_index(folder).total("held-out", "tokens"):
             raise ValueError(
@@ -130,8 +142,15 @@ def evaluator(
     def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
         parts: dict[str, Perplexity] = {}
         for name, stream in streams.items():
-            with torch.autocast(world.device.type, torch.bfloat16, recipe.compute.precision == "bfloat16"):
-                mine = windowed(model, stream, window, rank=world.rank, world_size=world.size)
+            with torch.autocast(world.device.type, torch.bfloat16, half):
+                mine = windowed(
+                    model,
+                    stream,
+                    protocol["window"],
+                    rank=world.rank,
+                    world_size=world.size,
+                    document_mask=protocol["document_mask"],
+                )
             nats, tokens = world.sum(mine)
             parts[name] = Perplexity(nats, int(tokens))
         whole = Perplexity(
@@ -144,6 +163,22 @@ def evaluator(
         return out
 
     return evaluate
+
+
+def evaluation_protocol(recipe: Recipe, world: World) -> dict[str, Any]:
+    """How the held-out numbers of a run come about; run.json tells it.
+
+    In float32 whatever the run computes in: the model it leaves is stored so, and gives the same numbers.
+    Only where fsdp hands out weights in bfloat16 it is that.
+    """
+    from mobilellm.train.distributed import gathers_in_half
+
+    return {
+        "window": recipe.batch.sequence_length,
+        "document_mask": recipe.data.document_mask,
+        "precision": "bfloat16" if gathers_in_half(world, recipe.compute) else "float32",
+        "most_tokens": recipe.data.held_out_tokens,
+    }
 
 
 def speaker(recipe: Recipe, tokenizer: Tokenizer) -> Callable[[MobileLLM, int], list[tuple[str, str]]] | None:
@@ -167,8 +202,8 @@ def speaker(recipe: Recipe, tokenizer: Tokenizer) -> Callable[[MobileLLM, int], 
     return speak
 
 
-def card(name: str, recipe: Recipe, config: ModelConfig, model: MobileLLM, world: World) -> dict[str, Any]:
-    """What run.json says: enough to read the metrics by."""
+def card(name: str, recipe: Recipe, config: ModelConfig, step: int, world: World) -> dict[str, Any]:
+    """What run.json says of a start after `step` steps: enough to read the metrics by."""
     import datetime
     from importlib.metadata import version
 
@@ -176,6 +211,7 @@ def card(name: str, recipe: Recipe, config: ModelConfig, model: MobileLLM, world
 
     from mobilellm import __version__
     from mobilellm.accounting import stored_parameters, training_flops_per_token
+    from mobilellm.environment import commit
     from mobilellm.hardware import peak_flops
 
     on_gpu = world.device.type == "cuda"
@@ -192,6 +228,9 @@ def card(name: str, recipe: Recipe, config: ModelConfig, model: MobileLLM, world
         "world_size": world.size,
         "tokens_per_step": recipe.batch.tokens_per_step,
         "steps": recipe.steps,
+        "evaluation": evaluation_protocol(recipe, world),
+        "step": step,
+        "commit": commit(),
         "versions": {"mobilellm": __version__, "torch": torch.__version__, "numpy": version("numpy")},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

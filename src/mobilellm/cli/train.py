@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mobilellm.atomic import atomic_write
-from mobilellm.cli import run_parts
+from mobilellm.cli import run_folder, run_parts
 from mobilellm.installation import program
-from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, to_toml
+from mobilellm.train.checkpoint_files import checkpoints, step_of
+from mobilellm.train.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
@@ -49,7 +49,7 @@ class Arguments:
     devices: int = 1
     """For --plan: how many devices."""
     device: str | None = None
-    """cpu or cuda; by default a GPU where there is one."""
+    """cpu or cuda; by default a GPU where there is one. With --plan: the one of this machine to plan for."""
     json: bool = False
     """Print one JSON object at the end (or of the plan)."""
 
@@ -82,7 +82,7 @@ def run(arguments: Arguments) -> None:
     if arguments.plan:
         _plan(arguments, config)
         return
-    _claim(arguments)
+    run_folder.check_folder(arguments.out, arguments.resume)
     from mobilellm.train.distributed import join
 
     with join(arguments.device) as world:
@@ -91,40 +91,22 @@ def run(arguments: Arguments) -> None:
         sys.exit(130 if outcome.stopped == "interrupt" else REQUEUE)
 
 
-def _claim(arguments: Arguments) -> None:
-    """Refuse a folder that holds something else, and --resume where nothing is to be resumed."""
-    from mobilellm.train.state import checkpoints
-
-    out = arguments.out
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out}: is a file; choose another --out")
-    if (
-        out.is_dir()
-        and any(out.iterdir())
-        and not any((out / name).exists() for name in ("run.json", "checkpoints"))
-    ):
-        raise ValueError(f"{out}: holds something else than a training run; choose another --out")
-    if arguments.resume and not checkpoints(out / "checkpoints"):
-        raise ValueError(f"{out}: has no checkpoint to go on from; leave --resume out to start afresh")
-
-
 def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, world: World) -> Outcome:
     from mobilellm.report.progress import TrainingProgress, say_stopping
     from mobilellm.train.loop import train
-    from mobilellm.train.state import checkpoints
     from mobilellm.train.trackers import Trackers
 
     recipe, out = arguments.settings, arguments.out
     model = run_parts.model(recipe, config, tokenizer, world)
     loader = run_parts.loader(recipe, tokenizer, world)
     done = checkpoints(out / "checkpoints")
-    first = int(done[-1].name.removeprefix("step-")) if done else 0
-    card = run_parts.card(out.name, recipe, config, model, world)
+    first = step_of(done[-1]) if done else 0
+    card = run_parts.card(out.name, recipe, config, first, world)
     with contextlib.ExitStack() as stack:
         watchers: list[Callable[[dict[str, Any]], None]] = []
         if world.is_first:
             trackers = stack.enter_context(Trackers(out, recipe.log, card, first))
-            watchers = [_Card(out, recipe, card), trackers.update]
+            watchers = [run_folder.FolderFiles(out, recipe, card), trackers.update]
             if not arguments.json:
                 print(_opening(recipe, card, first), flush=True)
                 peak = card["peak_flops"] and card["peak_flops"] * world.size
@@ -144,25 +126,6 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
     if world.is_first:
         _closing(arguments, outcome)
     return outcome
-
-
-class _Card:
-    """Writes recipe.toml and run.json with the first record: not before is the folder sure to be ours."""
-
-    def __init__(self, out: Path, recipe: Recipe, card: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a run that goes on began before
-            card = card | {"started": json.loads((out / "run.json").read_text("utf-8"))["started"]}
-        self._files: dict[str, str] = {
-            "recipe.toml": to_toml(recipe),
-            "run.json": json.dumps(card, indent=2) + "\n",
-        }
-        self._out = out
-
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        for name, text in self._files.items():
-            with atomic_write(self._out / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        self._files = {}
 
 
 def _opening(recipe: Recipe, card: Mapping[str, Any], first: int) -> str:
@@ -211,9 +174,12 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
 
 def _plan(arguments: Arguments, config: ModelConfig) -> None:
     from mobilellm.cli.plan_sheet import plan_json, print_plan
+    from mobilellm.train.device import this_device
     from mobilellm.train.plan import make_plan
 
-    plan = make_plan(arguments.settings, config, arguments.devices)
+    recipe = arguments.settings
+    device = this_device(recipe.compute.precision, kind=arguments.device)
+    plan = make_plan(recipe, config, arguments.devices, device)
     if arguments.json:
         print(json.dumps(plan_json(plan), indent=2))
     else:

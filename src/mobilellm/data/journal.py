@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mobilellm.atomic import atomic_write
+from mobilellm.atomic import atomic_write, hold
 from mobilellm.data.shard_index import ShardError
 
 
@@ -29,7 +29,8 @@ class Workplace:
         self.folder = out.with_name(f"{out.name}.partial")
         self.state: dict[str, Any] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(hold(self.folder, f"{self.folder}: another process is preparing into it"))
         try:
             if fresh:
                 self._clear()
@@ -49,16 +50,12 @@ class Workplace:
         self.close()
 
     def close(self) -> None:
-        self._lock.close()
+        self._held.close()
 
     def _claim(self, command: Mapping[str, Any]) -> None:
         file = self.folder / "command.json"
         if not file.is_file():
-            others = [
-                path.name
-                for path in self.folder.iterdir()
-                if path.name != "lock" and ".tmp-" not in path.name
-            ]
+            others = [path.name for path in self.folder.iterdir() if ".tmp-" not in path.name]
             if others:
                 raise ValueError(
                     f"{self.folder}: holds {others[0]}, which is no unfinished preparation; move it away"
@@ -84,8 +81,7 @@ class Workplace:
         if any(self.folder.iterdir()) and not (self.folder / "command.json").is_file():
             return  # not ours: `_claim` refuses it
         for path in self.folder.iterdir():
-            if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class Log:
@@ -131,20 +127,6 @@ def forget(out: Path, command: Mapping[str, Any]) -> None:
     file = folder / "command.json"
     if file.is_file() and _read(file) == command:
         Workplace(out, command).remove()
-
-
-def _locked(folder: Path) -> BinaryIO:
-    stream = (folder / "lock").open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows: nothing keeps two processes apart
-        pass
-    except OSError:
-        stream.close()
-        raise ValueError(f"{folder}: another process is preparing into it") from None
-    return stream
 
 
 def _read(file: Path) -> dict[str, Any]:

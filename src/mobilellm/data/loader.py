@@ -38,6 +38,17 @@ class Batch(NamedTuple):
     segments: NDArray[np.int32] | None = None
 
 
+def document_segments(tokens: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+    """Numbers of the documents of packed rows (N, T), each of which begins with BOS."""
+    return np.cumsum(tokens == BOS_ID, axis=1, dtype=np.int32)
+
+
+def inside_documents(targets: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Which targets follow from their own document: all but the BOS that begins the next one."""
+    inside: NDArray[np.bool_] = targets != BOS_ID
+    return inside
+
+
 class PackedLoader:
     """Cuts streams of tokens into windows and deals them out shuffled, epoch after epoch, for ever.
 
@@ -111,8 +122,8 @@ class PackedLoader:
         weights = (np.arange(self._length) < filled[:, None]).astype(np.float32)
         if not self._document_mask:
             return Batch(tokens, targets, weights)
-        weights[targets == BOS_ID] = 0
-        return Batch(tokens, targets, weights, np.cumsum(tokens == BOS_ID, axis=1, dtype=np.int32))
+        weights *= inside_documents(targets)
+        return Batch(tokens, targets, weights, document_segments(tokens))
 
     @property
     def epoch(self) -> float:

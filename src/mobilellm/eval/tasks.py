@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from unittest import mock
 
 from mobilellm.eval.task_files import TaskFile, read_task_file
 
@@ -108,19 +107,20 @@ def quiet() -> Iterator[None]:
     import datasets
     from lm_eval import utils
 
-    logger, bars = logging.getLogger("lm_eval"), not datasets.are_progress_bars_disabled()
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], not datasets.are_progress_bars_disabled()
+    compile_template = utils.env.from_string
+    utils.env.from_string = lru_cache(maxsize=256)(compile_template)
+    for logger in loggers:  # some have handlers of their own, which hold on to the terminal
+        logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
-        with (
-            mock.patch.object(utils.env, "from_string", lru_cache(maxsize=256)(utils.env.from_string)),
-            open(os.devnull, "w", encoding="utf-8") as nowhere,
-            contextlib.redirect_stderr(nowhere),
-        ):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             yield
     finally:
-        logger.setLevel(level)
+        utils.env.from_string = compile_template
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
 

@@ -27,8 +27,11 @@ _log = logging.getLogger("mobilellm")
 
 _LOGITS_AT_ONCE = 2**25
 """Elements of the float32 logits held at a time: 128 MiB, whatever batch and vocabulary."""
-_TOKENS_AT_ONCE = {"cpu": 2048}
+_TOKENS_AT_ONCE = {"cpu": 512}
 _TOKENS_AT_ONCE_ELSEWHERE = 16384
+_CONTEXT_KEYS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "context_length", "max_seq_len",
+)  # fmt: skip
 _USUAL_CONTEXT = 2048
 
 
@@ -216,7 +219,7 @@ class TransformersModel:
 def _context(config: Any, tokenizer: Any, name: str, say: Callable[[str], None]) -> int:
     """The most tokens at once, under any of the names it goes by."""
     config = config.get_text_config()
-    for key in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"):
+    for key in _CONTEXT_KEYS:
         if isinstance(value := getattr(config, key, None), int) and value > 0:
             return value
     if isinstance(value := tokenizer.model_max_length, int) and 0 < value < 2**24:  # not "without limit"

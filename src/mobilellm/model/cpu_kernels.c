@@ -1,4 +1,4 @@
-/* The passes of training between matrix products, on a CPU: each reads its inputs once and writes its outputs once.
+/* The passes of training, and of scoring, between matrix products, on a CPU: each reads its inputs once and writes its outputs once.
  *
  * Plain C that compilers turn into vector code; model/cpu_kernels.py compiles it on first use, and holds the
  * contract of every function. bf16 in memory, float32 in registers. N tokens, E hidden_size, F intermediate_size,
@@ -8,29 +8,13 @@
  * sequence and key/value head, its G query heads one after the other, positions j * block … of each. All products of
  * a block are then one batched product of B * K matrices, over just the keys that causality lets it see.
  */
+#include "cpu_bf16.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
-
-typedef uint16_t bf16;
-typedef int64_t i64;
-
-static inline float wide(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-
-static inline bf16 narrow(float x) { /* to nearest even; the NaNs that arithmetic makes stay NaN */
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 static inline float exponential(float x) { /* within 2 units in the last place; e^x below -87 is e^-87; keeps NaN */
     x = x < -87.0f ? -87.0f : x;
@@ -50,11 +34,16 @@ static inline float exponential(float x) { /* within 2 units in the last place; 
     return p * power;
 }
 
+/* What functions that need memory, or have a limit, return if they could not do their work; else 0. */
+enum { FAILED = 1, LONGEST = 1 << 16 };
+
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 /* Norms and residuals */
 
-void rms_norm(const float *x, const float *w, bf16 *y, float *scale, i64 N, i64 E, float eps, int threads) {
+/* y = w * x * scale; `normed` is x * scale, all that backward needs of x. */
+void rms_norm(const float *x, const float *w, bf16 *y, bf16 *normed, float *scale, i64 N, i64 E, float eps,
+              int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 i = 0; i < N; i++) {
         const float *xi = x + i * E;
@@ -63,32 +52,37 @@ void rms_norm(const float *x, const float *w, bf16 *y, float *scale, i64 N, i64 
         for (i64 e = 0; e < E; e++) sum += xi[e] * xi[e];
         float s = 1.0f / sqrtf(sum / E + eps);
         scale[i] = s;
-        bf16 *yi = y + i * E;
+        bf16 *yi = y + i * E, *ni = normed + i * E;
 #pragma omp simd
-        for (i64 e = 0; e < E; e++) yi[e] = narrow(xi[e] * s * w[e]);
+        for (i64 e = 0; e < E; e++) {
+            float n = xi[e] * s;
+            ni[e] = narrow(n);
+            yi[e] = narrow(n * w[e]);
+        }
     }
 }
 
-/* dx = residual + gradient through the norm; y is made again, for the gradients of the weights it met. */
-void rms_norm_backward(const bf16 *dy, const float *x, const float *w, const float *scale, const float *residual,
-                       float *dx, float *dw, i64 N, i64 E, int threads) {
+/* dx = residual + gradient through the norm. */
+int rms_norm_backward(const bf16 *dy, const bf16 *normed, const float *w, const float *scale, const float *residual,
+                      float *dx, float *dw, i64 N, i64 E, int threads) {
     float *sums = calloc((size_t)(threads * E), sizeof(float));
+    if (!sums) return FAILED;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
         float *mine = sums + thread * E;
         for (i64 i = N * thread / threads; i < N * (thread + 1) / threads; i++) {
-            const float *xi = x + i * E, *ri = residual + i * E;
-            const bf16 *di = dy + i * E;
+            const float *ri = residual + i * E;
+            const bf16 *di = dy + i * E, *ni = normed + i * E;
             float *oi = dx + i * E, s = scale[i], dot = 0;
 #pragma omp simd reduction(+ : dot)
             for (i64 e = 0; e < E; e++) {
-                float part = wide(di[e]) * xi[e];
+                float part = wide(di[e]) * wide(ni[e]);
                 dot += part * w[e];
-                mine[e] += part * s;
+                mine[e] += part;
             }
-            float back = dot * s * s * s / E;
+            float mean = dot / E;
 #pragma omp simd
-            for (i64 e = 0; e < E; e++) oi[e] = ri[e] + wide(di[e]) * w[e] * s - xi[e] * back;
+            for (i64 e = 0; e < E; e++) oi[e] = ri[e] + s * (wide(di[e]) * w[e] - wide(ni[e]) * mean);
         }
     }
     for (i64 e = 0; e < E; e++) {
@@ -97,13 +91,15 @@ void rms_norm_backward(const bf16 *dy, const float *x, const float *w, const flo
         dw[e] = sum;
     }
     free(sums);
+    return 0;
 }
 
-void rms_norm_again(const float *x, const float *w, const float *scale, bf16 *y, i64 N, i64 E, int threads) {
+/* y from `normed`, for the gradients of the weights it met. */
+void rms_norm_again(const bf16 *normed, const float *w, bf16 *y, i64 N, i64 E, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 i = 0; i < N; i++)
 #pragma omp simd
-        for (i64 e = 0; e < E; e++) y[i * E + e] = narrow(x[i * E + e] * scale[i] * w[e]);
+        for (i64 e = 0; e < E; e++) y[i * E + e] = narrow(wide(normed[i * E + e]) * w[e]);
 }
 
 void add(const float *x, const bf16 *y, float *out, i64 count, int threads) {
@@ -201,8 +197,9 @@ void move_heads(bf16 *blocks, bf16 *rows, i64 B, i64 T, i64 K, i64 G, i64 D, i64
 /* Attention probabilities of one block of queries, positions `start` … `start + length`, over keys 0 … S. A query at
  * t sees keys visible[t] … t. Rows are sequences, their key/value heads, their query heads, their positions. */
 
-void softmax(bf16 *scores, float *total, const int32_t *visible, float scale, i64 B, i64 T, i64 heads, i64 start,
-             i64 length, i64 S, int threads) {
+int softmax(bf16 *scores, float *total, const int32_t *visible, float scale, i64 B, i64 T, i64 heads, i64 start,
+            i64 length, i64 S, int threads) {
+    if (S > LONGEST) return FAILED; /* the stack holds a row */
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 r = 0; r < B * heads * length; r++) {
         i64 t = start + r % length, low = visible ? visible[r / (heads * length) * T + t] : 0;
@@ -221,11 +218,13 @@ void softmax(bf16 *scores, float *total, const int32_t *visible, float scale, i6
         for (i64 c = low; c <= t; c++) row[c] = narrow(powers[c] * share);
         memset(row + t + 1, 0, (size_t)(S - t - 1) * sizeof(bf16));
     }
+    return 0;
 }
 
 /* Scores become probabilities again; their gradients `d` become gradients of the unscaled scores. */
-void softmax_backward(bf16 *scores, bf16 *d, const float *total, const int32_t *visible, float scale, i64 B, i64 T,
-                      i64 heads, i64 start, i64 length, i64 S, int threads) {
+int softmax_backward(bf16 *scores, bf16 *d, const float *total, const int32_t *visible, float scale, i64 B, i64 T,
+                     i64 heads, i64 start, i64 length, i64 S, int threads) {
+    if (S > LONGEST) return FAILED; /* the stack holds a row */
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 r = 0; r < B * heads * length; r++) {
         i64 t = start + r % length, low = visible ? visible[r / (heads * length) * T + t] : 0;
@@ -246,18 +245,35 @@ void softmax_backward(bf16 *scores, bf16 *d, const float *total, const int32_t *
         memset(row + t + 1, 0, (size_t)(S - t - 1) * sizeof(bf16));
         memset(back + t + 1, 0, (size_t)(S - t - 1) * sizeof(bf16));
     }
+    return 0;
 }
 
-/* Embedding: rows of dx (N, E) are added to the rows of dw (V, E) that tokens name, in the order of the tokens. */
+/* Embedding: rows of dx (N, E) are added to the rows of dw (V, E) that tokens name. `order` lists the N positions by
+ * token, those of one token in their order: the rows of a token are summed in float32 before they are rounded. */
 
-void embedding_backward(const float *dx, const i64 *tokens, float *dw, i64 N, i64 E, int threads) {
+int embedding_backward(const float *dx, const i64 *tokens, const i64 *order, void *dw, int is_float, i64 N, i64 E,
+                       int threads) {
+    float *sums = malloc((size_t)E * sizeof(float));
+    if (!sums) return FAILED;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
         i64 from = E * thread / threads, to = E * (thread + 1) / threads;
-        for (i64 i = 0; i < N; i++)
+        for (i64 i = 0; i < N;) {
+            i64 token = tokens[order[i]];
+            float *wide_row = (float *)dw + token * E;
+            bf16 *row = (bf16 *)dw + token * E;
+            for (i64 e = from; e < to; e++) sums[e] = is_float ? wide_row[e] : wide(row[e]);
+            for (; i < N && tokens[order[i]] == token; i++)
 #pragma omp simd
-            for (i64 e = from; e < to; e++) dw[tokens[i] * E + e] += dx[i * E + e];
+                for (i64 e = from; e < to; e++) sums[e] += dx[order[i] * E + e];
+            if (is_float)
+                for (i64 e = from; e < to; e++) wide_row[e] = sums[e];
+            else
+                for (i64 e = from; e < to; e++) row[e] = narrow(sums[e]);
+        }
     }
+    free(sums);
+    return 0;
 }
 
 /* Loss: every row of logits becomes its gradient */
@@ -278,6 +294,70 @@ void cross_entropy(bf16 *logits, const i64 *targets, const float *weights, float
 #pragma omp simd
         for (i64 c = 0; c < V; c++) row[c] = narrow(factor * exponential(wide(row[c]) - all));
         row[targets[i]] = narrow(factor * exponential(chosen - all) - weight);
+    }
+}
+
+/* Scoring: float32 in memory, and nothing kept for a way back */
+
+/* x += residual, where there is one; y = norm of x. */
+void float_norm(float *x, const float *residual, const float *w, float *y, i64 N, i64 E, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        float *xi = x + i * E, *yi = y + i * E, sum = 0;
+        if (residual) {
+            const float *ri = residual + i * E;
+#pragma omp simd
+            for (i64 e = 0; e < E; e++) xi[e] += ri[e];
+        }
+#pragma omp simd reduction(+ : sum)
+        for (i64 e = 0; e < E; e++) sum += xi[e] * xi[e];
+        float s = 1.0f / sqrtf(sum / E + eps);
+#pragma omp simd
+        for (i64 e = 0; e < E; e++) yi[e] = xi[e] * s * w[e];
+    }
+}
+
+void float_swiglu(const float *gate_up, float *out, i64 N, i64 F, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        const float *gate = gate_up + i * 2 * F, *up = gate + F;
+#pragma omp simd
+        for (i64 f = 0; f < F; f++) out[i * F + f] = gate[f] * sigmoid(gate[f]) * up[f];
+    }
+}
+
+/* The first `turned` of the `heads` of every row, in place; cos and sin are (N, D / 2). */
+void float_rotary(float *rows, const float *cos, const float *sin, i64 N, i64 turned, i64 heads, i64 D, int threads) {
+    i64 half = D / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++)
+        for (i64 h = 0; h < turned; h++) {
+            float *head = rows + (i * heads + h) * D;
+            const float *c = cos + i * half, *s = sin + i * half;
+#pragma omp simd
+            for (i64 d = 0; d < half; d++) {
+                float a = head[d], b = head[half + d];
+                head[d] = a * c[d] - b * s[d];
+                head[half + d] = b * c[d] + a * s[d];
+            }
+        }
+}
+
+/* Of every row the logarithm of its sum of exponentials, and where its largest entry is, of equal ones the first. */
+void float_highest(const float *logits, float *total, i64 *highest, i64 N, i64 V, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < N; i++) {
+        const float *row = logits + i * V;
+        float top = -INFINITY, sum = 0;
+        int first = (int)V;
+#pragma omp simd reduction(max : top)
+        for (i64 c = 0; c < V; c++) top = row[c] > top ? row[c] : top;
+#pragma omp simd reduction(+ : sum)
+        for (i64 c = 0; c < V; c++) sum += exponential(row[c] - top);
+#pragma omp simd reduction(min : first)
+        for (int c = 0; c < (int)V; c++) first = row[c] == top && c < first ? c : first;
+        total[i] = top + logf(sum);
+        highest[i] = first;
     }
 }
 

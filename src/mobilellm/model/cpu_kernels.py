@@ -1,7 +1,7 @@
-"""The C functions of cpu_kernels.c: compiled for this processor on first use, kept in the user's cache.
+"""The C functions of cpu_*.c: compiled for this processor on first use, kept in the user's cache.
 
-Where there is no C compiler, or what it makes does not load, `load` says why and training takes the plain
-path.
+Where there is no C compiler, or what it makes does not load, `load` says why, and training and scoring
+take the plain path.
 """
 
 from __future__ import annotations
@@ -34,10 +34,17 @@ _FLAGS = (
 _TARGETS = (("-march=native",), ("-mcpu=native",), ())
 """Tried in turn: some compilers know only one of the first two."""
 
-POINTER, INTEGER, THREADS, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SOURCES = ("cpu_kernels.c", "cpu_products.c", "cpu_optimizer.c")
+_HEADERS = ("cpu_bf16.h",)
+
+LONGEST = 2**16
+"""Tokens of a sequence for which the functions have room."""
+
+POINTER, INTEGER, FLAG, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+THREADS = FLAG
 _SIGNATURES = {
-    "rms_norm": [POINTER] * 4 + [INTEGER] * 2 + [FLOAT, THREADS],
-    "rms_norm_again": [POINTER] * 4 + [INTEGER] * 2 + [THREADS],
+    "rms_norm": [POINTER] * 5 + [INTEGER] * 2 + [FLOAT, THREADS],
+    "rms_norm_again": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
     "rms_norm_backward": [POINTER] * 7 + [INTEGER] * 2 + [THREADS],
     "add": [POINTER] * 3 + [INTEGER, THREADS],
     "swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
@@ -46,9 +53,28 @@ _SIGNATURES = {
     "move_heads": [POINTER] * 2 + [INTEGER] * 6 + [THREADS] * 2,
     "softmax": [POINTER] * 3 + [FLOAT] + [INTEGER] * 6 + [THREADS],
     "softmax_backward": [POINTER] * 4 + [FLOAT] + [INTEGER] * 6 + [THREADS],
-    "embedding_backward": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
+    "embedding_backward": [POINTER] * 4 + [FLAG] + [INTEGER] * 2 + [THREADS],
     "cross_entropy": [POINTER] * 3 + [FLOAT, POINTER] + [INTEGER] * 2 + [THREADS],
+    "float_norm": [POINTER] * 4 + [INTEGER] * 2 + [FLOAT, THREADS],
+    "float_swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
+    "float_rotary": [POINTER] * 3 + [INTEGER] * 4 + [THREADS],
+    "float_highest": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
+    "multiply": ([POINTER] + [INTEGER] * 3 + [FLAG]) * 2
+    + [POINTER, INTEGER, POINTER, INTEGER, INTEGER, FLAG]
+    + [INTEGER] * 4
+    + [THREADS],
+    "sum_of_squares": [POINTER, FLAG, POINTER, INTEGER, THREADS],
+    "adamw": [POINTER] * 4 + [FLAG] + [FLOAT] * 7 + [INTEGER, THREADS],
 }
+_MAY_FAIL = {
+    "rms_norm_backward",
+    "softmax",
+    "softmax_backward",
+    "embedding_backward",
+    "multiply",
+    "sum_of_squares",
+}
+"""These return 0, or something else where there was no memory."""
 
 
 class Kernels:
@@ -58,13 +84,18 @@ class Kernels:
         self._functions = {}
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
-            function.argtypes, function.restype = signature, None
+            function.argtypes = signature
+            function.restype = ctypes.c_int if name in _MAY_FAIL else None
             self._functions[name] = function
         library.keep_freed_memory()
 
     def __call__(self, name: str, *arguments: Tensor | float | None) -> None:
-        """Tensors must be contiguous, their types and sizes those of cpu_kernels.c: it cannot check."""
-        self._functions[name](*map(_plain, arguments), torch.get_num_threads())
+        """Tensors must be contiguous, their types and sizes those of cpu_kernels.c: it cannot check.
+
+        Raises MemoryError where a function finds no memory for what it needs beside them.
+        """
+        if self._functions[name](*map(_plain, arguments), torch.get_num_threads()):
+            raise MemoryError(f"training: no memory for {name} (cpu_*.c); use smaller batches")
 
 
 def _plain(argument: Tensor | float | None) -> float | None:
@@ -80,40 +111,43 @@ def load() -> Kernels | str:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return "there is no C compiler (cc, gcc or clang)"
-    source = resources.files("mobilellm.model").joinpath("cpu_kernels.c").read_bytes()
-    identity = [source.decode(), compiler, *_FLAGS, _processor()]
+    folder = resources.files("mobilellm.model")
+    sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in (*_SOURCES, *_HEADERS)}
+    identity = [*sources.values(), compiler, *_FLAGS, _processor()]
     name = f"cpu-kernels-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
     try:
         try:
             file = _cache() / name
             if not file.is_file():
                 with atomic_write(file) as temporary:
-                    _compile(compiler.split(), source, temporary)
+                    _compile(compiler.split(), sources, temporary)
             return Kernels(ctypes.CDLL(str(file)))
         except OSError:  # no home, no room, or a mount that nothing may be run from
-            with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is no longer needed
-                _compile(compiler.split(), source, Path(folder) / name)
-                return Kernels(ctypes.CDLL(str(Path(folder) / name)))
+            with tempfile.TemporaryDirectory() as place:  # once loaded, the file is no longer needed
+                _compile(compiler.split(), sources, Path(place) / name)
+                return Kernels(ctypes.CDLL(str(Path(place) / name)))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         return f"{compiler}: {' '.join(str(detail).split())[:300]}"
 
 
-def _compile(compiler: list[str], source: bytes, library: Path) -> None:
+def _compile(compiler: list[str], sources: dict[str, str], library: Path) -> None:
     """Raises OSError or SubprocessError, its stderr what the compiler said."""
     with tempfile.TemporaryDirectory() as folder:
-        code, compiled = Path(folder) / "kernels.c", Path(folder) / "kernels.o"
-        code.write_bytes(source)
+        for name, text in sources.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        compiled = [str((Path(folder) / name).with_suffix(".o")) for name in _SOURCES]
         for target in _TARGETS:
             try:
-                _run([*compiler, *_FLAGS, *target, "-c", str(code), "-o", str(compiled)])
+                for name, output in zip(_SOURCES, compiled, strict=True):
+                    _run([*compiler, *_FLAGS, *target, "-c", str(Path(folder) / name), "-o", output])
                 break
             except subprocess.CalledProcessError:
                 if target == _TARGETS[-1]:
                     raise
         # Linked without OpenMP's library: the process already has torch's, and a second one would bring a
         # second set of threads that compete with the first.
-        _run([*compiler, "-shared", str(compiled), "-o", str(library), "-lm"])
+        _run([*compiler, "-shared", *compiled, "-o", str(library), "-lm"])
 
 
 def _run(command: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tomllib
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilellm.report.starts import Start, read_starts
 from mobilellm.train.metrics import stream_metrics
 
 Numbers = NDArray[np.float64]
@@ -23,7 +25,7 @@ _COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds
 _LAST_STEPS = 50
 _FACTS = {
     "name": str, "parameters": int, "flops_per_token": int, "flops_per_token_6n": int, "peak_flops": float,
-    "device": str, "world_size": int, "steps": int, "versions": dict, "started": str,
+    "device": str, "world_size": int, "steps": int, "versions": dict, "started": str, "starts": list,
 }  # fmt: skip
 
 
@@ -67,20 +69,27 @@ class History:
             return tokens
         return np.diff(tokens, prepend=tokens[0] - tokens[0] / max(1.0, step[0]))
 
-    @property
-    def mfu_per_rate(self) -> float | None:
-        """MFU (6N and causal attention) of one token/s over all devices; None where the peak is unknown."""
-        return self._per_rate("flops_per_token")
+    @cached_property
+    def starts(self) -> list[Start]:
+        """Every start of the run, in order."""
+        return read_starts(self.facts)
 
-    @property
-    def mfu_6n_per_rate(self) -> float | None:
-        return self._per_rate("flops_per_token_6n")
+    @cached_property
+    def start_of_step(self) -> NDArray[np.intp]:
+        """For each step the number of the start that recorded it: the last one from before it."""
+        steps, number = self.columns["step"], np.zeros(len(self.columns["step"]), dtype=np.intp)
+        for each, start in enumerate(self.starts):
+            number[steps > start.step] = each
+        return number
 
-    def _per_rate(self, flops: str) -> float | None:
-        peak, flops_per_token = self.facts.get("peak_flops"), self.facts.get(flops)
-        if not peak or not flops_per_token:
-            return None
-        return float(flops_per_token / (peak * self.facts.get("world_size", 1)))
+    def peak_rate(self, flops: str = "flops_per_token") -> Numbers:
+        """Tokens/s at each step's hardware's peak; NaN where the peak is unknown. A share of it is the MFU.
+
+        A token counts 6N and causal attention, or by "flops_per_token_6n" without attention.
+        """
+        per_token = self.facts.get(flops) or math.nan
+        rates = [(start.peak_flops or math.nan) * start.world_size / per_token for start in self.starts]
+        return np.array(rates)[self.start_of_step]
 
     def tokens_at(self, step: int) -> float | None:
         """Tokens seen after `step` steps; None for a step that is not in the records."""
@@ -103,6 +112,9 @@ class Summary:
     parameters: int | None
     device: str | None
     world_size: int | None
+    """Of the last start, as `device`."""
+    hardware: list[str]
+    """What the recorded steps were done on, in order, each change an entry."""
     train_loss: float | None
     """Mean of the last 50 steps, nats per token."""
     held_out_last: dict[str, float] | None
@@ -111,7 +123,7 @@ class Summary:
     tokens_per_second: float | None
     """Median over the steps, all devices together."""
     mfu: float | None
-    """At that rate, counting 6N and causal attention."""
+    """Median over the steps whose hardware's peak is known, counting 6N and causal attention."""
     mfu_6n: float | None
     data_wait_share: float | None
     """Of the steps' time, the part spent waiting for data."""
@@ -163,7 +175,7 @@ def summarise(history: History) -> Summary:
     columns, facts = history.columns, history.facts
     seconds = columns["seconds"]
     timed = seconds > 0
-    rate = float(np.median(history.tokens_a_step[timed] / seconds[timed])) if timed.any() else None
+    rates = history.tokens_a_step[timed] / seconds[timed]
     waited = timed & np.isfinite(columns["data_seconds"])
     judged = [each for each in history.evaluations if math.isfinite(each.numbers.get("loss", math.nan))]
     return Summary(
@@ -175,12 +187,13 @@ def summarise(history: History) -> Summary:
         parameters=facts.get("parameters"),
         device=facts.get("device"),
         world_size=facts.get("world_size"),
+        hardware=_hardware(history),
         train_loss=float(np.mean(columns["loss"][-_LAST_STEPS:])) if len(seconds) else None,
         held_out_last=_flat(judged[-1]) if judged else None,
         held_out_best=_flat(min(judged, key=lambda each: each.numbers["loss"])) if judged else None,
-        tokens_per_second=rate,
-        mfu=_product(rate, history.mfu_per_rate),
-        mfu_6n=_product(rate, history.mfu_6n_per_rate),
+        tokens_per_second=_median(rates),
+        mfu=_median(rates / history.peak_rate()[timed]),
+        mfu_6n=_median(rates / history.peak_rate("flops_per_token_6n")[timed]),
         data_wait_share=(
             float(columns["data_seconds"][waited].sum() / seconds[waited].sum()) if waited.any() else None
         ),
@@ -207,8 +220,16 @@ def _flat(evaluation: Evaluation) -> dict[str, float]:
     return {"step": evaluation.step, **evaluation.numbers}
 
 
-def _product(rate: float | None, factor: float | None) -> float | None:
-    return None if rate is None or factor is None else rate * factor
+def _median(values: Numbers) -> float | None:
+    """Of what is finite; None where nothing is."""
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else None
+
+
+def _hardware(history: History) -> list[str]:
+    numbers = np.unique(history.start_of_step) if len(history.start_of_step) else [-1]
+    names = [history.starts[number].hardware for number in numbers]
+    return [name for name, _ in itertools.groupby(name for name in names if name is not None)]
 
 
 def _number(value: Any) -> float:

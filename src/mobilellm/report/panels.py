@@ -174,10 +174,10 @@ def _rate(histories: Sequence[History], labels: Sequence[str]) -> Panel:
 
 def _mfu(histories: Sequence[History], labels: Sequence[str]) -> Panel:
     lines = [
-        Line(labels[run], run, x, rate * history.mfu_per_rate)
+        Line(labels[run], run, x, share)
         for run, history in enumerate(histories)
-        if history.mfu_per_rate is not None
-        for x, rate in _rates(history)
+        for x, share in _rates(history, history.peak_rate())
+        if np.isfinite(share).any()
     ]
     caption = "Share of the devices' dense bf16 peak, counting 6N and causal attention."
     return Panel("mfu", "MFU", caption, "", lines, percent=True, from_zero=True)
@@ -189,12 +189,16 @@ def _wide(lines: Sequence[Line]) -> bool:
     return bool(values.size and values.min() > 0 and values.max() > 20 * values.min())
 
 
-def _rates(history: History) -> Iterator[tuple[Numbers, Numbers]]:
-    """Tokens/s over tokens, each point the tokens of a group of steps over their time."""
+def _rates(history: History, possible: Numbers | None = None) -> Iterator[tuple[Numbers, Numbers]]:
+    """Tokens/s over tokens, each point the tokens of a group of steps over their time.
+
+    With `possible` tokens/s at each step, the share of what was possible in that time.
+    """
     seconds = history.columns["seconds"]
     timed = seconds > 0
     if timed.any():
-        seconds, tokens = seconds[timed], history.tokens_a_step[timed]
+        tokens = history.tokens_a_step[timed]
+        seconds = seconds[timed] if possible is None else (seconds * possible)[timed]
         starts = groups(len(seconds), max(2, min(200, len(seconds) // 5)))
         at = history.columns["tokens"][timed][np.append(starts[1:], len(seconds)) - 1]
         yield at, np.add.reduceat(tokens, starts) / np.add.reduceat(seconds, starts)

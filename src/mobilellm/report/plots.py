@@ -109,7 +109,7 @@ def draw(panel: Panel, theme: Theme = LIGHT, size: tuple[float, float] = WIDE) -
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.faint)
     buffer = io.BytesIO()
-    with _no_word_about_glyphs():
+    with no_word_about_glyphs():
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
@@ -201,7 +201,7 @@ def _cut(label: str) -> str:
 
 
 @contextmanager
-def _no_word_about_glyphs() -> Iterator[None]:
+def no_word_about_glyphs() -> Iterator[None]:
     """A character that no font here has is drawn as a box; that is no reason to warn."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from mobilellm.report.live_bar import LiveBar
 
 _SECONDS_BETWEEN_LINES = 60
 
 
-class TrainingProgress:
+class TrainingProgress(LiveBar):
     """Feed it the loop's records. Shows step, loss (mean of the last ten), tokens/s, MFU and time left.
 
     In a pipe a line is printed every tenth of the run, and every minute of a long one.
@@ -27,30 +24,12 @@ class TrainingProgress:
     def __init__(
         self, steps: int, done: int, flops_per_token: float = 0, peak_flops: float | None = None
     ) -> None:
+        super().__init__(total=steps, completed=done, indent="      ")
         self._utilisation = flops_per_token / peak_flops if peak_flops else 0.0  # MFU per token/s
         self._steps, self._losses = steps, list[float]()
         self._seconds = self._tokens = 0.0
         self._last_tokens: int | None = None
         self._lines_at, self._last_line = max(1, steps // 10), time.monotonic()
-        self._bar = Progress(
-            TextColumn("      "),
-            BarColumn(bar_width=28),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=Console(file=sys.stderr),
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task("train", total=steps, completed=done, text="")
-
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def update(self, record: Mapping[str, Any]) -> None:
         if "loss" not in record:
@@ -68,10 +47,10 @@ class TrainingProgress:
         )
         if self._utilisation:
             text += f"  {rate * self._utilisation:.0%} MFU"
-        self._bar.update(self._task, completed=step, text=text)
+        self.show(step, text, self._steps)
         now = time.monotonic()
         due = step % self._lines_at == 0 or now - self._last_line > _SECONDS_BETWEEN_LINES
-        if self._bar.disable and (due or step == self._steps):
+        if not self.is_live and (due or step == self._steps):
             self._last_line = now
             left = (self._steps - step) * self._seconds / max(self._tokens, 1) * tokens
             print(f"      {text}" + (f"  {_duration(left)} left" if left >= 1 else ""), flush=True)

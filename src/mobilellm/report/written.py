@@ -26,7 +26,7 @@ _MOST_SAMPLES = 5
 NOTES = (
     "Train loss: mean of the last 50 steps. Held-out: the last evaluation. Perplexity is per token: compare "
     "it between runs of one tokenizer only; bits per byte compares all.",
-    "Tokens/s: median over the steps, all devices together. MFU: at that rate, share of the devices' dense "
+    "Tokens/s: median over the steps, all devices together. MFU: median share of the devices' dense "
     "bf16 peak, counting 6N and causal attention: N is every executed weight, head included, backward costs "
     "two forwards, what is recomputed does not count. 6N MFU leaves attention out.",
     "Time in steps leaves out evaluations, checkpoints and pauses.",
@@ -64,8 +64,11 @@ def report_json(histories: Sequence[History]) -> dict[str, Any]:
 def write_report(histories: Sequence[History], out: Path) -> list[Path]:
     """Write pictures, page and numbers into `out`; the files written, the page first.
 
-    Raises FileExistsError for a file of one of these names that no report made.
+    Raises FileExistsError for a file of one of these names that no report made, NotADirectoryError where
+    `out` is a file.
     """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: is a file; choose another --out")
     labels = run_labels(histories)
     drawn = panels(histories, labels)
     made = _made_before(out)
@@ -175,7 +178,7 @@ def _lead(history: History) -> str:
     parts = []
     if summary.parameters:
         parts.append(f"{summary.parameters / 1e6:,.1f}M parameters")
-    if summary.device:
+    if summary.hardware:
         parts.append(_device(summary))
     done = f"step {summary.steps:,}"
     if summary.planned_steps:
@@ -240,9 +243,7 @@ def _best(summary: Summary) -> str:
 
 
 def _device(summary: Summary) -> str:
-    if summary.device is None:
-        return "-"
-    return f"{summary.world_size} × {summary.device}" if (summary.world_size or 1) > 1 else summary.device
+    return ", then ".join(summary.hardware) or "-"
 
 
 def _steps(summary: Summary) -> str:

@@ -69,10 +69,9 @@ def join(device: str | None = None) -> Iterator[World]:
     description of the processes, or more of them on this machine than it has GPUs.
     """
     rank, size, local = _environment()
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = _device(kind)
+    place = named_device(device)
     if place.type == "cuda":
-        if ":" not in kind:
+        if ":" not in str(place):
             if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
                 local = 0  # the one that --gpus-per-task shows to this task
             if local >= torch.cuda.device_count():
@@ -92,8 +91,11 @@ def join(device: str | None = None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _device(kind: str) -> torch.device:
-    """Without touching it: a context on the first GPU of every process would take its memory."""
+def named_device(kind: str | None = None) -> torch.device:
+    """The device that `join` says, of a process alone. Raises ValueError for one that is not there.
+
+    Without touching it: a context on the first GPU of every process would take its memory."""
+    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
     if re.fullmatch("cpu|cuda(:[0-9]+)?", kind) is None:
         raise ValueError(f"device = {kind!r} cannot be trained on; choose cpu or cuda")
     if kind != "cpu" and not torch.cuda.is_available():
@@ -172,13 +174,19 @@ def _shard(model: MobileLLM, world: World, compute: ComputeSettings) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    half = compute.precision == "bfloat16" and world.device.type == "cuda"
+    half = gathers_in_half(world, compute)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
     options: dict[str, Any] = {"mesh": mesh} | ({"mp_policy": policy} if policy is not None else {})
     for block in model.model.layers:
         fully_shard(block, **options)
     fully_shard(model, **options)
     register_fsdp_forward_method(model, "hidden")
+
+
+def gathers_in_half(world: World, compute: ComputeSettings) -> bool:
+    """Whether a forward pass sees the weights in bfloat16 only: those of fsdp on GPUs, which send them so."""
+    spread = world.size > 1 and compute.strategy == "fsdp"
+    return spread and compute.precision == "bfloat16" and world.device.type == "cuda"
 
 
 def is_sharded(model: nn.Module) -> bool:

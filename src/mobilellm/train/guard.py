@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,16 @@ class Guard:
     def __init__(self, settings: GuardSettings, directory: Path, is_first: bool = True) -> None:
         self._settings, self._directory, self._is_first = settings, directory, is_first
         self._losses: deque[float] = deque(maxlen=settings.window)
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Those of the window, for a checkpoint."""
+        return tuple(self._losses)
+
+    def restore(self, losses: Iterable[float]) -> None:
+        """Go on after `losses`, of which the window keeps the last."""
+        self._losses.clear()
+        self._losses.extend(losses)
 
     def check(self, step: int, loss: float, norm: float, address: dict[str, Any], lr: float) -> None:
         """Raise TrainingError for a loss or gradient that is not finite, or a loss that jumps."""

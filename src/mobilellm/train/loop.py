@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train import lean
+from mobilellm.train.checkpoint_files import RunState, checkpoints, drop_old, only_run
 from mobilellm.train.distributed import LossFunction, Spread, World, is_sharded, whole_model
 from mobilellm.train.feed import Fed, Feed, Loader
 from mobilellm.train.guard import Guard, TrainingError
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import MetricsLog, Record
-from mobilellm.train.optim import build_optimizer
+from mobilellm.train.optim import KernelAdamW, build_optimizer
 from mobilellm.train.schedule import learning_rate_factor
 from mobilellm.train.settings import TrainSettings
-from mobilellm.train.state import Checkpointer, RunState, checkpoints, drop_old, load_state, only_run
+from mobilellm.train.state import Checkpointer, load_state
+from mobilellm.train.stop_requests import stop_requests
 
 Evaluator = Callable[[MobileLLM, int], Mapping[str, float]]
 Speaker = Callable[[MobileLLM, int], Sequence[tuple[str, str]]]
@@ -67,7 +67,11 @@ def train(
     """
     world = world or World(device=model.head_weight.device)
     _check(model, settings, world)
-    with only_run(directory / "checkpoints", world), _stop_requests(on_stop) as requests:
+    with (
+        only_run(directory / "checkpoints", world),
+        lean.gradients(model, settings, world),
+        stop_requests(on_stop) as requests,
+    ):
         run = _Run(model, loader, settings, directory, world, loss_function, requests)
         run.evaluate, run.speak, run.on_record = evaluate, speak, on_record
         return run()
@@ -95,7 +99,8 @@ class _Run:
         self.requests = requests
         self.identity = run_identity(model, settings)
         self.spread = Spread(model, loss_function, world, settings.compute)
-        self.optimizer = build_optimizer(model, settings.optim)  # after the model is spread
+        kernels = lean.kernels(model, settings, world)
+        self.optimizer = build_optimizer(model, settings.optim, kernels)  # after the model is spread
         self.checkpointer = Checkpointer(self.folder, settings.checkpoint, world)
         self.guard = Guard(settings.guard, directory, world.is_first)
         self.log: MetricsLog | None = None  # of the first process only
@@ -140,6 +145,7 @@ class _Run:
         if newest is not None:
             state = load_state(newest, self.model, self.optimizer, self.identity, self.world)
             self.loader.restore(state.loader)
+            self.guard.restore(state.losses)
             self.done = self.saved = state.step
             if self.world.is_first:
                 drop_old(self.folder, settings.keep_last, settings.milestone_every)
@@ -165,7 +171,7 @@ class _Run:
     def _save(self) -> None:
         if self.log is not None:
             self.log.sync()
-        state = RunState(self.done, self.position, self.identity)
+        state = RunState(self.done, self.position, self.identity, self.guard.losses)
         self.checkpointer.save(state, self.model, self.optimizer)
         self.saved = self.done
 
@@ -191,7 +197,8 @@ class _Run:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(fed, total)
-        norm = self.spread.clip(settings.optim.clip_norm)
+        clip = self.optimizer.clip if isinstance(self.optimizer, KernelAdamW) else self.spread.clip
+        norm = clip(settings.optim.clip_norm)
         (everywhere,) = self.world.sum([loss])
         self.guard.check(step, everywhere, norm, fed.address, settings.optim.lr)
         self.optimizer.step()
@@ -284,40 +291,3 @@ def _check(model: MobileLLM, settings: TrainSettings, world: World) -> None:
 def _seed(seed: int, step: int, rank: int) -> None:
     """Random numbers of a step follow from seed, step and rank: they need no place in a checkpoint."""
     torch.manual_seed(int(np.random.PCG64([seed, step, rank]).random_raw() >> 1))
-
-
-@contextlib.contextmanager
-def _stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 as requests to stop after this step; a Ctrl-C after one interrupts.
-
-    A scheduler's SIGTERM may come twice, from itself and passed on by the launcher. A signal that the process
-    was started to ignore (a job in the background, nohup) stays ignored.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    handlers = {number: signal.getsignal(number) for number in wanted}
-    # None stands for a handler that was not set from Python and cannot be put back.
-    previous = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1 and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if on_stop is not None:
-            on_stop()
-
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield received
-    except Exception:
-        # Native code turns an interrupt into an error of its own, e.g. of damaged data.
-        if signal.SIGINT in received[1:]:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mobilellm.model import cpu_kernels
 from mobilellm.model.cpu_kernels import Kernels
-from mobilellm.model.training import training_hidden
+from mobilellm.model.products import Products, TorchProducts, products
+from mobilellm.model.training import gradient_dtype, training_hidden
 from mobilellm.model.transformer import MobileLLM
 
 CHUNK_ROWS = 512
@@ -56,7 +57,7 @@ def linear_cross_entropy(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     function: Any = _LinearCrossEntropy.apply
-    loss: Tensor = function(hidden, weight, targets, weights.float(), z_loss, dtype)
+    loss: Tensor = function(hidden, weight, targets, weights.float(), z_loss, (dtype, gradient_dtype(weight)))
     return loss
 
 
@@ -69,11 +70,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor,
         z_loss: float,
-        dtype: torch.dtype,
+        dtypes: tuple[torch.dtype, torch.dtype],
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(hidden, weight, targets, weights, z_loss, dtype, wanted)
+            loss, *gradients = _loss_and_gradients(hidden, weight, targets, weights, z_loss, dtypes, wanted)
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -89,34 +90,46 @@ def _loss_and_gradients(
     targets: Tensor,
     weights: Tensor,
     z_loss: float,
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss and gradients; products in the first of `dtypes`, the gradient by weight in the second."""
     N, V = hidden.shape[0], weight.shape[0]
     rows = max(CHUNK_ROWS, CHUNK_LOGITS // V)
-    narrow, head = hidden.to(dtype), weight.to(dtype)
+    dtype, kept_in = dtypes
+    maker = _products(hidden.device, dtype)
+    narrow, head = hidden.to(dtype), maker.operand(weight, dtype)
     loss = torch.zeros((), device=hidden.device)
     hidden_gradient = torch.empty_like(narrow) if wanted[0] else None
     weight_gradient: Tensor | None = None
     for start in range(0, N, rows):
         part = slice(start, start + rows)
-        logits = narrow[part] @ head.t()
+        logits = maker.multiply(narrow[part], head.t())
         if any(wanted):
             chunk_loss, gradient = _softmax_gradient(logits, targets[part], weights[part], z_loss)
             if hidden_gradient is not None:
-                torch.mm(gradient, head, out=hidden_gradient[part])
+                maker.multiply(gradient, head, hidden_gradient[part])
             if wanted[1]:
-                product = gradient.t() @ narrow[part]
-                if weight_gradient is None:
-                    weight_gradient = product.to(weight.dtype)
-                else:
-                    weight_gradient += product
+                several = rows < N  # are summed in float32
+                product = maker.multiply(gradient.t(), narrow[part], torch.float32 if several else kept_in)
+                weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
         else:
             chunk_loss = _chunk_loss(logits, targets[part], weights[part], z_loss)
         loss = loss + chunk_loss
     if hidden_gradient is not None:
         hidden_gradient = hidden_gradient.to(hidden.dtype)
+    if weight_gradient is not None:
+        weight_gradient = weight_gradient.to(kept_in)
     return loss, hidden_gradient, weight_gradient
+
+
+def _products(device: torch.device, dtype: torch.dtype) -> Products:
+    kernels = cpu_kernels.load() if _by_kernels(device, dtype) else ""
+    return products(kernels) if isinstance(kernels, Kernels) else TorchProducts()
+
+
+def _by_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
 def _chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float) -> Tensor:
@@ -130,7 +143,7 @@ def _softmax_gradient(
     logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """The loss of a chunk and its gradient by the logits (rows, V), in the dtype of the logits."""
-    if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+    if _by_kernels(logits.device, logits.dtype):
         kernels = cpu_kernels.load()
         if isinstance(kernels, Kernels):
             if targets.dtype != torch.int64 or not 0 <= targets.min() <= targets.max() < logits.shape[1]:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.train.settings import OptimSettings
 
 
-def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """The optimiser that `settings.name` names, over all parameters of the model."""
-    return adamw(model, settings) if settings.name == "adamw" else MuonAndAdamW(model, settings)
+def build_optimizer(
+    model: nn.Module, settings: OptimSettings, kernels: Kernels | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser that `settings.name` names, over all parameters of the model.
+
+    With `kernels` AdamW is `KernelAdamW`; all parameters must then be float32, contiguous and on the CPU.
+    """
+    if settings.name != "adamw":
+        return MuonAndAdamW(model, settings)
+    plain = adamw(model, settings)
+    return plain if kernels is None else KernelAdamW(plain, kernels)
 
 
 def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
@@ -22,6 +32,56 @@ def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
     """
     parameters = list(model.parameters())
     return _adamw([p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2], settings)
+
+
+class KernelAdamW(torch.optim.AdamW):
+    """torch's AdamW to within rounding, clipping in the same pass; gradients bfloat16 or float32.
+
+    cpu_optimizer.c reads weights, moments and gradients once a step and changes no gradient. The state is
+    that of torch, under the same names.
+    """
+
+    def __init__(self, plain: torch.optim.AdamW, kernels: Kernels) -> None:
+        super().__init__(plain.param_groups, fused=True)
+        self._kernels, self._clip = kernels, 1.0
+
+    def clip(self, limit: float) -> float:
+        """The global norm of the gradients; the next step takes them scaled down to `limit`."""
+        total = 0.0
+        for gradient in (p.grad for group in self.param_groups for p in group["params"]):
+            if gradient is not None:
+                part = torch.empty((), dtype=torch.float64)
+                self._kernels("sum_of_squares", gradient, _is_float(gradient), part, gradient.numel())
+                total += part.item()
+        norm = math.sqrt(total) if math.isfinite(total) else total
+        self._clip = min(1.0, limit / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        self._clip = 1.0
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, lr = self.state[parameter], group["lr"]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step, (beta1, beta2) = state["step"].item(), group["betas"]
+        self._kernels(
+            "adamw", parameter, state["exp_avg"], state["exp_avg_sq"], gradient, _is_float(gradient),
+            self._clip, 1 - lr * group["weight_decay"], beta1, beta2, lr / (1 - beta1**step),
+            1 / math.sqrt(1 - beta2**step), group["eps"], parameter.numel(),
+        )  # fmt: skip
+
+
+def _is_float(gradient: Tensor) -> int:
+    assert gradient.dtype in (torch.float32, torch.bfloat16)
+    return int(gradient.dtype == torch.float32)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

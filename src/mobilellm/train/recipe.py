@@ -65,8 +65,8 @@ class DataChoice:
     held_out_tokens: int = 1_000_000
     """Evaluate at most this many tokens of each, from the start."""
     document_mask: bool = False
-    """No attention across documents in a packed sequence; positions restart at each. Evaluations
-    take windows as they are, without it."""
+    """No attention across documents in a packed sequence; positions restart at each, and its BOS is no
+    target. Evaluations do the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

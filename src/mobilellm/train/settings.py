@@ -25,7 +25,7 @@ class BatchSettings:
     sequence_length: int
     """Tokens of one sequence; must divide tokens_per_step and fit the model's context."""
     micro_batch: int
-    """Most sequences a device holds at once. Memory and speed depend on it, results do not."""
+    """Most sequences a device holds at once. Memory and speed depend on it, results to rounding only."""
 
     @property
     def sequences_per_step(self) -> int:

@@ -12,15 +12,13 @@ and rank (`loop._seed`).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -28,38 +26,24 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from mobilellm.atomic import hold, sync
+from mobilellm.atomic import sync
 from mobilellm.data.shards import file_sha256
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train.checkpoint_files import (
+    RunState,
+    damage,
+    damaged,
+    difference,
+    drop_old,
+    read_state,
+    strangers,
+    write_state,
+)
 from mobilellm.train.distributed import World, reshard
 from mobilellm.train.settings import CheckpointSettings
 
-_NAME = re.compile(r"step-([0-9]+)")
 _FILE_BYTES = 2**28
 """About how large a file of a checkpoint gets; one is put together in memory at a time."""
-_REMAINS = re.compile(r"step-[0-9]+\.(tmp|deleted)")
-
-
-class RunState(NamedTuple):
-    step: int  # steps done
-    loader: dict[str, Any]
-    identity: dict[str, Any]  # of the recipe: a checkpoint of another run is refused
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first (an unfinished one still has its temporary name)."""
-    if not directory.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if path.is_dir()]
-
-
-def drop_old(directory: Path, keep_last: int, milestone_every: int = 0) -> None:
-    """Delete all checkpoints but the newest `keep_last` and those of steps divisible by `milestone_every`."""
-    for old in checkpoints(directory)[:-keep_last]:
-        if not (milestone_every and int(old.name.removeprefix("step-")) % milestone_every == 0):
-            # A kill while the files go must not leave what looks like a checkpoint.
-            shutil.rmtree(old.rename(old.with_name(f"{old.name}.deleted")))
 
 
 class Checkpointer:
@@ -133,14 +117,7 @@ class Checkpointer:
         sums = {file.name: file_sha256(file) for file in files}
         every = world.gather(sums)
         if world.is_first:
-            record = state._asdict() | {
-                "files": {name: value for each in every for name, value in each.items()}
-            }
-            with (temporary / "state.json").open("w", encoding="utf-8") as stream:
-                stream.write(json.dumps(record, indent=2) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            sync(temporary)
+            write_state(temporary, state, {name: value for each in every for name, value in each.items()})
             if path.exists():  # the same step of a run that was resumed from before it
                 shutil.rmtree(path.rename(path.with_name(f"{path.name}.deleted")))
             os.rename(temporary, path)
@@ -157,11 +134,11 @@ def load_state(
     Every file is compared with its sha256. Raises ValueError, before anything is changed, if the checkpoint
     is damaged or another run's.
     """
-    state, sums = _read_json(path / "state.json")
-    problem = _difference(path, state, identity)
+    state, sums = read_state(path)
+    problem = difference(path, state, identity)
     if problem is None:
-        found = _damage(path, dict(sorted(sums.items())[world.rank :: world.size])) or _strangers(path, sums)
-        problem = str(_damaged(path, found)) if found else None
+        found = damage(path, dict(sorted(sums.items())[world.rank :: world.size])) or strangers(path, sums)
+        problem = str(damaged(path, found)) if found else None
     world.agree(problem)
     storage = HuggingFaceStorageReader(str(path))
     try:
@@ -170,7 +147,7 @@ def load_state(
             raise ValueError(problem)
         targets = _targets(stored, model)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from None
+        raise damaged(path, " ".join(str(error).split())) from None
     load(
         targets,
         storage_reader=HuggingFaceStorageReader(str(path)),
@@ -188,41 +165,15 @@ def load_state(
 
 def load_weights(path: Path, model: MobileLLM) -> None:
     """Only the weights of a checkpoint, into a plain model of its shape. Raises ValueError if damaged."""
-    _, sums = _read_json(path / "state.json")
-    if text := _damage(path, sums) or _strangers(path, sums):
-        raise _damaged(path, text)
+    _, sums = read_state(path)
+    if text := damage(path, sums) or strangers(path, sums):
+        raise damaged(path, text)
     stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     if problem := _mismatch(stored, model):
-        raise _damaged(path, problem)
+        raise damaged(path, problem)
     targets = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     _no_warning_of_being_alone()
     load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
-
-
-@contextlib.contextmanager
-def only_run(directory: Path, world: World) -> Iterator[None]:
-    """Hold the folder of a run for this world, and clear what a killed one left half done.
-
-    Raises ValueError while another process holds it.
-    """
-    if not world.is_first:
-        world.agree(None)
-        yield
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    problem = None
-    with contextlib.ExitStack() as stack:
-        busy = f"{directory}: another process is training there; wait for it or use another folder"
-        try:
-            stack.enter_context(hold(directory, busy))
-        except ValueError as error:  # all are to hear of it
-            problem = str(error)
-        if problem is None:
-            for path in directory.iterdir():
-                if _REMAINS.fullmatch(path.name):
-                    shutil.rmtree(path)
-        world.agree(problem)
-        yield
 
 
 def _no_warning_of_being_alone() -> None:
@@ -302,55 +253,6 @@ def _stateless(stored: Mapping[str, Any], model: MobileLLM, optimizer: torch.opt
             if not kept[name] or kept[name] != wanted:
                 return f"it lacks some of the optimiser's state of {name}"
     return ""
-
-
-def _read_json(file: Path) -> tuple[RunState, dict[str, str]]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        sums = values.pop("files")
-        state = RunState(**values)
-        for field, kind in (("step", int), ("loader", dict), ("identity", dict)):
-            if type(getattr(state, field)) is not kind:
-                raise ValueError(f"{field} in {file.name} must be {kind.__name__}")
-        if type(sums) is not dict or not sums or any(Path(name).name != name for name in sums):
-            raise ValueError(f"files in {file.name} must name the files beside it")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
-        raise _damaged(file.parent, " ".join(str(error).split()) or type(error).__name__) from None
-    return state, sums
-
-
-def _difference(path: Path, state: RunState, identity: dict[str, Any]) -> str | None:
-    ours = json.loads(json.dumps(identity))
-    differences = [
-        f"{name} = {state.identity.get(name)!r}, not {ours.get(name)!r}"
-        for name in sorted(ours.keys() | state.identity.keys())
-        if ours.get(name) != state.identity.get(name)
-    ]
-    if not differences:
-        return None
-    return (
-        f"{path}: belongs to a run with other settings ({'; '.join(differences)}); "
-        "use another folder or the same settings"
-    )
-
-
-def _damage(path: Path, sums: Mapping[str, Any]) -> str:
-    for name, wanted in sums.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if file_sha256(path / name) != wanted:
-            return f"{name} is not what was written (its sha256 differs)"
-    return ""
-
-
-def _strangers(path: Path, sums: Mapping[str, Any]) -> str:
-    """The reader takes whatever ends so: a file that was not written here must not be read with the rest."""
-    names = [file.name for file in path.glob("*.safetensors") if file.name not in sums]
-    return f"it holds {', '.join(sorted(names))}, which was not written with it" if names else ""
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path}: damaged checkpoint ({reason}); delete it to resume from the one before")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,305 @@
+"""Is one model better than another? Paired differences of two records, with bootstrap intervals.
+
+Both were asked the same questions, so that what is resampled is the difference a question (or a window of
+text) makes, not two accuracies apart: what is hard for both then cancels out. Everything is B against A.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm.eval.published import TASKS
+from mobilellm.eval.record import Record
+
+Array = NDArray[np.float64]
+
+AVERAGE = "average"
+"""Name of the row over all tasks: their mean, each counting the same, as on the card."""
+METRICS = ("paper", "acc_norm", "acc")
+LEVEL = 0.95
+"""Of every interval."""
+_AT_ONCE = 2**22
+"""Numbers of resampling weights held at a time: 32 MiB."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two accuracies, in fractions of 1."""
+
+    name: str
+    documents: int
+    a: float
+    b: float
+    difference: float
+    """B - A."""
+    low: float
+    high: float
+    won: int
+    """Documents that B has right and A wrong."""
+    lost: int
+    p: float
+    """Of a difference this large where there is none: of a task by McNemar's exact test on the documents won
+    and lost, of the average by the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two perplexities of one text, B over A; below 1 B is better."""
+
+    name: str
+    protocol: str
+    windows: int
+    """Windows or documents, the unit that is resampled."""
+    a: float
+    """Bits per byte."""
+    b: float
+    difference: float
+    """In bits per byte, B - A."""
+    low: float
+    high: float
+    ratio: float
+    """Of the bits per byte, B / A."""
+    ratio_low: float
+    ratio_high: float
+    per: str
+    """What the perplexities are counted by: "token" where both models cut the text alike, else "word"."""
+    perplexity_ratio: float
+    perplexity_low: float
+    perplexity_high: float
+    won: int
+    """Windows that B predicts better."""
+    lost: int
+    p: float
+    """By the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of record B with record A."""
+
+    a: str
+    b: str
+    kind: str
+    metric: str
+    """Of the accuracies; "" for perplexity."""
+    samples: int
+    seed: int
+    rows: tuple[Difference, ...] | tuple[Ratio, ...]
+
+
+def compare(a: Record, b: Record, metric: str = "paper", samples: int = 10_000, seed: int = 0) -> Comparison:
+    """Compare B with A, on what both were asked.
+
+    Raises ValueError naming the task or text where the two are not comparable (other documents, another
+    version of the task, another protocol), where they have nothing in common, and for bad settings.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"compare: metric = {metric!r} must be one of {', '.join(METRICS)}")
+    if samples < 100:
+        raise ValueError(f"compare: samples = {samples} must be at least 100 for the ends of an interval")
+    if seed < 0:
+        raise ValueError(f"compare: seed = {seed} must be at least 0")
+    if a.kind != b.kind:
+        raise ValueError(
+            f"not comparable: {a.model.name} is a {a.kind} record, {b.model.name} a {b.kind} record"
+        )
+    shared = [name for name in _in_order(a.items) if name in b.items]
+    if not shared:
+        raise ValueError(
+            f"not comparable: {a.model.name} has {_listed(a.items)}, {b.model.name} {_listed(b.items)}; "
+            "nothing in common"
+        )
+    rows: tuple[Difference, ...] | tuple[Ratio, ...]
+    if a.kind == "zero-shot":
+        rows = _differences(a, b, shared, metric, samples, seed)
+    else:
+        rows = tuple(_ratio(a, b, name, samples, seed) for name in shared)
+    shown = metric if a.kind == "zero-shot" else ""
+    return Comparison(a.model.name, b.model.name, a.kind, shown, samples, seed, rows)
+
+
+def resampled_sums(values: Array, samples: int, generator: np.random.Generator) -> Array:
+    """Sums of `samples` bootstrap resamples of the rows of (N, K) values: (samples, K).
+
+    A resample draws N rows with replacement, i.e. gives each a multinomial count; equal rows share one. The
+    draws depend on which rows are equal, and on nothing else of their values: those of -x are minus those
+    of x, and rows that belong together stay together.
+    """
+    _, first, counts = np.unique(values, axis=0, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    kept, chances = values[first[order]], counts[order] / len(values)
+    parts = [
+        generator.multinomial(len(values), chances, size=size) @ kept
+        for size in _parts(samples, max(1, _AT_ONCE // len(kept)))
+    ]
+    return np.concatenate(parts)
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Exact two-sided p of McNemar's test: of won + lost coin flips, as uneven a split or more."""
+    flips = won + lost
+    if won == lost:
+        return 1.0
+    terms = [_log_choose(flips, k) - flips * math.log(2) for k in range(min(won, lost) + 1)]
+    return min(1.0, 2 * math.fsum(map(math.exp, terms)))
+
+
+def _differences(
+    a: Record, b: Record, tasks: Sequence[str], metric: str, samples: int, seed: int
+) -> tuple[Difference, ...]:
+    rows: list[Difference] = []
+    resampled: list[Array] = []
+    for task in tasks:
+        right_a, right_b = _answers(a, task, metric), _answers(b, task, metric)
+        _check_same_documents(a, b, task, len(right_a), len(right_b))
+        change = right_b - right_a
+        means = resampled_sums(change[:, None], samples, _generator(seed, task))[:, 0] / len(change)
+        won, lost = int((change > 0).sum()), int((change < 0).sum())
+        low, high = _interval(means)
+        rows.append(
+            Difference(
+                task, len(change), float(right_a.mean()), float(right_b.mean()), float(change.mean()),
+                low, high, won, lost, mcnemar(won, lost),
+            )
+        )  # fmt: skip
+        resampled.append(means)
+    if len(rows) > 1:
+        rows.append(_overall(rows, np.mean(resampled, axis=0)))
+    return tuple(rows)
+
+
+def _overall(rows: Sequence[Difference], means: Array) -> Difference:
+    low, high = _interval(means)
+    return Difference(
+        AVERAGE,
+        sum(row.documents for row in rows),
+        math.fsum(row.a for row in rows) / len(rows),
+        math.fsum(row.b for row in rows) / len(rows),
+        math.fsum(row.difference for row in rows) / len(rows),
+        low,
+        high,
+        sum(row.won for row in rows),
+        sum(row.lost for row in rows),
+        _bootstrap_p(means),
+    )
+
+
+def _answers(record: Record, task: str, metric: str) -> Array:
+    items = record.items[task]
+    # lm-eval has no acc_norm where the answers are as long as each other (BoolQ, SIQA, WinoGrande).
+    name = "acc" if metric == "acc_norm" and "acc_norm" not in items else metric
+    if name not in items:
+        raise ValueError(
+            f"{record.model.name}: {task} has no {name} by document (it has {_listed(items)}); "
+            "score it again, or choose another --metric"
+        )
+    return np.asarray(items[name], dtype=np.float64)
+
+
+def _check_same_documents(a: Record, b: Record, task: str, count_a: int, count_b: int) -> None:
+    for field, what in (("documents_sha256", "other documents"), ("version", "another version of the task")):
+        if (one := a.results[task].get(field)) != (other := b.results[task].get(field)):
+            raise ValueError(f"{task}: not comparable: {what} ({field} {_short(one)} and {_short(other)})")
+    if count_a != count_b:
+        raise ValueError(f"{task}: not comparable: {count_a:,} and {count_b:,} documents")
+    if count_a < 2:
+        raise ValueError(f"{task}: {count_a} document says nothing of an interval; score at least 2")
+
+
+def _ratio(a: Record, b: Record, name: str, samples: int, seed: int) -> Ratio:
+    protocol = _check_same_text(a, b, name)
+    one, other = ({field: np.asarray(r.items[name][field], float) for field in _COUNTS} for r in (a, b))
+    # Windows of so many tokens hold other text under another tokenizer: only documents can be paired then.
+    if len(one["nats"]) != len(other["nats"]) or not np.array_equal(one["bytes"], other["bytes"]):
+        raise ValueError(
+            f"{name}: not comparable: the two tokenizers cut the text into other windows; "
+            "score both with --protocol document"
+        )
+    windows = len(one["nats"])
+    if windows < 2:
+        raise ValueError(f"{name}: {windows} window says nothing of an interval; score at least 2")
+    per = "token" if np.array_equal(one["tokens"], other["tokens"]) else "word"
+    table = np.stack([one["nats"], other["nats"], one["bytes"], one[f"{per}s"]], axis=1)
+    sums = resampled_sums(table, samples, _generator(seed, name))
+    nats_a, nats_b, size, units = table.sum(axis=0)
+    bits = math.log(2) * size
+    differences = (sums[:, 1] - sums[:, 0]) / (math.log(2) * sums[:, 2])
+    better = one["nats"] - other["nats"]
+    perplexity_low, perplexity_high = _interval((sums[:, 1] - sums[:, 0]) / sums[:, 3])
+    return Ratio(
+        name, protocol, windows, nats_a / bits, nats_b / bits, (nats_b - nats_a) / bits,
+        *_interval(differences), nats_b / nats_a, *_interval(sums[:, 1] / sums[:, 0]), per,
+        math.exp((nats_b - nats_a) / units), math.exp(perplexity_low), math.exp(perplexity_high),
+        int((better > 0).sum()), int((better < 0).sum()), _bootstrap_p(differences),
+    )  # fmt: skip
+
+
+_COUNTS = ("nats", "bytes", "tokens", "words")
+
+
+def _check_same_text(a: Record, b: Record, name: str) -> str:
+    one, other = a.results[name], b.results[name]
+    if one["protocol"] != other["protocol"]:
+        raise ValueError(f"{name}: not comparable: protocols {one['protocol']} and {other['protocol']}")
+    if one["text_sha256"] != other["text_sha256"]:
+        raise ValueError(
+            f"{name}: not comparable: other texts (text_sha256 {_short(one['text_sha256'])} and "
+            f"{_short(other['text_sha256'])})"
+        )
+    # Whole documents stay what they are, however much of them a model sees at once.
+    for setting in ("documents",) if one["protocol"] == "document" else ("window", "stride", "rows"):
+        if (first := a.protocol.get(setting)) != (second := b.protocol.get(setting)):
+            raise ValueError(f"{name}: not comparable: {setting} {first} and {second}")
+    for record in (a, b):
+        if missing := [field for field in _COUNTS if field not in record.items[name]]:
+            raise ValueError(
+                f"{record.model.name}: {name} has no {_listed(missing)} by window; score it again"
+            )
+    return str(one["protocol"])
+
+
+def _interval(values: Array) -> tuple[float, float]:
+    """Percentiles: the middle 95 % of the resamples."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _bootstrap_p(differences: Array) -> float:
+    """Twice the share of resamples on the rarer side of 0, one added: never 0, which no sample could show."""
+    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    """Of a task of its own, so that one task more or less leaves the others as they are."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def _in_order(items: dict[str, Any]) -> list[str]:
+    known = [task for task in TASKS if task in items]
+    return known + [name for name in items if name not in TASKS]
+
+
+def _parts(total: int, most: int) -> Iterator[int]:
+    for start in range(0, total, most):
+        yield min(most, total - start)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) > 16 else text
+
+
+def _listed(names: Sequence[str] | dict[str, Any]) -> str:
+    return ", ".join(names) or "nothing"

@@ -1,0 +1,282 @@
+"""Evaluations in writing: tables as Markdown, and a folder of them with their pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mobilellm import __version__
+from mobilellm.atomic import atomic_write
+from mobilellm.eval.compare import AVERAGE, Comparison, Difference, Ratio
+from mobilellm.eval.published import TASKS, TITLES
+from mobilellm.eval.record import Record
+from mobilellm.eval.table import HEADER, METRICS, Entry, Measured, Row, by_table, rows, scores
+from mobilellm.report.evaluation import accuracy_picture, difference_picture, perplexity_picture
+
+FORMAT = "mobilellm-evaluation-report-1"
+PAGE, NUMBERS = "evaluation.md", "evaluation.json"
+
+TABLE_NOTES = (
+    "Published: what the model card prints, in the order its values are really in; the Hub stands "
+    "them under another header. Its own pipeline was never published, so ours need not equal it.",
+    "Ours, in percent, by {metric}.",
+)
+COMPARISON_NOTES = (
+    "Paired: both models on the same documents. Difference is the second minus the first; won and lost count "
+    "the documents only one of them has right.",
+    "Intervals: 95 %, percentile bootstrap over the documents of each task, {samples:,} resamples, seed "
+    "{seed}; the average is over tasks, each counting the same. p: McNemar's exact test, of the average the "
+    "bootstrap's. Neither knows how another training run would have come out.",
+)
+PERPLEXITY_NOTES = (
+    "Paired: both models on the same windows or documents of the same text, by the same protocol. Below 1 "
+    "(below 0 bits per byte) the second is better; won counts the windows it predicts better.",
+    "Intervals: 95 %, percentile bootstrap over windows or documents, {samples:,} resamples, seed {seed}. "
+    "Neighbouring windows of one article are alike, so that the true intervals are somewhat wider.",
+)
+
+Named = tuple[str, Record]
+"""A record and what to call its model."""
+
+
+def table_markdown(found: Sequence[Entry], metric: str) -> str:
+    """The card's tables, published beside measured."""
+    header = ("system", *HEADER[1:])
+    parts = [f"## {title}\n\n{_markdown(header, rows(held, metric))}" for title, held in by_table(found)]
+    return "\n".join([*parts, *(f"{note}\n" for note in table_notes(metric))])
+
+
+def table_notes(metric: str) -> list[str]:
+    return [note.format(metric=METRICS[metric]) for note in TABLE_NOTES]
+
+
+def records_markdown(records: Sequence[Named]) -> str:
+    """One table of each kind of record, and one of how, when and where they were made."""
+    zero_shot = [(name, record) for name, record in records if record.kind == "zero-shot"]
+    texts = [(name, record) for name, record in records if record.kind == "perplexity"]
+    parts = []
+    if zero_shot:
+        lines = [line for name, record in zero_shot for line in _accuracies(name, record)]
+        parts.append(f"## Zero-shot accuracy, %\n\n{_markdown(('model', 'scoring', *HEADER[1:]), lines)}")
+    if texts:
+        lines = [line for name, record in texts for line in _perplexities(name, record)]
+        parts.append(f"## Perplexity\n\n{_markdown(_PERPLEXITY_HEADER, lines)}")
+    if records:
+        lines = [_made(name, record) for name, record in records]
+        parts.append(f"## How they were made\n\n{_markdown(_MADE_HEADER, lines)}")
+    return "\n".join(parts)
+
+
+def comparison_rows(comparison: Comparison) -> list[Row]:
+    """Its header and lines."""
+    if comparison.kind == "zero-shot":
+        header: Row = (
+            "",
+            "first, %",
+            "second, %",
+            "difference",
+            "95 % interval",
+            "won",
+            "lost",
+            "documents",
+            "p",
+        )
+        return [header, *(_difference_row(row) for row in comparison.rows if isinstance(row, Difference))]
+    header = (
+        "", "first,\nbits/byte", "second,\nbits/byte", "difference", "95 % interval", "perplexity\nratio",
+        "95 % interval", "won", "lost", "windows", "p",
+    )  # fmt: skip
+    return [header, *(_ratio_row(row) for row in comparison.rows if isinstance(row, Ratio))]
+
+
+def comparison_notes(comparison: Comparison) -> list[str]:
+    notes = COMPARISON_NOTES if comparison.kind == "zero-shot" else PERPLEXITY_NOTES
+    return [note.format(samples=comparison.samples, seed=comparison.seed) for note in notes]
+
+
+def write_table(
+    out: Path, found: Sequence[Entry], metric: str, texts: Sequence[Named], numbers: Mapping[str, Any]
+) -> list[Path]:
+    """The card's tables with their pictures in a folder; the files written, the page first.
+
+    `texts` are perplexity records of the same models. Raises FileExistsError for a file of one of these names
+    that no report made.
+    """
+    measured: list[Measured] = [each for entry in found for each in entry.measured]
+    pictures = {"accuracy.png": accuracy_picture(measured, metric)}
+    for text, group in _comparable(texts):
+        name = f"perplexity-{len(pictures)}.png"
+        pictures[name] = perplexity_picture(group, text)
+    records = [(each.name, each.record) for each in measured] + list(texts)
+    body = "\n".join([table_markdown(found, metric), records_markdown(records)])
+    return _write(out, "Zero-shot accuracy, published and measured", body, pictures, numbers)
+
+
+def write_comparisons(
+    out: Path, comparisons: Sequence[Comparison], records: Sequence[Named], numbers: Mapping[str, Any]
+) -> list[Path]:
+    """Comparisons with their picture in a folder; files and errors as `write_table`."""
+    parts = []
+    for each in comparisons:
+        header, *lines = comparison_rows(each)
+        metric = f", {each.metric}" if each.metric else ""
+        parts.append(
+            f"## {_escaped(each.b)} against {_escaped(each.a)}{metric}\n\n{_markdown(header, lines)}"
+        )
+    parts += [f"{note}\n" for note in comparison_notes(comparisons[0])]
+    body = "\n".join([*parts, records_markdown(records)])
+    return _write(
+        out, "Evaluations compared", body, {"difference.png": difference_picture(comparisons)}, numbers
+    )
+
+
+def _write(
+    out: Path, title: str, body: str, pictures: Mapping[str, bytes], numbers: Mapping[str, Any]
+) -> list[Path]:
+    names = [PAGE, *pictures, NUMBERS]
+    made = _made_before(out)
+    for name in names:
+        if name not in made and os.path.lexists(out / name):
+            raise FileExistsError(f"{out / name}: is there and no report made it; choose another --out")
+    shown = "".join(f"![{name.removesuffix('.png')}]({name})\n\n" for name in pictures)
+    page = f"# {title}\n\n{shown}{body}\nMade by mobilellm {__version__}.\n"
+    # The list of files goes first: whatever happens later, the next report knows them as its own.
+    listed = {"format": FORMAT, "files": names, **numbers}
+    contents = {NUMBERS: (json.dumps(listed, indent=1) + "\n").encode(), **pictures, PAGE: page.encode()}
+    for name, content in contents.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_bytes(content)
+    for name in made - set(names):
+        (out / name).unlink(missing_ok=True)
+    return [out / name for name in names]
+
+
+def _made_before(out: Path) -> set[str]:
+    """Names of the files of the report that is there already."""
+    try:
+        values = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        return set()
+    listed = values.get("files")
+    names = {name for name in listed if type(name) is str} if isinstance(listed, list) else set()
+    return {name for name in names if name in (PAGE, NUMBERS) or _is_picture(name)}
+
+
+def _is_picture(name: str) -> bool:
+    stem = name.removesuffix(".png")
+    return name != stem and (stem in ("accuracy", "difference") or stem.rstrip("0123456789") == "perplexity-")
+
+
+def _comparable(texts: Sequence[Named]) -> list[tuple[str, list[Named]]]:
+    """Perplexity records by text and protocol: (text, those that can share a picture)."""
+    groups: dict[tuple[str, str, str], list[Named]] = {}
+    for name, record in texts:
+        for text, result in record.results.items():
+            groups.setdefault((text, result["protocol"], result["text_sha256"]), []).append((name, record))
+    return [(text, held) for (text, _, _), held in groups.items()]
+
+
+def _accuracies(name: str, record: Record) -> list[Row]:
+    lines = []
+    for metric in METRICS:
+        if not any(metric in record.results[task] for task in TASKS if task in record.results):
+            continue
+        ours = scores(record, metric)
+        names = {task: metric if metric in record.results[task] else "acc" for task in ours.percent}
+        errors = {task: record.results[task].get(f"{name}_stderr") for task, name in names.items()}
+        cells = [
+            "-" if task not in ours.percent else f"{ours.percent[task]:.1f}{_error(errors[task])}"
+            for task in TASKS
+        ]
+        lines.append((name, metric, *cells, "-" if ours.average is None else f"{ours.average:.1f}"))
+    return lines
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f" ± {100 * error:.1f}"
+
+
+_PERPLEXITY_HEADER: Row = (
+    "model", "text", "protocol", "tokens", "token perplexity", "word perplexity", "bits per byte",
+)  # fmt: skip
+
+
+def _perplexities(name: str, record: Record) -> list[Row]:
+    return [
+        (
+            name, text, str(result["protocol"]), f"{result['tokens']:,}",
+            _fixed(result["token_perplexity"], 3), _fixed(result["word_perplexity"], 3),
+            _fixed(result["bits_per_byte"], 4),
+        )
+        for text, result in record.results.items()
+    ]  # fmt: skip
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    """A text without a word has no perplexity by the word."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+_MADE_HEADER: Row = (
+    "model", "kind", "parameters", "bytes", "run by", "protocol", "date", "commit", "hardware", "seconds",
+    "fingerprint",
+)  # fmt: skip
+
+
+def _made(name: str, record: Record) -> Row:
+    model, where = record.model, record.environment
+    protocol = ", ".join(f"{key} {value}" for key, value in record.protocol.items() if _is_short(value))
+    return (
+        name, record.kind, f"{model.parameters:,}", f"{model.bytes:,}",
+        f"{model.backend}, {model.dtype}, {model.device}", protocol, str(where.get("date", "-")),
+        str(where.get("commit", "-")), f"{where.get('cpu', '-')}, {where.get('cores', '-')} cores",
+        f"{record.seconds:,.0f}", model.fingerprint[:16],
+    )  # fmt: skip
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 60)
+
+
+def _difference_row(row: Difference) -> Row:
+    name = row.name if row.name == AVERAGE else _TITLE.get(row.name, row.name)
+    return (
+        name, f"{100 * row.a:.1f}", f"{100 * row.b:.1f}", f"{100 * row.difference:+.1f}",
+        f"{100 * row.low:+.1f} … {100 * row.high:+.1f}", f"{row.won:,}", f"{row.lost:,}",
+        f"{row.documents:,}", _p(row.p),
+    )  # fmt: skip
+
+
+def _ratio_row(row: Ratio) -> Row:
+    return (
+        f"{row.name} ({row.protocol})", f"{row.a:.4f}", f"{row.b:.4f}", f"{row.difference:+.4f}",
+        f"{row.low:+.4f} … {row.high:+.4f}", f"{row.perplexity_ratio:.4f} a {row.per}",
+        f"{row.perplexity_low:.4f} … {row.perplexity_high:.4f}", f"{row.won:,}", f"{row.lost:,}",
+        f"{row.windows:,}", _p(row.p),
+    )  # fmt: skip
+
+
+_TITLE = dict(zip(TASKS, TITLES, strict=True))
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(_escaped(cell) for cell in cells)} |\n"
+
+    rule = f"|---|{'---:|' * (len(header) - 1)}\n"
+    return line(header) + rule + "".join(map(line, lines))
+
+
+def _escaped(text: str) -> str:
+    """As one cell, whatever it holds; leading spaces, which Markdown drops, as a mark."""
+    plain = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return f"↳ {plain}" if text.startswith("  ") else plain

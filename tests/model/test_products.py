@@ -1,0 +1,103 @@
+"""The two ways of making products, against float64; they are interchangeable."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mobilellm.model import cpu_kernels
+from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.products import KernelProducts, Products, TorchProducts
+
+NARROW, WIDE = torch.bfloat16, torch.float32
+
+
+@pytest.fixture(scope="module", params=["torch", "kernels"])
+def ways(request: pytest.FixtureRequest) -> Products:
+    return TorchProducts() if request.param == "torch" else by_kernels()
+
+
+def by_kernels() -> KernelProducts:
+    found = cpu_kernels.load()
+    if not isinstance(found, Kernels):
+        pytest.skip(f"no kernels for training on this machine: {found}")
+    return KernelProducts(found)
+
+
+def drawn(*shape: int, dtype: torch.dtype = NARROW, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def near(found: Tensor, exact: Tensor, operand: float = 0.0) -> bool:
+    """To the rounding of the dtype, each sum relative to all of them; `operand` for rounded operands."""
+    limit = (2**-8 if found.dtype == NARROW else 1e-5) + operand
+    return bool((found.double() - exact).norm() <= limit * exact.norm() + 1e-30)
+
+
+sizes = st.integers(1, 40) | st.sampled_from([95, 96, 97, 193])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes, sizes, sizes | st.sampled_from([639, 641, 1601, 3300]), st.integers(1, 3), st.integers(1, 3),
+    st.tuples(*[st.booleans()] * 6),
+)  # fmt: skip
+def test_every_layout_and_dtype(
+    M: int, N: int, K: int, batch: int, threads: int, flags: tuple[bool, ...]
+) -> None:
+    """Transposed or not, bfloat16 or float32, parts of larger matrices, added to others."""
+    ways, (a_turned, b_turned, a_wide, b_wide, out_wide, added) = by_kernels(), flags
+    a = drawn(batch, K, M, dtype=WIDE if a_wide else NARROW).mT if a_turned else drawn(batch, M, K)
+    whole = drawn(batch, N, K + 3) if b_turned else drawn(batch, K + 3, N)
+    whole = whole.to(WIDE if b_wide else NARROW)
+    b = whole[:, :, 3:].mT if b_turned else whole[:, 3:]
+    wider = torch.full((batch, M, N + 2), 7.0, dtype=WIDE if out_wide else NARROW)
+    addend = drawn(M, N, dtype=WIDE, seed=1) if added else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    ways.multiply(a, b, wider[:, :, :N], addend)
+    torch.set_num_threads(before)
+    exact = a.double() @ b.double() + (0.0 if addend is None else addend.double())
+    assert near(wider[:, :, :N], exact)
+    assert (wider[:, :, N:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [NARROW, WIDE])
+def test_several_weights_are_one(ways: Products, dtype: torch.dtype) -> None:
+    rows = [5, 17, 33]
+    weights = [drawn(count, 24, dtype=WIDE, seed=count) for count in rows]
+    whole, x, dy = torch.cat(weights).double(), drawn(40, 24), drawn(40, sum(rows), seed=1)
+    rounded = 0.0 if isinstance(ways, KernelProducts) else 2**-8
+    assert near(ways.through(x, *weights), x.double() @ whole.t(), rounded)
+    assert near(ways.back(dy, *weights), dy.double() @ whole, rounded)
+    parts = ways.gradients(dy, x, rows, dtype)
+    assert [part.dtype for part in parts] == [dtype] * 3
+    assert [len(part) for part in parts] == rows
+    exact = dy.double().t() @ x.double()
+    assert near(torch.cat(parts).to(NARROW), exact, 2**-8)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    ways, before = by_kernels(), torch.get_num_threads()
+    a, b = drawn(300, 700), drawn(700, 50, dtype=WIDE)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(ways.multiply(a, b, WIDE))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_what_is_not_a_number_stays_so(ways: Products) -> None:
+    for poison, where in product((float("nan"), float("inf")), (0, 8)):
+        a, b = drawn(9, 9), drawn(9, 9, dtype=WIDE)
+        a[where, 4] = poison
+        found = ways.multiply(a, ways.operand(b, NARROW))
+        assert not found[where].isfinite().any()
+        assert found.isfinite().sum() == 72
