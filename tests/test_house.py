@@ -24,6 +24,7 @@ FLOORS = {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
         "sentencepiece_model", "text_stream", "sampling", "atomic", "gguf", "hardware", "installation",
         "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion",
+        "compiled",
     },
     2: {"model", "hf", "data", "runtime"},
     3: {"train", "eval", "quant"},

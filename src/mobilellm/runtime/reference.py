@@ -16,6 +16,7 @@ T new tokens, S tokens in the cache with them, H heads, K key/value heads, D hea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,21 +64,23 @@ class ReferenceModel:
         cache.length += T
         return _norm(x, self._norm, config.rms_norm_eps)
 
+    def forward_batch(self, feeds: Sequence[tuple[NDArray[np.integer], Cache]]) -> Floats:
+        """Feed tokens (T_i,) each to its own cache; states (sum of T_i, E)."""
+        return np.concatenate([self.forward(tokens, cache) for tokens, cache in feeds])
+
     def logits(self, states: Floats) -> Floats:
         """Logits (T, V) of final states (T, E)."""
         return self._head(states)
 
 
-class Cache:
-    """Keys and values of one sequence: a slot for every executed step, float16."""
+class Room:
+    """What a sequence may still be fed: `length` tokens of `capacity` are there."""
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
         if not 1 <= capacity <= config.max_position_embeddings:
             raise ValueError(
                 f"a cache of {capacity} tokens must lie in 1 … {config.max_position_embeddings}, the context"
             )
-        shape = (config.num_steps, capacity, config.num_kv_heads, config.head_dim)
-        self._keys, self._values = np.empty(shape, np.float16), np.empty(shape, np.float16)
         self.capacity, self.length = capacity, 0
 
     def reserve(self, tokens: NDArray[np.integer], vocab_size: int) -> None:
@@ -93,17 +96,26 @@ class Cache:
                 f"the cache holds {self.length} of {self.capacity} tokens and cannot take {len(tokens)} more"
             )
 
-    def append(self, step: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """Store (T, K, D) of one executed step; return all so far, (S, K, D)."""
-        start, end = self.length, self.length + len(keys)
-        self._keys[step, start:end], self._values[step, start:end] = keys, values
-        return self._keys[step, :end].astype(np.float32), self._values[step, :end].astype(np.float32)
-
     def truncate(self, length: int) -> None:
         """Forget everything after `length` tokens."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
+
+
+class Cache(Room):
+    """Keys and values of one sequence: a slot for every executed step, float16."""
+
+    def __init__(self, config: ModelConfig, capacity: int) -> None:
+        super().__init__(config, capacity)
+        shape = (config.num_steps, capacity, config.num_kv_heads, config.head_dim)
+        self._keys, self._values = np.empty(shape, np.float16), np.empty(shape, np.float16)
+
+    def append(self, step: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+        """Store (T, K, D) of one executed step; return all so far, (S, K, D)."""
+        start, end = self.length, self.length + len(keys)
+        self._keys[step, start:end], self._values[step, start:end] = keys, values
+        return self._keys[step, :end].astype(np.float32), self._values[step, :end].astype(np.float32)
 
 
 def load(path: str | Path) -> ReferenceModel:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mobilellm import gguf_model
 from mobilellm.completion import (
@@ -18,20 +22,39 @@ from mobilellm.completion import (
     completions,
     stream_text,
 )
+from mobilellm.config import ModelConfig
 from mobilellm.gguf import read_gguf
-from mobilellm.runtime.reference import Cache, ReferenceModel
+from mobilellm.runtime import engine as native
+from mobilellm.runtime.reference import ReferenceModel
 from mobilellm.sampling import Sampler, Sampling
 from mobilellm.tokenizer import EOS_ID, Tokenizer
 
+Floats = NDArray[np.float32]
+_log = logging.getLogger(__name__)
+
 PREFILL_CHUNK = 256
 """Prompt tokens at a time: the attention of each against all before it is held at once."""
+
+
+class Engine(Protocol):
+    """What runs a model: ReferenceModel or NativeModel, whose caches are their own."""
+
+    config: ModelConfig
+
+    def new_cache(self, capacity: int | None = None) -> Any: ...
+
+    def forward(self, tokens: NDArray[np.integer], cache: Any) -> Floats: ...
+
+    def forward_batch(self, feeds: Sequence[tuple[NDArray[np.integer], Any]]) -> Floats: ...
+
+    def logits(self, states: Floats) -> Floats: ...
 
 
 @dataclass(frozen=True)
 class RuntimeModel:
     """A model, its tokenizer and its chat template, as they were in the file."""
 
-    engine: ReferenceModel
+    engine: Engine
     tokenizer: Tokenizer
     source: str
     chat_template: str | None = None
@@ -93,23 +116,52 @@ class RuntimeModel:
             _Row(self, row, prompt, sampling or Sampling(), max_new_tokens)
             for row, prompt in enumerate(prompts)
         ]
-        return _draw(rows, until)
+        return _draw(self.engine, rows, until)
 
 
-def load(path: str | Path) -> RuntimeModel:
-    """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault."""
+def load(
+    path: str | Path,
+    threads: int | None = None,
+    engine: Literal["auto", "native", "reference"] = "auto",
+    say: Callable[[str], None] = _log.warning,
+) -> RuntimeModel:
+    """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault.
+
+    `engine`: the compiled one, the readable one, or "auto": the compiled one where it could be compiled, else
+    the readable one and a line to `say`. `threads` of the compiled one: by default one a core, four at most.
+    """
+    if engine not in ("auto", "native", "reference"):
+        raise ValueError(f"engine = {engine!r} is not known; choose auto, native or reference")
     file = read_gguf(path)
     tokenizer = gguf_model.read_tokenizer(file)
-    return RuntimeModel(ReferenceModel(file), tokenizer, str(path), gguf_model.chat_template(file))
+    if engine == "auto" and (fault := native.missing()) is not None:
+        say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
+        engine = "reference"
+    runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
+    return RuntimeModel(runs, tokenizer, str(path), gguf_model.chat_template(file))
 
 
-def _draw(rows: list[_Row], until: Until | None) -> Iterator[NewToken]:
+def _draw(engine: Engine, rows: list[_Row], until: Until | None) -> Iterator[NewToken]:
     while rows:
-        for row in tuple(rows):
-            drawn = row.next(until)
+        logits = engine.logits(_states(engine, rows))
+        for row, its_logits in zip(tuple(rows), logits, strict=True):
+            drawn = row.draw(its_logits, until)
             if drawn.finish:
                 rows.remove(row)
             yield drawn
+
+
+def _states(engine: Engine, rows: Sequence[_Row]) -> Floats:
+    """Final states (rows, E) after what each row has to be fed: prompts in chunks, tokens all at once."""
+    feeds = [(np.array(row.fed), row.cache) for row in rows]
+    if all(len(fed) == 1 for fed, _ in feeds):
+        return engine.forward_batch(feeds)
+    last = []
+    for fed, cache in feeds:
+        for start in range(0, len(fed), PREFILL_CHUNK):
+            states = engine.forward(fed[start : start + PREFILL_CHUNK], cache)
+        last.append(states[-1])
+    return np.stack(last)
 
 
 class _Row:
@@ -118,24 +170,25 @@ class _Row:
     def __init__(
         self, model: RuntimeModel, number: int, prompt: Sequence[int], sampling: Sampling, most: int | None
     ) -> None:
-        self._engine, self._number = model.engine, number
+        self._number = number
         self._vocabulary = model.tokenizer.vocab_size  # the embedding may have more rows, which mean nothing
         room = model.engine.config.max_position_embeddings - len(prompt)
         fits = most is not None and most <= room
         self._left = most if most is not None and fits else room
         self._at_the_end: FinishReason = "length" if fits else "context"
-        self._fed: Sequence[int] = prompt
+        self.fed: Sequence[int] = prompt
+        """What the cache does not hold yet."""
         self._sampler = Sampler(sampling, prompt, number)
-        self._cache: Cache | None = None
+        self._new_cache = model.engine.new_cache
+        self._capacity = len(prompt) + self._left - 1  # the last token drawn is never fed and needs no room
 
-    def next(self, until: Until | None) -> NewToken:
-        # The last token drawn is never fed and needs no room.
-        cache = self._cache = self._cache or self._engine.new_cache(len(self._fed) + self._left - 1)
-        fed = np.array(self._fed)
-        for start in range(0, len(fed), PREFILL_CHUNK):
-            states = self._engine.forward(fed[start : start + PREFILL_CHUNK], cache)
-        token = self._sampler(self._engine.logits(states[-1:])[0, : self._vocabulary])
-        self._fed, self._left = [token], self._left - 1
+    @functools.cached_property
+    def cache(self) -> Any:
+        return self._new_cache(self._capacity)
+
+    def draw(self, logits: Floats, until: Until | None) -> NewToken:
+        token = self._sampler(logits[: self._vocabulary])
+        self.fed, self._left = [token], self._left - 1
         finish: FinishReason | None = None
         if token == EOS_ID:
             finish = "eos"

@@ -1,0 +1,282 @@
+"""The native engine: what reference.py computes, by the compiled kernels of native/.
+
+The interface is that of ReferenceModel. Calls from several threads run one after the other; the GIL is
+released while they do. Sums are taken in one order for every number of threads and every chunking, so that
+the numbers are the same bit for bit; between instruction sets they differ by rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm import gguf_model
+from mobilellm.config import ModelConfig
+from mobilellm.gguf import GGUF, read_gguf
+from mobilellm.runtime import native_library
+from mobilellm.runtime.native_library import Library, Shape, Tensor
+from mobilellm.runtime.reference import Floats, Room
+
+ISA_VARIABLE = "MOBILELLM_ISA"
+INSTRUCTION_SETS = ("scalar", "avx2")
+MOST_THREADS = 256
+_DEFAULT_THREADS = 4
+_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+_NORMS = ("attn_norm", "ffn_norm")
+
+
+class CancelledError(Exception):
+    """Another thread called `cancel` while this call ran."""
+
+
+class NativeModel:
+    """One model in the engine's memory. Raises ValueError where it cannot be run; see `missing`."""
+
+    def __init__(self, file: GGUF, threads: int | None = None, isa: str | None = None) -> None:
+        """`threads`: by default one a core, four at most. `isa`: by default the best; a name for tests."""
+        library = native_library.load()
+        if isinstance(library, str):
+            raise ValueError(f"the native engine was not compiled: {library}; use engine='reference'")
+        self.config = gguf_model.read_config(file)
+        self.threads = _checked_threads(threads)
+        isa = _checked_isa(isa)
+        self.library, self._file, self._process = library, file, os.getpid()
+        tensors = [_tensor(file, name) for name in _tensor_names(self.config)]
+        norms = np.concatenate([file.array(name) for name in _norm_names(self.config)])
+        error = ctypes.create_string_buffer(256)
+        shape, schedule = _shape(self.config), np.array(self.config.schedule, np.int32)
+        self.handle = library.create(
+            ctypes.byref(shape), _address(schedule), (Tensor * len(tensors))(*tensors), _address(norms),
+            self.threads, isa.encode(), error, len(error),
+        )  # fmt: skip
+        if not self.handle:
+            raise ValueError(f"{file.path}: {error.value.decode(errors='replace')}")
+        self.isa = library.isa(self.handle).decode()
+        self._running, self._open = threading.Lock(), threading.Lock()
+        self._finalizer = weakref.finalize(self, _destroy, library, self.handle, self._process)
+        self._finalizer.atexit = False  # a thread may still be in a call then, and the memory goes anyway
+        self._fill()
+
+    def new_cache(self, capacity: int | None = None) -> NativeCache:
+        """An empty cache for `capacity` tokens, by default the model's context."""
+        self._check_usable()
+        context = self.config.max_position_embeddings
+        return NativeCache(self, context if capacity is None else capacity)
+
+    def forward(self, tokens: NDArray[np.integer], cache: NativeCache) -> Floats:
+        """Feed tokens (T,) and return their final normalised states (T, E); the cache grows by T."""
+        return self.forward_batch([(tokens, cache)])
+
+    def forward_batch(self, feeds: Sequence[tuple[NDArray[np.integer], NativeCache]]) -> Floats:
+        """Feed several sequences at once: tokens (T_i,), each to its own cache. States (sum of T_i, E).
+
+        Each sequence's states are those it would get alone. Raises ValueError for what `reserve` refuses,
+        before anything is written, and CancelledError; no cache has grown then.
+        """
+        self._check_usable()
+        if not feeds:
+            raise ValueError("forward_batch: no sequence given")
+        if len({id(cache) for _, cache in feeds}) < len(feeds):
+            raise ValueError("forward_batch: a cache is there twice; give its tokens in one feed")
+        for tokens, cache in feeds:
+            cache.reserve(tokens, self.config.vocab_size)
+            if cache.owner is not self:
+                raise ValueError(
+                    "forward_batch: a cache was made by another model; use this model's new_cache"
+                )
+        counts = [len(tokens) for tokens, _ in feeds]
+        tokens = np.concatenate([tokens for tokens, _ in feeds]).astype(np.int32)
+        positions = np.concatenate(
+            [
+                np.arange(cache.length, cache.length + count)
+                for (_, cache), count in zip(feeds, counts, strict=True)
+            ]
+        ).astype(np.int32)
+        sequences = np.repeat(np.array([cache.handle for _, cache in feeds], np.uintp), counts)
+        states = np.empty((len(tokens), self.config.hidden_size), np.float32)
+        self._call(
+            self.library.forward, len(tokens), _address(tokens), _address(sequences), _address(positions),
+            _address(states),
+        )  # fmt: skip
+        for (_, cache), count in zip(feeds, counts, strict=True):
+            cache.length += count
+        return states
+
+    def logits(self, states: Floats) -> Floats:
+        """Logits (T, V) of final states (T, E)."""
+        self._check_usable()
+        if states.ndim != 2 or states.shape[1] != self.config.hidden_size:
+            raise ValueError(f"states have shape {states.shape}; expected (T, {self.config.hidden_size})")
+        states = np.ascontiguousarray(states, np.float32)
+        logits = np.empty((len(states), self.config.vocab_size), np.float32)
+        self._call(self.library.logits, len(states), _address(states), _address(logits))
+        return logits
+
+    def cancel(self) -> None:
+        """From any thread: the call that runs raises CancelledError after its current block. Else nothing."""
+        with self._open:
+            if self.handle:
+                self.library.cancel(self.handle)
+
+    def close(self) -> None:
+        """Give the memory back now; a call that runs is waited for."""
+        with self._running, self._open:
+            self.handle = None
+            self._finalizer()
+
+    @property
+    def arena_bytes(self) -> int:
+        """What a token reads beside its cache: all matrices, the embedding only where it is tied."""
+        self._check_usable()
+        return int(self.library.arena_bytes(self.handle))
+
+    def read_memory(self, data: NDArray[Any]) -> int:
+        """Sum of 64-bit words of an array, read by the engine's threads: how fast memory can be read here."""
+        self._check_usable()
+        with self._running:
+            return int(self.library.read(self.handle, _address(data), data.nbytes))
+
+    def _fill(self) -> None:
+        """Bring all into the arena, and let go of what the file's pages took meanwhile."""
+        for block in range(self.config.num_layers):
+            self.library.fill(self.handle, block)
+            _forget(self._file, [f"blk.{block}.{name}.weight" for name in _MATRICES])
+        self.library.fill(self.handle, self.config.num_layers)
+        _forget(self._file, [_head_name(self.config)])
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        with self._running:
+            self._check_usable()
+            result = function(self.handle, *arguments)
+        if result == native_library.CANCELLED:
+            raise CancelledError
+        if result == native_library.NO_MEMORY:
+            raise MemoryError("the native engine found no memory for this batch; feed fewer tokens at once")
+        if result != native_library.DONE:
+            raise AssertionError(f"the native engine refused what had been checked ({result})")
+
+    def _check_usable(self) -> None:
+        if not self.handle:
+            raise ValueError(f"{self._file.path}: the model was closed; load it again")
+        if os.getpid() != self._process:
+            raise ValueError(
+                f"{self._file.path}: was loaded before this process was forked, and its threads are gone; "
+                "load it in this process"
+            )
+
+
+class NativeCache(Room):
+    """Keys and values of one sequence, in the engine's memory."""
+
+    def __init__(self, owner: NativeModel, capacity: int) -> None:
+        super().__init__(owner.config, capacity)
+        self.owner = owner
+        library = owner.library
+        self.handle = library.sequence_create(owner.handle, capacity)
+        if not self.handle:
+            raise MemoryError(f"there is no memory for a cache of {capacity} tokens; ask for fewer")
+        weakref.finalize(self, library.sequence_destroy, self.handle).atexit = False
+
+
+def load(path: str | Path, threads: int | None = None, isa: str | None = None) -> NativeModel:
+    """Raises FileNotFoundError, or ValueError with one line naming file and fault."""
+    return NativeModel(read_gguf(path), threads, isa)
+
+
+def missing() -> str | None:
+    """Why the engine cannot be used here, or None. Compiles it where that has not been done."""
+    library = native_library.load()
+    return library if isinstance(library, str) else None
+
+
+def default_threads() -> int:
+    """The cores this process may use, threads of one core counted once, and four at most.
+
+    A token is bound by memory, which few cores use up, and by meetings, which cost more the more there are.
+    """
+    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = set()
+    for processor in processors:
+        topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+        try:
+            siblings.add(topology.read_text(encoding="ascii").strip())
+        except OSError:
+            siblings.add(str(processor))
+    return max(1, min(_DEFAULT_THREADS, len(siblings)))
+
+
+def _checked_threads(threads: int | None) -> int:
+    if threads is None:
+        return default_threads()
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads = {threads} must lie in 1 … {MOST_THREADS}")
+    return threads
+
+
+def _checked_isa(isa: str | None) -> str:
+    isa = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
+    if isa and isa not in INSTRUCTION_SETS:
+        raise ValueError(
+            f"instruction set {isa!r} ({ISA_VARIABLE}) is not known; choose {' or '.join(INSTRUCTION_SETS)}"
+        )
+    return isa
+
+
+def _tensor_names(config: ModelConfig) -> list[str]:
+    """As native/engine.h wants them."""
+    blocks = [f"blk.{block}.{name}.weight" for block in range(config.num_layers) for name in _MATRICES]
+    return ["token_embd.weight", *blocks, _head_name(config)]
+
+
+def _norm_names(config: ModelConfig) -> list[str]:
+    blocks = [f"blk.{block}.{name}.weight" for block in range(config.num_layers) for name in _NORMS]
+    return [*blocks, "output_norm.weight"]
+
+
+def _head_name(config: ModelConfig) -> str:
+    return "token_embd.weight" if config.tie_word_embeddings else "output.weight"
+
+
+def _tensor(file: GGUF, name: str) -> Tensor:
+    info = file.tensors[name]
+    rows, columns = info.shape
+    return Tensor(_address(file.raw(name)), info.type.number, rows, columns)
+
+
+def _shape(config: ModelConfig) -> Shape:
+    return Shape(
+        config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,
+        config.num_kv_heads, config.head_dim, config.num_steps, config.rms_norm_eps, config.rope_theta,
+    )  # fmt: skip
+
+
+def _forget(file: GGUF, names: Sequence[str]) -> None:
+    """Let the system drop the mapped pages of tensors from this process's memory; they can be read again."""
+    mapped: Any = file.data.base
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None or not isinstance(mapped, mmap.mmap):
+        return
+    for name in names:
+        info = file.tensors[name]
+        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            mapped.madvise(advice, start, length)
+
+
+def _address(array: NDArray[Any]) -> int:
+    return array.ctypes.data
+
+
+def _destroy(library: Library, handle: int, process: int) -> None:
+    if os.getpid() == process:  # a forked process has the memory but not the threads that would have to end
+        library.destroy(handle)

@@ -1,0 +1,58 @@
+// The engine's C interface. Calls on one model must not overlap, `cancel` excepted. Python has read and checked
+// the file; what is said here about sizes is relied on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+struct mobilellm_model;
+struct mobilellm_sequence;
+
+struct mobilellm_shape {
+  int32_t vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, num_steps;
+  float rms_norm_eps;
+  double rope_theta;
+};
+
+struct mobilellm_tensor {
+  const void* data;  // as in the file; read until the part it belongs to is filled, the embedding always
+  int32_t type;      // ggml's number
+  int32_t rows, columns;
+};
+
+enum mobilellm_result { MOBILELLM_DONE = 0, MOBILELLM_CANCELLED = 1, MOBILELLM_NO_MEMORY = 2, MOBILELLM_REFUSED = 3 };
+
+// schedule (num_steps): the block of every step. tensors: the embedding; of every block q, k, v, output, gate,
+// up, down; the head. norms (hidden_size each): of every block before attention and before the feed-forward
+// part; the last one. isa: "" for the best this processor has. NULL, and one line in `error`, if it cannot be.
+mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* schedule,
+                                  const mobilellm_tensor* tensors, const float* norms, int32_t threads,
+                                  const char* isa, char* error, size_t error_size);
+// Bring block `part`, or the head where part = num_layers, into the arena. Every part once, before all else.
+void mobilellm_fill(mobilellm_model* model, int32_t part);
+void mobilellm_destroy(mobilellm_model* model);
+const char* mobilellm_isa(const mobilellm_model* model);
+int64_t mobilellm_arena_bytes(const mobilellm_model* model);
+
+// Keys and values of one sequence of at most `capacity` tokens; NULL where there is no memory.
+mobilellm_sequence* mobilellm_sequence_create(const mobilellm_model* model, int32_t capacity);
+void mobilellm_sequence_destroy(mobilellm_sequence* sequence);
+
+// states (count, hidden_size) of `count` tokens. Row i stands at positions[i] of sequences[i]; the rows of a
+// sequence stand together and in order, and the positions before its first row have been fed already.
+int32_t mobilellm_forward(mobilellm_model* model, int32_t count, const int32_t* tokens,
+                          mobilellm_sequence* const* sequences, const int32_t* positions, float* states);
+// logits (count, vocab_size) of states (count, hidden_size).
+int32_t mobilellm_logits(mobilellm_model* model, int32_t count, const float* states, float* logits);
+// Make the call that is running on another thread return MOBILELLM_CANCELLED; nothing where none is.
+void mobilellm_cancel(mobilellm_model* model);
+
+// The bits of `value` in float16 by the kernels named, as keys and values are stored; -1 where they cannot run.
+int32_t mobilellm_half(const char* isa, float value);
+// Sum of `size` bytes read by the model's threads: the memory's speed, for comparison.
+uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size);
+}
+#pragma GCC visibility pop

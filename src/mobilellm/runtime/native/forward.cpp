@@ -1,0 +1,395 @@
+#include "forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace mobilellm {
+namespace {
+
+constexpr int kTokenBlock = 64;  // whose inputs stay in the second cache while panels pass
+
+size_t padded(int columns) { return size_t(columns + kPanelRows - 1) / kPanelRows * kPanelRows; }
+
+// What every thread runs. All functions here are called by all threads alike, with their own number.
+class Pass {
+ public:
+  Pass(Model& model, Scratch& scratch, int count) : m_(model), s_(scratch), count_(count) {}
+
+ protected:
+  const mobilellm_shape& shape() const { return m_.shape; }
+  bool few() const { return count_ <= kFewRows; }
+
+  // Inputs of a product, of `source` (count, columns; `stride` floats apart), by way of `norm` where there is
+  // one. Many rows are shared out and there is a meeting; few are made by every thread for itself.
+  Inputs prepare(int thread, const float* source, size_t stride, int columns, const float* norm, bool bytes) {
+    Scratch::Prepared& room = few() ? s_.own[thread].prepared : s_.prepared;
+    const size_t wide = padded(columns);
+    const auto one = [&](int row) {
+      const float* from = source + row * stride;
+      if (norm) {
+        float* to = room.values.data() + row * wide;
+        m_.kernels.norm(from, norm, shape().rms_norm_eps, columns, to);
+        from = to;
+      }
+      if (bytes) {
+        const size_t blocks = columns / kBlock;
+        m_.kernels.quantise(from, columns, room.bytes.data() + size_t(row) * columns,
+                            room.scales.data() + row * blocks, room.sums.data() + row * blocks);
+      }
+    };
+    if (few()) {
+      for (int row = 0; row < count_; ++row) one(row);
+    } else {
+      for (int row = m_.team.take(4); row < count_; row = m_.team.take(4)) {
+        for (int each = row; each < row + 4 && each < count_; ++each) one(each);
+      }
+      m_.team.meet();
+    }
+    Inputs inputs{source, room.bytes.data(), room.scales.data(), room.sums.data(), stride, size_t(columns), size_t(columns) / kBlock};
+    if (norm) inputs.values = room.values.data(), inputs.columns = wide;
+    return inputs;
+  }
+
+  // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
+  template <typename Each>
+  void share(int panels, const Each& each) {
+    const int pieces = m_.team.size() == 1 ? 1 : m_.team.size() * 6;
+    const int chunk = panels > pieces ? panels / pieces : 1;
+    for (int first = m_.team.take(chunk); first < panels; first = m_.team.take(chunk)) {
+      const int end = first + chunk < panels ? first + chunk : panels;
+      for (int token = 0; token < count_; token += kTokenBlock) {
+        const int tokens = count_ - token < kTokenBlock ? count_ - token : kTokenBlock;
+        for (int panel = first; panel < end; ++panel) each(panel, token, tokens);
+      }
+    }
+    m_.team.meet();
+  }
+
+  // out (count, stride) = or += matrix times inputs.
+  template <bool Add>
+  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
+    const Product product = m_.product(matrix.type);
+    float* results = s_.own[thread].first.data();
+    share(matrix.panels, [&](int panel, int first, int tokens) {
+      product(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+      const int row = panel * kPanelRows;
+      const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
+      for (int t = 0; t < tokens; ++t) {
+        float* to = out + size_t(first + t) * stride + row;
+        for (int i = 0; i < rows; ++i) to[i] = results[t * kPanelRows + i] + (Add ? to[i] : 0.0f);
+      }
+    });
+  }
+
+  Model& m_;
+  Scratch& s_;
+  const int count_;
+};
+
+class Forward : public Pass {
+ public:
+  Forward(Model& model, Scratch& scratch, const std::vector<Row>& rows, float* states)
+      : Pass(model, scratch, int(rows.size())), rows_(rows), states_(states) {
+    group_ = shape().num_heads / shape().num_kv_heads;
+    value_stride_ = int(padded(shape().head_dim));
+    for (int row = 0; row < count_;) {  // tokens of one sequence, a tile at a time
+      int end = row + 1;
+      while (end < count_ && end - row < kQueryRows && rows_[end].sequence == rows_[row].sequence) ++end;
+      tiles_.push_back({row, end});
+      row = end;
+    }
+  }
+
+  void run(int thread) {
+    const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
+    begin();
+    for (int step = 0; step < shape().num_steps; ++step) {
+      const Block& block = m_.blocks[m_.schedule[step]];
+      Inputs x = prepare(thread, s_.x.data(), hidden, hidden, block.attention_norm,
+                         in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
+      project(thread, step, block, x);
+      attend(thread, step);
+      if (few()) mix(thread);
+      x = prepare(thread, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
+                  in_blocks(block.output.type));
+      multiply<true>(thread, block.output, x, s_.x.data(), hidden);
+      x = prepare(thread, s_.x.data(), hidden, hidden, block.feed_forward_norm,
+                  in_blocks(block.gate.type) || in_blocks(block.up.type));
+      gate(thread, block, x);
+      x = prepare(thread, s_.hidden.data(), padded(shape().intermediate_size), shape().intermediate_size, nullptr,
+                  in_blocks(block.down.type));
+      multiply<true>(thread, block.down, x, s_.x.data(), hidden);
+      if (m_.team.stopped()) return;
+    }
+    const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
+    for (int row = m_.team.take(1); row < count_; row = m_.team.take(1)) {
+      const size_t at = size_t(row) * hidden;
+      m_.kernels.norm(s_.x.data() + at, norm, shape().rms_norm_eps, hidden, states_ + at);
+    }
+  }
+
+ private:
+  // Embedding rows and the angles of the positions.
+  void begin() {
+    const int pairs = shape().head_dim / 2;
+    for (int row = m_.team.take(1); row < count_; row = m_.team.take(1)) {
+      m_.embed(rows_[row].token, s_.x.data() + size_t(row) * shape().hidden_size);
+      for (int i = 0; i < pairs; ++i) {
+        const double angle = rows_[row].position / m_.frequencies[i];
+        s_.cosines[row * pairs + i] = float(std::cos(angle));
+        s_.sines[row * pairs + i] = float(std::sin(angle));
+      }
+    }
+    m_.team.meet();
+  }
+
+  // Queries, keys and values; queries and keys rotated, keys and values into the cache.
+  void project(int thread, int step, const Block& block, const Inputs& x) {
+    const Matrix* matrices[] = {&block.q, &block.k, &block.v};
+    float* results = s_.own[thread].first.data();
+    share(block.q.panels + block.k.panels + block.v.panels, [&](int panel, int first, int tokens) {
+      int which = 0;
+      while (panel >= matrices[which]->panels) panel -= matrices[which++]->panels;
+      const Matrix& matrix = *matrices[which];
+      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+      const int begin = panel * kPanelRows;
+      const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
+      for (int t = 0; t < tokens; ++t) {
+        float* result = results + t * kPanelRows;
+        if (which < 2) rotate(result, first + t, begin, end);
+        if (which == 0) {
+          float* to = s_.q.data() + size_t(first + t) * shape().num_heads * shape().head_dim;
+          std::memcpy(to + begin, result, size_t(end - begin) * 4);
+        } else {
+          store(result, rows_[first + t], step, begin, end, which == 1);
+        }
+      }
+    });
+  }
+
+  // Turn the pairs of rows begin ... end - 1 of a row's queries or keys.
+  void rotate(float* result, int row, int begin, int end) const {
+    const int pairs = shape().head_dim / 2;
+    for (int i = 0; i < end - begin; i += 2) {
+      const int pair = row * pairs + (begin + i) / 2 % pairs;
+      const float even = result[i], odd = result[i + 1], cosine = s_.cosines[pair], sine = s_.sines[pair];
+      result[i] = even * cosine - odd * sine;
+      result[i + 1] = even * sine + odd * cosine;
+    }
+  }
+
+  void store(const float* result, const Row& row, int step, int begin, int end, bool keys) const {
+    const int dim = shape().head_dim, position = row.position;
+    for (int i = begin; i < end; ++i) {
+      const int head = i / dim, number = i % dim;
+      const uint16_t half = m_.kernels.half(result[i - begin]);
+      if (keys) {
+        row.sequence->keys(step, head)[(size_t(position / 16) * dim + number) * 16 + position % 16] = half;
+      } else {
+        row.sequence->values(step, head)[size_t(position) * value_stride_ + number] = half;
+      }
+    }
+  }
+
+  // Attention. A piece of work is a row, a key/value head and a span of positions where rows are few, and a
+  // tile of rows and a head with all spans where there are many: the same sums in the same order.
+  void attend(int thread, int step) {
+    const int heads = shape().num_kv_heads;
+    if (few()) {
+      const int pieces = count_ * heads * s_.spans;
+      for (int piece = m_.team.take(1); piece < pieces; piece = m_.team.take(1)) {
+        const int span = piece % s_.spans, head = piece / s_.spans % heads, row = piece / s_.spans / heads;
+        if (span * kSpan > rows_[row].position) continue;
+        const size_t at = size_t(piece) * group_;
+        attend_span(thread, step, row, row + 1, head, span,
+                    {&s_.partial[at * value_stride_], &s_.partial_totals[2 * at], &s_.partial_totals[2 * at + group_]});
+      }
+    } else {
+      for (int piece = m_.team.take(1); piece < int(tiles_.size()) * heads; piece = m_.team.take(1)) {
+        // The last rows see most and come first, so that no thread ends with a long piece.
+        const auto [first, end] = tiles_[tiles_.size() - 1 - size_t(piece / heads)];
+        attend_tile(thread, step, first, end, piece % heads);
+      }
+    }
+    m_.team.meet();
+  }
+
+  void attend_tile(int thread, int step, int first, int end, int head) {
+    Scratch::Own& own = s_.own[thread];
+    const int count = (end - first) * group_, dim = shape().head_dim;
+    const Partial whole{own.whole.data(), own.whole_totals.data(), own.whole_totals.data() + count};
+    const Partial part{own.part.data(), own.part_totals.data(), own.part_totals.data() + count};
+    clear(whole, count);
+    for (int span = 0; span * kSpan <= rows_[end - 1].position; ++span) {
+      attend_span(thread, step, first, end, head, span, part);
+      m_.kernels.merge(whole, part, count, value_stride_);
+    }
+    for (int query = 0; query < count; ++query) {
+      const int row = first + query / group_, its_head = head * group_ + query % group_;
+      finish(whole, query, s_.mixed.data() + (size_t(row) * shape().num_heads + its_head) * dim);
+    }
+  }
+
+  void attend_span(int thread, int step, int first, int end, int head, int span, const Partial& partial) {
+    Scratch::Own& own = s_.own[thread];
+    const int dim = shape().head_dim;
+    const size_t its_heads = size_t(group_) * dim, all_heads = size_t(shape().num_heads) * dim;
+    const float* queries = s_.q.data() + first * all_heads + head * its_heads;
+    if (end - first > 1) {
+      for (int row = first; row < end; ++row) {
+        std::memcpy(own.queries.data() + (row - first) * its_heads,
+                    s_.q.data() + row * all_heads + head * its_heads, its_heads * 4);
+      }
+      queries = own.queries.data();
+    }
+    for (int query = 0; query < (end - first) * group_; ++query) {
+      own.visible[query] = rows_[first + query / group_].position + 1;
+    }
+    const int seen = rows_[end - 1].position + 1, start = span * kSpan;
+    Sequence& sequence = *rows_[first].sequence;
+    m_.kernels.attend({sequence.keys(step, head), sequence.values(step, head), dim, value_stride_, queries,
+                       own.visible.data(), (end - first) * group_, start, seen < start + kSpan ? seen : start + kSpan,
+                       own.scores.data()},
+                      partial);
+  }
+
+  // Few rows: put the spans together, by every thread for itself, into its `whole` (count, heads).
+  void mix(int thread) {
+    Scratch::Own& own = s_.own[thread];
+    const int heads = shape().num_kv_heads, dim = shape().head_dim;
+    float* out = own.whole.data();
+    for (int row = 0; row < count_; ++row) {
+      for (int head = 0; head < heads; ++head) {
+        const Partial whole{own.part.data(), own.part_totals.data(), own.part_totals.data() + group_};
+        clear(whole, group_);
+        for (int span = 0; span * kSpan <= rows_[row].position; ++span) {
+          const size_t at = ((size_t(row) * heads + head) * s_.spans + span) * group_;
+          m_.kernels.merge(whole,
+                           {&s_.partial[at * value_stride_], &s_.partial_totals[2 * at], &s_.partial_totals[2 * at + group_]},
+                           group_, value_stride_);
+        }
+        for (int query = 0; query < group_; ++query, out += dim) finish(whole, query, out);
+      }
+    }
+  }
+
+  void clear(const Partial& whole, int count) const {
+    std::memset(whole.out, 0, size_t(count) * value_stride_ * 4);
+    for (int query = 0; query < count; ++query) whole.largest[query] = -INFINITY, whole.total[query] = 0;
+  }
+
+  void finish(const Partial& whole, int query, float* out) const {
+    const float* from = whole.out + size_t(query) * value_stride_;
+    for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] / whole.total[query];
+  }
+
+  // hidden = silu(gate) * up, panel by panel.
+  void gate(int thread, const Block& block, const Inputs& x) {
+    const Product gate = m_.product(block.gate.type), up = m_.product(block.up.type);
+    float *first_results = s_.own[thread].first.data(), *second_results = s_.own[thread].second.data();
+    const size_t stride = padded(shape().intermediate_size);
+    share(block.gate.panels, [&](int panel, int first, int tokens) {
+      gate(block.gate.panel(panel), block.gate.columns, x, first, tokens, first_results);
+      up(block.up.panel(panel), block.up.columns, x, first, tokens, second_results);
+      for (int t = 0; t < tokens; ++t) {
+        m_.kernels.gate(first_results + t * kPanelRows, second_results + t * kPanelRows, kPanelRows,
+                        s_.hidden.data() + size_t(first + t) * stride + panel * kPanelRows);
+      }
+    });
+  }
+
+  const std::vector<Row>& rows_;
+  float* states_;
+  int group_, value_stride_;
+  std::vector<std::pair<int, int>> tiles_;
+};
+
+class Logits : public Pass {
+ public:
+  Logits(Model& model, Scratch& scratch, int count, const float* states, float* out)
+      : Pass(model, scratch, count), states_(states), out_(out) {}
+
+  void run(int thread) {
+    const int hidden = shape().hidden_size;
+    const Inputs x = prepare(thread, states_, hidden, hidden, nullptr, in_blocks(m_.head.type));
+    multiply<false>(thread, m_.head, x, out_, shape().vocab_size);
+  }
+
+ private:
+  const float* states_;
+  float* out_;
+};
+
+template <typename Work>
+bool run(Model& model, Work& work) {
+  model.team.run([](void* context, int thread) { static_cast<Work*>(context)->run(thread); }, &work);
+  return !model.team.stopped();
+}
+
+}  // namespace
+
+bool forward(Model& model, Scratch& scratch, const std::vector<Row>& rows, float* states) {
+  int longest = 0;
+  for (const Row& row : rows) longest = row.position + 1 > longest ? row.position + 1 : longest;
+  scratch.fit(model, int(rows.size()), longest);
+  Forward work(model, scratch, rows, states);
+  return run(model, work);
+}
+
+bool logits(Model& model, Scratch& scratch, int count, const float* states, float* out) {
+  scratch.fit(model, count, 1);
+  Logits work(model, scratch, count, states, out);
+  return run(model, work);
+}
+
+Scratch::Scratch(const Model& model) : own(size_t(model.team.size())) { fit(model, kFewRows, 1); }
+
+void Scratch::fit(const Model& model, int rows, int longest) {
+  const mobilellm_shape& shape = model.shape;
+  const int heads = shape.num_heads * shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
+  const int widest = std::max({shape.hidden_size, heads, shape.intermediate_size});
+  const size_t value_stride = padded(shape.head_dim);
+  const auto grow = [](auto& vector, size_t size) {
+    if (vector.size() < size) vector.resize(size);
+  };
+  const size_t many = size_t(rows);
+  grow(x, many * shape.hidden_size);
+  grow(q, many * heads);
+  grow(mixed, many * heads);
+  grow(hidden, many * padded(shape.intermediate_size));
+  grow(cosines, many * shape.head_dim / 2);
+  grow(sines, many * shape.head_dim / 2);
+  spans = (longest - 1) / kSpan + 1;
+  if (rows <= kFewRows) {
+    const size_t pieces = many * shape.num_heads * spans;
+    grow(partial, pieces * value_stride);
+    grow(partial_totals, pieces * 2);
+  } else {
+    prepared.fit(rows, widest);
+  }
+  const size_t queries = size_t(rows <= kFewRows ? 1 : kQueryRows) * group;
+  for (Own& each : own) {
+    each.prepared.fit(kFewRows, widest);
+    grow(each.first, size_t(kTokenBlock) * kPanelRows);
+    grow(each.second, size_t(kTokenBlock) * kPanelRows);
+    grow(each.queries, queries * shape.head_dim);
+    grow(each.scores, queries * kSpan);
+    grow(each.part, queries * value_stride);
+    grow(each.part_totals, queries * 2);
+    grow(each.whole, std::max(queries * value_stride, size_t(kFewRows) * heads));
+    grow(each.whole_totals, queries * 2);
+    grow(each.visible, queries);
+  }
+}
+
+void Scratch::Prepared::fit(int rows, int columns) {
+  const size_t wide = padded(columns);
+  if (values.size() >= rows * wide) return;
+  values.resize(rows * wide);
+  bytes.resize(rows * wide);
+  scales.resize(rows * wide / kBlock + rows);
+  sums.resize(rows * wide / kBlock + rows);
+}
+
+}  // namespace mobilellm

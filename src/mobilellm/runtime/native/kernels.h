@@ -1,0 +1,74 @@
+// What differs between instruction sets: one table of functions each, filled in kernels_*.cpp.
+//
+// A matrix lies in panels of 16 rows. For every run of 4 columns a panel of blocks holds 16 rows x 4 numbers
+// side by side, so that one load feeds 8 or 16 rows, the rows' scales apply as one vector, and no sum has to
+// be taken across a register. Plain numbers lie column by column, 16 rows side by side. All instruction sets
+// read the same layout; only the order of sums of floats is the same within one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mobilellm {
+
+constexpr int kPanelRows = 16;
+constexpr int kBlock = 32;  // columns that share a scale
+constexpr int kMostHeadDim = 512;
+
+enum class Type : int32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, BF16 = 30 };  // ggml's numbers
+
+constexpr bool in_blocks(Type type) { return type == Type::Q8_0 || type == Type::Q4_0; }
+
+// Bytes of the scales (float16, a block's 16 rows side by side) that stand before a panel's numbers.
+constexpr size_t scale_bytes(int columns) {
+  return (size_t(columns) / kBlock * kPanelRows * 2 + 63) / 64 * 64;
+}
+
+// The inputs of a product, a row a token: as they are, and in 8 bits where matrices in blocks need them.
+struct Inputs {
+  const float* values;
+  const int8_t* bytes;
+  const float* scales;  // of every run of 32 bytes
+  const int32_t* sums;  // of every run of 32 bytes
+  size_t columns, byte_columns, blocks;  // from one token to the next
+};
+
+// out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1.
+using Product = void (*)(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out);
+
+// Some positions of one key/value head of one executed step, and the queries that look at them.
+struct Attention {
+  const uint16_t* keys;    // float16, tiles of (head_dim, 16 positions)
+  const uint16_t* values;  // float16, (positions, value_stride), value_stride a multiple of 16
+  int head_dim, value_stride;
+  const float* queries;  // (count, head_dim)
+  const int* visible;    // (count): positions a query sees
+  int count;
+  int start, end;  // positions looked at; start is a multiple of 16
+  float* scores;   // room for (count, end - start rounded up to 16)
+};
+
+// A softmax under way: out (count, value_stride) is the sum of values by e^(score - largest), total that of the weights.
+struct Partial {
+  float* out;
+  float* largest;
+  float* total;
+};
+
+struct Kernels {
+  const char* name;
+  Product f32, f16, bf16, q8_0, q4_0;
+  // out = x / sqrt(mean of squares + epsilon) * weight
+  void (*norm)(const float* x, const float* weight, float epsilon, int count, float* out);
+  // 8 bits as the readable definition says; count is a multiple of 32
+  void (*quantise)(const float* x, int count, int8_t* bytes, float* scales, int32_t* sums);
+  void (*gate)(const float* gate, const float* up, int count, float* out);  // out = silu(gate) * up
+  void (*attend)(const Attention& attention, const Partial& partial);       // of these positions alone
+  void (*merge)(const Partial& into, const Partial& part, int count, int value_stride);
+  uint16_t (*half)(float value);  // to the nearest, halves to even
+};
+
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+
+}  // namespace mobilellm

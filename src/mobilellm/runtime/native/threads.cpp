@@ -1,0 +1,94 @@
+#include "threads.h"
+
+namespace mobilellm {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Some microseconds of looking, then the processor is offered to others: on a busy machine the thread that is
+// waited for may need it.
+constexpr int kLooks = 400;
+// A worker without a job looks on for about as long as a sampler takes between two tokens, and then sleeps.
+constexpr int kIdleLooks = 4000;
+
+template <typename Done>
+void wait_until(const Done& done) {
+  for (int look = 0; !done(); ++look) {
+    if (look < kLooks) pause();
+    else std::this_thread::yield();
+  }
+}
+
+}  // namespace
+
+Team::Team(int threads) : size_(threads) {
+  try {
+    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {
+    leaving_ = true;
+    { std::lock_guard<std::mutex> lock(mutex_); ++jobs_; }
+    called_.notify_all();
+    for (auto& worker : workers_) worker.join();
+    throw;
+  }
+}
+
+Team::~Team() {
+  leaving_ = true;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ++jobs_;
+  }
+  called_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Team::run(void (*job)(void*, int), void* context) {
+  cancelled_ = false;
+  stopped_ = false;
+  taken_ = 0;
+  if (size_ > 1) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = job, context_ = context;
+      jobs_.fetch_add(1, std::memory_order_release);
+    }
+    called_.notify_all();
+  }
+  job(context, 0);
+  meet();
+}
+
+void Team::work(int thread) {
+  for (uint32_t seen = 0;; ++seen) {
+    const auto called = [&] { return jobs_.load(std::memory_order_acquire) != seen; };
+    for (int look = 0; look < kIdleLooks && !called(); ++look) pause();
+    if (!called()) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      called_.wait(lock, called);
+    }
+    if (leaving_) return;
+    job_(context_, thread);
+    meet();
+  }
+}
+
+void Team::meet() {
+  const uint32_t meeting = meeting_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    taken_.store(0, std::memory_order_relaxed);
+    stopped_ = cancelled_.load(std::memory_order_relaxed);
+    meeting_.store(meeting + 1, std::memory_order_release);
+  } else {
+    wait_until([&] { return meeting_.load(std::memory_order_acquire) != meeting; });
+  }
+}
+
+}  // namespace mobilellm

@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_files import SHAPE, exported, shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mobilellm.runtime
+from mobilellm.config import ModelConfig
+from mobilellm.gguf_blocks import TYPES
+from mobilellm.runtime import engine, native_library, reference
+
+if (fault := engine.missing()) is not None:
+    pytest.skip(f"the native engine was not compiled: {fault}", allow_module_level=True)
+
+TOKENS = np.random.default_rng(0).integers(3, 300, 90)
+ODD = replace(  # rows that blocks do not divide, panels that rows do not fill, a group of three, heads of ten
+    SHAPE, hidden_size=72, intermediate_size=172, num_heads=9, num_kv_heads=3, head_dim=10, vocab_size=323
+)
+LONG = replace(SHAPE, max_position_embeddings=600)  # several spans of attention, several passes
+
+
+def can_run(isa: str, file: Path) -> bool:
+    try:
+        engine.load(file, 1, isa).close()
+    except ValueError:
+        return False
+    return True
+
+
+def logits(model: engine.NativeModel | reference.ReferenceModel, tokens: np.ndarray = TOKENS) -> np.ndarray:
+    return model.logits(model.forward(tokens, model.new_cache()))  # type: ignore[arg-type]
+
+
+def assert_computes_the_same(file: Path, native: engine.NativeModel, blocks: bool) -> None:
+    """Within rounding. Where inputs are rounded to 8 bits, another order of sums moves one in some ten tokens
+    across a rounding, and all later ones with it: there, most of many short texts must agree.
+    """
+    readable = reference.load(file)
+    texts = [TOKENS, *np.split(TOKENS, 30)]
+    expected = [logits(readable, text) for text in texts]
+    spread = expected[0].std()
+    apart = [
+        np.abs(logits(native, text) - right).max() / spread
+        for text, right in zip(texts, expected, strict=True)
+    ]
+    assert max(apart) < (0.25 if blocks else 2e-3), apart
+    assert np.median(apart[1:]) < (1e-5 if blocks else 1e-3), apart
+    assert not np.allclose(expected[0], expected[0][0], rtol=0, atol=0.1)  # tokens make a difference at all
+
+
+# The same numbers as the readable definition
+
+
+@pytest.mark.parametrize("isa", engine.INSTRUCTION_SETS)
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("config", [SHAPE, ODD], ids=["even", "odd"])
+def test_it_computes_what_the_readable_definition_does(
+    tmp_path: Path, kind: str, isa: str, config: ModelConfig
+) -> None:
+    file, _ = exported(tmp_path, kind, config)
+    if not can_run(isa, file):
+        pytest.skip(f"this processor has no {isa}")
+    native = engine.load(file, 2, isa)
+    assert native.isa == isa
+    assert_computes_the_same(file, native, TYPES[kind].block > 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(SHAPE, tie_word_embeddings=False),
+        replace(SHAPE, num_kv_heads=4),
+        replace(SHAPE, num_kv_heads=1),
+        *(shared(order, repeats) for order in ("immediate", "all-over", "reverse") for repeats in (2, 3)),
+    ],
+)
+def test_untied_and_shared_models_too(tmp_path: Path, config: ModelConfig) -> None:
+    file, _ = exported(tmp_path, "F32", config)
+    assert_computes_the_same(file, engine.load(file), blocks=False)
+
+
+def test_head_and_blocks_of_different_types(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path / "a", "Q4_0", embedding_kind="Q8_0")
+    assert_computes_the_same(file, engine.load(file), blocks=True)
+    file, _ = exported(tmp_path / "b", "BF16", embedding_kind="Q4_0")
+    assert_computes_the_same(file, engine.load(file), blocks=True)
+
+
+def test_greedy_text_is_that_of_the_readable_definition(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, "F32", replace(SHAPE, max_position_embeddings=160))
+    ours = mobilellm.runtime.load(file, engine="native")
+    theirs = mobilellm.runtime.load(file, engine="reference")
+    assert isinstance(ours.engine, engine.NativeModel)
+    assert isinstance(theirs.engine, reference.ReferenceModel)
+    prompts = [[1, 7, 8], [1], [1, *range(20, 60)]]
+    tokens = [[each.token for each in model.generate_tokens(prompts, None, 100)] for model in (ours, theirs)]
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) > 100
+
+
+def test_float16_is_rounded_as_numpy_does(tmp_path: Path) -> None:
+    edges = np.array(
+        [0, 1e-8, 2.98e-8, 3e-8, 6e-8, 6.1e-5, 6.09e-5, 1 + 2**-11, 1 + 3 * 2**-11, 65519, 7e4, 1e-30]
+    )
+    values = np.concatenate([edges, -edges, np.random.default_rng(0).normal(size=40)]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16).view(np.uint16)
+    library = native_library.load()
+    assert isinstance(library, native_library.Library)
+    for isa in engine.INSTRUCTION_SETS:
+        found = np.array([library.half(isa.encode(), float(value)) for value in values])
+        if (found < 0).all():
+            continue  # not this processor's
+        np.testing.assert_array_equal(found, expected)
+
+
+# The same bits, however it is fed
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("config", [LONG, ODD], ids=["long", "odd"])
+def test_threads_and_chunks_change_no_bit(tmp_path: Path, kind: str, config: ModelConfig) -> None:
+    file, _ = exported(tmp_path, kind, config)
+    tokens = np.random.default_rng(1).integers(3, 300, config.max_position_embeddings)
+    whole = None
+    for threads in (1, 2, 3):
+        native = engine.load(file, threads)
+        states = native.forward(tokens, native.new_cache())
+        whole = states if whole is None else whole
+        np.testing.assert_array_equal(states, whole)
+        np.testing.assert_array_equal(native.logits(states[:7]), native.logits(states)[:7])
+        cache = native.new_cache()
+        parts = [native.forward(part, cache) for part in np.split(tokens, [1, 2, 4, 9, 26, 59])]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> engine.NativeModel:
+    return engine.load(exported(tmp_path_factory.mktemp("small"), "Q8_0")[0], 2)
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_several_sequences_in_a_batch_are_each_alone(
+    small_model: engine.NativeModel, data: st.DataObject
+) -> None:
+    """Any number of sequences, fed any numbers of tokens side by side in any rounds."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    count = data.draw(st.integers(1, 7))
+    sequences = [rng.integers(3, 300, data.draw(st.integers(1, 60))) for _ in range(count)]
+    caches = [small_model.new_cache(len(tokens)) for tokens in sequences]
+    found: list[list[np.ndarray]] = [[] for _ in sequences]
+    while any(cache.length < cache.capacity for cache in caches):
+        live = [index for index, cache in enumerate(caches) if cache.length < cache.capacity]
+        chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique=True))
+        feeds = []
+        for index in chosen:
+            left = caches[index].capacity - caches[index].length
+            tokens = sequences[index][caches[index].length :][: data.draw(st.integers(1, left))]
+            feeds.append((tokens, caches[index]))
+        states = np.split(
+            small_model.forward_batch(feeds), np.cumsum([len(tokens) for tokens, _ in feeds])[:-1]
+        )
+        for index, its_states in zip(chosen, states, strict=True):
+            found[index].append(its_states)
+    for tokens, its_states in zip(sequences, found, strict=True):
+        alone = small_model.forward(tokens, small_model.new_cache())
+        np.testing.assert_array_equal(np.concatenate(its_states), alone)
+
+
+def test_a_cache_cut_back_goes_on_as_if_nothing_had_been(small_model: engine.NativeModel) -> None:
+    cache = small_model.new_cache()
+    whole = small_model.forward(TOKENS, cache)
+    for length in (70, 33, 32, 0):
+        cache.truncate(length)
+        small_model.forward(TOKENS[::-1][:9], cache)
+        cache.truncate(length)
+        np.testing.assert_array_equal(small_model.forward(TOKENS[length:], cache), whole[length:])
+    with pytest.raises(ValueError, match="cannot truncate a cache of 90 tokens to 91"):
+        cache.truncate(91)
+
+
+def test_one_model_serves_several_threads(small_model: engine.NativeModel) -> None:
+    expected = logits(small_model)
+    results: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: results.append(logits(small_model))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+# What is refused
+
+
+def test_what_cannot_be_fed_is_refused_and_nothing_is_written(small_model: engine.NativeModel) -> None:
+    cache, other = small_model.new_cache(4), small_model.new_cache(4)
+    with pytest.raises(ValueError, match="0 of 4 tokens and cannot take 5 more"):
+        small_model.forward_batch([(TOKENS[:2], other), (TOKENS[:5], cache)])
+    for bad in (320, -1):
+        with pytest.raises(ValueError, match="not in the vocabulary of 320"):
+            small_model.forward(np.array([bad]), cache)
+    with pytest.raises(ValueError, match="not empty"):
+        small_model.forward(np.array([], dtype=np.int64), cache)
+    with pytest.raises(ValueError, match="no sequence"):
+        small_model.forward_batch([])
+    with pytest.raises(ValueError, match="1 … 96, the context"):
+        small_model.new_cache(97)
+    with pytest.raises(ValueError, match="twice"):
+        small_model.forward_batch([(TOKENS[:1], cache), (TOKENS[:1], cache)])
+    with pytest.raises(ValueError, match=r"shape \(2, 3\); expected \(T, 64\)"):
+        small_model.logits(np.zeros((2, 3), np.float32))
+    assert cache.length == other.length == 0
+    small_model.forward(TOKENS[:4], cache)
+
+
+def test_a_cache_of_another_model_is_refused(tmp_path: Path, small_model: engine.NativeModel) -> None:
+    other = engine.load(exported(tmp_path, "F32")[0], 1)
+    with pytest.raises(ValueError, match="made by another model"):
+        other.forward(TOKENS[:1], small_model.new_cache())
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = exported(tmp_path, "F32")
+    with pytest.raises(ValueError, match="threads = 0 must lie in 1 … 256"):
+        engine.load(file, 0)
+    with pytest.raises(ValueError, match="engine = 'fast' is not known"):
+        mobilellm.runtime.load(file, engine="fast")  # type: ignore[arg-type]
+    monkeypatch.setenv(engine.ISA_VARIABLE, "mmx")
+    with pytest.raises(ValueError, match=r"'mmx' \(MOBILELLM_ISA\) is not known; choose scalar or avx2"):
+        engine.load(file)
+    monkeypatch.setenv(engine.ISA_VARIABLE, "scalar")
+    assert engine.load(file).isa == "scalar"
+
+
+def test_without_a_compiler_the_readable_definition_runs_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = exported(tmp_path, "F32")
+    monkeypatch.setattr(native_library, "load", lambda: "there is no compiler")
+    said: list[str] = []
+    model = mobilellm.runtime.load(file, say=said.append)
+    assert isinstance(model.engine, reference.ReferenceModel)
+    assert said == [
+        "the native engine was not compiled (there is no compiler); the model runs in numpy, many times slower"
+    ]
+    with pytest.raises(ValueError, match="not compiled: there is no compiler; use engine='reference'"):
+        mobilellm.runtime.load(file, engine="native")
+
+
+def test_a_closed_model_is_refused_and_its_memory_comes_back(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, "F32")
+    native = engine.load(file, 2)
+    cache = native.new_cache()
+    native.close()
+    native.close()
+    native.cancel()
+    with pytest.raises(ValueError, match="was closed"):
+        native.forward(TOKENS, cache)
+    before = threading_count()
+    models = [engine.load(file, 3) for _ in range(5)]
+    assert threading_count() == before + 10
+    del models
+    gc.collect()
+    assert threading_count() == before
+
+
+def threading_count() -> int:
+    """Threads of this process, those of C++ too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_a_fork_after_loading_is_refused_in_words(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, "F32")
+    code = f"""
+import os, sys, numpy as np
+from mobilellm.runtime import engine
+model = engine.load({str(file)!r}, 2)
+cache = model.new_cache()
+model.forward(np.array([5]), cache)
+child = os.fork()
+if child == 0:
+    try:
+        model.forward(np.array([5]), cache)
+    except ValueError as error:
+        again = engine.load({str(file)!r}, 2)
+        again.forward(np.array([5]), again.new_cache())
+        del model, cache, again
+        os._exit(7 if "load it in this process" in str(error) else 1)
+    os._exit(2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+model.forward(np.array([5]), cache)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_another_thread_cancels_a_call(tmp_path: Path) -> None:
+    native = engine.load(
+        exported(tmp_path, "F32", replace(SHAPE, max_position_embeddings=8192))[0], 2, "scalar"
+    )
+    cache = native.new_cache()
+    tokens = np.resize(TOKENS, 8192)
+    done = threading.Event()
+
+    def cancel() -> None:
+        while not done.wait(0.02):
+            native.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    start = time.perf_counter()
+    try:
+        with pytest.raises(engine.CancelledError):
+            native.forward(tokens, cache)
+    finally:
+        done.set()
+        thread.join()
+    assert cache.length == 0
+    cancelled = time.perf_counter() - start
+    native.cancel()  # nothing runs: nothing happens
+    alone = native.forward(tokens[:40], cache)
+    np.testing.assert_array_equal(alone, native.forward(tokens[:40], native.new_cache()))
+    assert cancelled < 5
+
+
+# Memory
+
+
+SANITIZED = """
+import dataclasses, sys
+import numpy as np
+from mobilellm.runtime import engine, native_library
+flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+native_library.RECIPE = dataclasses.replace(
+    native_library.RECIPE, flags=(*native_library.RECIPE.flags, *flags), link_flags=(*native_library.RECIPE.link_flags, *flags)
+)
+for path in sys.argv[1:]:
+    for isa in ("scalar", engine.load(path).isa):
+        model = engine.load(path, 2, isa)
+        caches = [model.new_cache(96) for _ in range(3)]
+        tokens = np.arange(3, 99)
+        model.logits(model.forward(tokens, caches[0]))
+        for count in (1, 2, 5, 20, 66):
+            model.logits(model.forward_batch([(tokens[:count], caches[1]), (tokens[:1], caches[2])]))
+        model.close()
+print("no fault found")
+"""
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    files = [
+        str(exported(tmp_path / f"{kind}{index}", kind, config)[0])
+        for kind in TYPES
+        for index, config in enumerate([SHAPE, ODD])
+    ]
+    runtime = subprocess.run(
+        [os.environ.get("CXX", "c++"), "-print-file-name=libasan.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    environment = {
+        **os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path)
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED, *files],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "no fault found\n", done.stderr[-3000:]
