@@ -79,3 +79,23 @@ def completions(pieces: Iterable[Piece], count: int) -> list[Completion]:
         tokens[piece.row].append(piece.token)
         reasons[piece.row] = piece.finish or reasons[piece.row]
     return [Completion(*row) for row in zip(texts, tokens, reasons, strict=True)]
+
+
+def continue_texts(
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    stop: Sequence[str],
+    generate: Callable[[Sequence[Sequence[int]], Until], Iterator[NewToken]],
+) -> list[str]:
+    """What `generate` adds to each prompt of token ids, up to a stop string."""
+    streams = [TextStream(tokenizer, stop) for _ in prompts]
+    texts = [""] * len(prompts)
+
+    def until(row: int, token: int) -> bool:
+        texts[row] += streams[row].push(token)
+        return streams[row].stopped
+
+    for new in generate(prompts, until):
+        if new.finish:
+            texts[new.row] += streams[new.row].finish()
+    return texts

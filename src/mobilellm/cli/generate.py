@@ -1,6 +1,7 @@
 """Complete a prompt (or several at once) and stream the text.
 
-MODEL is a model directory, a training run, or a Hub id. Without a prompt, standard input is the prompt.
+MODEL is a model directory, a training run, a Hub id, or a .gguf file, which needs no torch. Without a prompt,
+standard input is the prompt.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mobilellm.completion import completions as put_together
 from mobilellm.sampling import Sampling
+
+if TYPE_CHECKING:
+    from mobilellm.model.api import LoadedModel
+    from mobilellm.runtime.session import RuntimeModel
 
 
 @dataclass
 class Arguments:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """Model directory, training run, or Hub id (org/name)."""
+    """Model directory, training run, Hub id (org/name), or .gguf file."""
     prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT")] = ()
     """Texts to complete; several are one batch. None reads standard input."""
     max_tokens: int | None = None
@@ -31,21 +37,20 @@ class Arguments:
     """float32, bfloat16 or float16; by default as stored (float16 becomes float32 on a CPU)."""
     device: str = "cpu"
     """torch device, e.g. cpu or cuda."""
+    threads: int | None = None
+    """Of the runtime, for a .gguf file; by default one a core, four at most."""
     json: bool = False
     """Print one JSON object with every completion at the end instead of streaming."""
 
 
 def run(arguments: Arguments) -> None:
-    import mobilellm
-    from mobilellm.model.api import load
-
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise ValueError(f"max_tokens = {arguments.max_tokens} must be at least 1")
     prompts = arguments.prompts or (sys.stdin.read().removesuffix("\n"),)
-    loaded = load(arguments.model, arguments.dtype, arguments.device, say=_say)
+    loaded = _load(arguments)
     options = (arguments.sampling, arguments.max_tokens, arguments.stop)
     if arguments.json or len(prompts) > 1:
-        completions = mobilellm.generate(loaded, prompts, *options)
+        completions = put_together(loaded.stream(prompts, *options), len(prompts))
         if arguments.json:
             rows = [
                 {"prompt": prompt, **completion._asdict()}
@@ -64,6 +69,25 @@ def run(arguments: Arguments) -> None:
     print(flush=True)
     if finish == "context":
         _say("the model's context is full")
+
+
+def _load(arguments: Arguments) -> LoadedModel | RuntimeModel:
+    if not arguments.model.endswith(".gguf"):
+        if arguments.threads is not None:
+            raise ValueError(
+                f"threads = {arguments.threads} is for .gguf files; for PyTorch set OMP_NUM_THREADS"
+            )
+        from mobilellm.model.api import load
+
+        return load(arguments.model, arguments.dtype, arguments.device, say=_say)
+    for name, value, only in (("dtype", arguments.dtype, None), ("device", arguments.device, "cpu")):
+        if value != only:
+            raise ValueError(
+                f"{name} = {value} does not go with {arguments.model}, a .gguf file; leave it out"
+            )
+    from mobilellm.runtime.session import load as open_file
+
+    return open_file(arguments.model, arguments.threads, say=_say)
 
 
 def _say(message: str) -> None:

@@ -36,12 +36,14 @@ def open_model(
     tokens_at_once: int | None = None,
     say: Callable[[str], None] = _log.warning,
 ) -> LanguageModel:
-    """A model directory, a training run, or a Hub id, of any architecture that transformers knows.
+    """A model directory, a training run, a Hub id, of any architecture that transformers knows; or a .gguf.
 
     `backend` "auto" is "mobilellm" for whatever our own code runs, tokenizer included; else "transformers",
     and `say` is told why. `trust_remote_code` lets transformers execute code that comes with the model.
     Raises ValueError, FileNotFoundError or ImportError with one line, which tells the mend.
     """
+    if str(source).endswith(".gguf"):
+        return _in_the_runtime(source, backend, dtype, device, say)
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r} is not known; choose one of {', '.join(BACKENDS)}")
     say = _once(say)  # both the description and the weights of a Hub repository are announced
@@ -75,13 +77,29 @@ def _ours(
     tokens_at_once: int | None,
     say: Callable[[str], None],
 ) -> LanguageModel:
-    from mobilellm.eval.torch_model import torch_model  # type: ignore[import-not-found,unused-ignore]
+    from mobilellm.eval.torch_model import torch_model
 
     loaded = load(source, dtype, device, revision, say)
     if loaded.tokenizer is None:
         raise _no_tokenizer(str(source))
     model: LanguageModel = torch_model(loaded, tokens_at_once)
     return model
+
+
+def _in_the_runtime(
+    source: str | Path, backend: str, dtype: str | None, device: str, say: Callable[[str], None]
+) -> LanguageModel:
+    """A .gguf file. Its numbers are stored as they are and run on the CPU: nothing else can be asked for."""
+    for name, value, only in (
+        ("backend", backend, "auto"),
+        ("dtype", dtype, None),
+        ("device", device, "cpu"),
+    ):
+        if value != only:
+            raise ValueError(f"{name} = {value} does not go with {source}, a .gguf file; leave it out")
+    from mobilellm.eval.runtime_model import gguf_language_model
+
+    return gguf_language_model(source, say)
 
 
 def _why_not_ours(directory: Path, source: str) -> str:

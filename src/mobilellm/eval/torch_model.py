@@ -14,6 +14,7 @@ from functools import cached_property
 
 import torch
 
+from mobilellm.completion import NewToken, Until, continue_texts
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.prefix_tree import PrefixTree, grow
 from mobilellm.eval.request_rows import check
@@ -22,7 +23,6 @@ from mobilellm.model.api import LoadedModel
 from mobilellm.model.fused import fuse
 from mobilellm.model.generate import generate_tokens
 from mobilellm.model.transformer import MobileLLM
-from mobilellm.text_stream import TextStream
 from mobilellm.tokenizer import BOS_ID, Tokenizer
 
 TOKENS_AT_ONCE = {"cpu": 1_024}
@@ -125,23 +125,16 @@ class TorchModel:
         return texts
 
     def _continue(self, prompts: list[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
-        streams = [TextStream(self.tokenizer, stop) for _ in prompts]
-        texts = [""] * len(prompts)
+        def tokens(prompts: Sequence[Sequence[int]], until: Until) -> Iterator[NewToken]:
+            return generate_tokens(
+                self._model,
+                prompts,
+                max_new_tokens=max_tokens,
+                until=until,
+                vocabulary=self.tokenizer.vocab_size,
+            )
 
-        def until(row: int, token: int) -> bool:
-            texts[row] += streams[row].push(token)
-            return streams[row].stopped
-
-        for new in generate_tokens(
-            self._model,
-            prompts,
-            max_new_tokens=max_tokens,
-            until=until,
-            vocabulary=self.tokenizer.vocab_size,
-        ):
-            if new.finish:
-                texts[new.row] += streams[new.row].finish()
-        return texts
+        return continue_texts(self.tokenizer, prompts, stop, tokens)
 
 
 def fingerprint(model: MobileLLM, tokenizer: Tokenizer) -> str:

@@ -8,34 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
-from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mobilellm.atomic import atomic_write
-
-_FLAGS = (
-    "-O3",
-    "-std=c11",
-    "-fPIC",
-    "-fopenmp",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-)
-_TARGETS = (("-march=native",), ("-mcpu=native",), ())
-"""Tried in turn: some compilers know only one of the first two."""
-
-_SOURCES = ("cpu_kernels.c", "cpu_products.c", "cpu_optimizer.c")
-_HEADERS = ("cpu_bf16.h",)
+from mobilellm.compiled import NotCompiledError, Recipe, open_library
 
 LONGEST = 2**16
 """Tokens of a sequence for which the functions have room."""
@@ -108,54 +87,29 @@ def _plain(argument: Tensor | float | None) -> float | None:
 @functools.cache
 def load() -> Kernels | str:
     """The kernels, or one line that says why there are none."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return "there is no C compiler (cc, gcc or clang)"
-    folder = resources.files("mobilellm.model")
-    sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in (*_SOURCES, *_HEADERS)}
-    identity = [*sources.values(), compiler, *_FLAGS, _processor()]
-    name = f"cpu-kernels-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
     try:
-        try:
-            file = _cache() / name
-            if not file.is_file():
-                with atomic_write(file) as temporary:
-                    _compile(compiler.split(), sources, temporary)
-            return Kernels(ctypes.CDLL(str(file)))
-        except OSError:  # no home, no room, or a mount that nothing may be run from
-            with tempfile.TemporaryDirectory() as place:  # once loaded, the file is no longer needed
-                _compile(compiler.split(), sources, Path(place) / name)
-                return Kernels(ctypes.CDLL(str(Path(place) / name)))
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        return f"{compiler}: {' '.join(str(detail).split())[:300]}"
+        return Kernels(open_library(_recipe()))
+    except (NotCompiledError, AttributeError) as error:
+        return str(error)
 
 
-def _compile(compiler: list[str], sources: dict[str, str], library: Path) -> None:
-    """Raises OSError or SubprocessError, its stderr what the compiler said."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in sources.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        compiled = [str((Path(folder) / name).with_suffix(".o")) for name in _SOURCES]
-        for target in _TARGETS:
-            try:
-                for name, output in zip(_SOURCES, compiled, strict=True):
-                    _run([*compiler, *_FLAGS, *target, "-c", str(Path(folder) / name), "-o", output])
-                break
-            except subprocess.CalledProcessError:
-                if target == _TARGETS[-1]:
-                    raise
+def _recipe() -> Recipe:
+    return Recipe(
+        name="cpu-kernels",
+        package="mobilellm.model",
+        folder="",
+        sources={"cpu_kernels.c": (), "cpu_products.c": (), "cpu_optimizer.c": ()},
+        headers=("cpu_bf16.h",),
+        flags=(
+            "-O3", "-std=c11", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno",
+            "-fno-trapping-math",
+        ),
         # Linked without OpenMP's library: the process already has torch's, and a second one would bring a
         # second set of threads that compete with the first.
-        _run([*compiler, "-shared", *compiled, "-o", str(library), "-lm"])
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilellm"
+        link_flags=("-lm",),
+        targets=(("-march=native",), ("-mcpu=native",), ()),
+        made_for=_processor(),
+    )  # fmt: skip
 
 
 def _processor() -> str:

@@ -1,0 +1,122 @@
+"""A .gguf file as an evaluation sees it, run by the package's own runtime: no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm.completion import NewToken, Until, continue_texts
+from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
+from mobilellm.eval.request_rows import check
+from mobilellm.gguf import read_gguf
+from mobilellm.runtime.session import PREFILL_CHUNK, RuntimeModel, load
+from mobilellm.tokenizer import BOS_ID
+
+_ROWS_AT_ONCE = 256
+"""Logits held at a time: 32 MB at a vocabulary of 32,000."""
+
+
+class GgufModel:
+    """A `LanguageModel`; made by `gguf_language_model`."""
+
+    def __init__(self, model: RuntimeModel, path: Path) -> None:
+        self._model, self._path = model, path
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """The fingerprint is the file's SHA-256; the dtype names the types in it, most bytes first."""
+        tensors = read_gguf(self._path).tensors.values()
+        sizes: dict[str, int] = {}
+        for tensor in tensors:
+            sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
+        with self._path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        engine: Any = self._model.engine
+        return ModelIdentity(
+            name=str(self._path),
+            backend=f"runtime ({getattr(engine, 'isa', 'reference')})",
+            dtype="+".join(sorted(sizes, key=lambda name: -sizes[name])),
+            device="cpu",
+            fingerprint=digest,
+            parameters=sum(int(np.prod(tensor.shape)) for tensor in tensors),
+            bytes=sum(sizes.values()),
+            config=dataclasses.asdict(engine.config),
+        )
+
+    @property
+    def context(self) -> int:
+        return self._model.engine.config.max_position_embeddings
+
+    @property
+    def bos(self) -> int:
+        return BOS_ID
+
+    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Ids of each text, with BOS in front unless `special` is false."""
+        return self._model.tokenizer.encode_batch(texts, bos=special)
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[int]]:
+        return self._model.tokenizer.encode_with_starts(text)
+
+    def log_likelihoods(self, requests: Sequence[Request]) -> Iterator[tuple[int, Likelihood]]:
+        """(number of the request, its answer), in the order of their tokens.
+
+        Neighbours in that order share most of what they begin with, and that stays in the cache. `greedy` is
+        by the highest logit, of equal ones the lowest id. Raises ValueError at once for a request that is
+        empty, too long, or holds ids outside the vocabulary.
+        """
+        check(requests, self.context, self._model.engine.config.vocab_size)
+        return self._log_likelihoods(requests)
+
+    def _log_likelihoods(self, requests: Sequence[Request]) -> Iterator[tuple[int, Likelihood]]:
+        if not requests:
+            return
+        engine = self._model.engine
+        longest = max(len(context) + len(continuation) - 1 for context, continuation in requests)
+        cache, held = engine.new_cache(longest), np.empty(0, np.int64)
+        in_order = sorted(range(len(requests)), key=lambda n: requests[n].context + requests[n].continuation)
+        for index in in_order:
+            context, continuation = requests[index]
+            fed = np.array((context + continuation)[:-1])
+            same = min(len(held), len(fed))
+            differing = np.flatnonzero(held[:same] != fed[:same])
+            # The state that predicts the first wanted token has to be computed, whatever is held.
+            kept = min(int(differing[0]) if len(differing) else same, len(context) - 1)
+            cache.truncate(kept)
+            states = [
+                engine.forward(fed[start : start + PREFILL_CHUNK], cache)
+                for start in range(kept, len(fed), PREFILL_CHUNK)
+            ]
+            held = fed
+            yield index, self._answer(np.concatenate(states)[-len(continuation) :], np.array(continuation))
+
+    def _answer(self, states: NDArray[np.float32], wanted: NDArray[np.integer]) -> Likelihood:
+        tokens, greedy = np.empty(len(wanted), np.float32), True
+        for start in range(0, len(wanted), _ROWS_AT_ONCE):
+            some = wanted[start : start + _ROWS_AT_ONCE]
+            logits = self._model.engine.logits(states[start : start + _ROWS_AT_ONCE]).astype(np.float64)
+            highest = logits.max(axis=1, keepdims=True)
+            total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
+            tokens[start : start + _ROWS_AT_ONCE] = logits[np.arange(len(some)), some] - total
+            greedy &= bool((logits.argmax(axis=1) == some).all())
+        return Likelihood(tokens, greedy)
+
+    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
+        """The text that follows each prompt, up to a stop string, EOS, `max_tokens` or a full context."""
+
+        def tokens(prompts: Sequence[Sequence[int]], until: Until) -> Iterator[NewToken]:
+            return self._model.generate_tokens(prompts, max_new_tokens=max_tokens, until=until)
+
+        return [continue_texts(self._model.tokenizer, [prompt], stop, tokens)[0] for prompt in prompts]
+
+
+def gguf_language_model(path: str | Path, say: Callable[[str], None]) -> GgufModel:
+    """Raises what `mobilellm.runtime.load` raises."""
+    return GgufModel(load(path, say=say), Path(path))
