@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run in as many processes, a file in one of them, each with one thread.
+TEST_PROCESSES ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Read by any Python, so in words that any Python knows.
@@ -24,11 +26,11 @@ quickstart: $(VENV)/installed-train
 
 test: $(VENV)/installed-dev
 	@echo "==> pytest (without the slow ones; make test-all runs those too)"
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
 test-all: $(VENV)/installed-dev
 	@echo "==> pytest (all tests)"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/installed-dev
 	@echo "==> format, lint, types"

@@ -14,6 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "eval"))
 import task_rows
 
+pytestmark = pytest.mark.slow  # the snippets use what the commands left
+
 _README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -55,7 +57,6 @@ SMALLER = {  # the same commands, on less text and in fewer steps
 }
 
 
-@pytest.mark.slow
 def test_commands(workplace: Path) -> None:
     for line in _commands():
         for published, smaller in SMALLER.items():
