@@ -42,6 +42,37 @@ Until = Callable[[int, int], bool]
 """(row, token just drawn) -> whether the row ends here."""
 
 
+def check_prompts(
+    prompts: Sequence[Sequence[int]], context: int, vocabulary: int, max_new_tokens: int | None
+) -> None:
+    """Raise ValueError for what cannot be gone on from: no room, no token, no such id."""
+    if not prompts:
+        raise ValueError("generate: no prompt given")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"generate: max_new_tokens = {max_new_tokens} must be at least 1")
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"generate: prompt {row} has no tokens; it needs at least one (BOS)")
+        if len(prompt) >= context:
+            raise ValueError(
+                f"generate: prompt {row} has {len(prompt)} tokens and the model's context is {context}; "
+                f"shorten it to at most {context - 1}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise ValueError(
+                f"generate: prompt {row} has token ids outside the vocabulary of {vocabulary} "
+                f"({min(prompt)} … {max(prompt)}); the tokenizer does not fit this model"
+            )
+
+
+def room_for(prompt: int, max_new_tokens: int | None, context: int) -> tuple[int, FinishReason]:
+    """New tokens after a prompt of `prompt` tokens, and what ends them."""
+    room = context - prompt
+    if max_new_tokens is not None and max_new_tokens <= room:
+        return max_new_tokens, "length"
+    return room, "context"
+
+
 def stream_text(
     tokenizer: Tokenizer,
     prompts: str | Sequence[str],

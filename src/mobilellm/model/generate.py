@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mobilellm.completion import FinishReason, NewToken
+from mobilellm.completion import FinishReason, NewToken, check_prompts, room_for
 from mobilellm.model.cache import KVCache
 from mobilellm.model.fused import FusedWeights, fuse
 from mobilellm.model.transformer import MobileLLM
@@ -39,7 +39,7 @@ def generate_tokens(
     for a tokenizer smaller than the embedding. Raises ValueError at once for empty prompts, prompts that
     leave no room, and ids outside the vocabulary.
     """
-    _check(model, prompts, max_new_tokens)
+    check_prompts(prompts, model.config.max_position_embeddings, model.config.vocab_size, max_new_tokens)
     return _generate(model, prompts, sampling or Sampling(), max_new_tokens, stop_ids, until, vocabulary)
 
 
@@ -54,7 +54,7 @@ def _generate(
     vocabulary: int | None,
 ) -> Iterator[NewToken]:
     lengths = [len(prompt) for prompt in prompts]
-    limits = [_limit(n, max_new_tokens, model.config.max_position_embeddings) for n in lengths]
+    limits = [room_for(n, max_new_tokens, model.config.max_position_embeddings) for n in lengths]
     # All rows share the columns of the longest; the last token drawn is never fed back and needs none.
     capacity = max(lengths) + max(count for count, _ in limits) - 1
     cache = _new_cache(model, lengths, capacity)
@@ -83,34 +83,6 @@ def _generate(
             fused = fused or _fused(model)
             step = torch.tensor(fed, device=logits.device)[:, None]
             logits = model.logits(model.hidden(step, cache, fused=fused)[:, -1], fused)
-
-
-def _limit(prompt: int, max_new_tokens: int | None, context: int) -> tuple[int, FinishReason]:
-    room = context - prompt
-    if max_new_tokens is not None and max_new_tokens <= room:
-        return max_new_tokens, "length"
-    return room, "context"
-
-
-def _check(model: MobileLLM, prompts: Sequence[Sequence[int]], max_new_tokens: int | None) -> None:
-    context, vocabulary = model.config.max_position_embeddings, model.config.vocab_size
-    if not prompts:
-        raise ValueError("generate: no prompt given")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ValueError(f"generate: max_new_tokens = {max_new_tokens} must be at least 1")
-    for row, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"generate: prompt {row} has no tokens; it needs at least one (BOS)")
-        if len(prompt) >= context:
-            raise ValueError(
-                f"generate: prompt {row} has {len(prompt)} tokens and the model's context is {context}; "
-                f"shorten it to at most {context - 1}"
-            )
-        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-            raise ValueError(
-                f"generate: prompt {row} has token ids outside the vocabulary of {vocabulary} "
-                f"({min(prompt)} … {max(prompt)}); the tokenizer does not fit this model"
-            )
 
 
 def _new_cache(model: MobileLLM, lengths: Sequence[int], capacity: int) -> KVCache:

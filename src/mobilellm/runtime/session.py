@@ -19,7 +19,9 @@ from mobilellm.completion import (
     NewToken,
     Piece,
     Until,
+    check_prompts,
     completions,
+    room_for,
     stream_text,
 )
 from mobilellm.config import ModelConfig
@@ -99,19 +101,8 @@ class RuntimeModel:
         A row ends with EOS, when `until(row, token)` says so ("stop"), after `max_new_tokens` ("length"), or
         when the context is full ("context"). Raises ValueError at once for prompts that do not fit.
         """
-        context = self.engine.config.max_position_embeddings
-        if not prompts:
-            raise ValueError("generate: no prompt given")
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"generate: max_new_tokens = {max_new_tokens} must be at least 1")
-        for row, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"generate: prompt {row} has no tokens; it needs at least one (BOS)")
-            if len(prompt) >= context:
-                raise ValueError(
-                    f"generate: prompt {row} has {len(prompt)} tokens and the model's context is {context}; "
-                    f"shorten it to at most {context - 1}"
-                )
+        config = self.engine.config
+        check_prompts(prompts, config.max_position_embeddings, config.vocab_size, max_new_tokens)
         rows = [
             _Row(self, row, prompt, sampling or Sampling(), max_new_tokens)
             for row, prompt in enumerate(prompts)
@@ -172,10 +163,8 @@ class _Row:
     ) -> None:
         self._number = number
         self._vocabulary = model.tokenizer.vocab_size  # the embedding may have more rows, which mean nothing
-        room = model.engine.config.max_position_embeddings - len(prompt)
-        fits = most is not None and most <= room
-        self._left = most if most is not None and fits else room
-        self._at_the_end: FinishReason = "length" if fits else "context"
+        context = model.engine.config.max_position_embeddings
+        self._left, self._at_the_end = room_for(len(prompt), most, context)
         self.fed: Sequence[int] = prompt
         """What the cache does not hold yet."""
         self._sampler = Sampler(sampling, prompt, number)
