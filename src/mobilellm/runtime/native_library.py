@@ -59,6 +59,8 @@ _SIGNATURES = {  # name: (result, arguments)
     "arena_bytes": (ctypes.c_int64, [POINTER]),
     "sequence_create": (POINTER, [POINTER, INTEGER]),
     "sequence_destroy": (None, [POINTER]),
+    "sequence_read": (None, [POINTER, INTEGER, POINTER, POINTER]),
+    "sequence_write": (None, [POINTER, INTEGER, POINTER, POINTER]),
     "forward": (INTEGER, [POINTER, INTEGER, POINTER, POINTER, POINTER, POINTER]),
     "logits": (INTEGER, [POINTER, INTEGER, POINTER, POINTER]),
     "cancel": (None, [POINTER]),

@@ -54,7 +54,7 @@ class Pass {
   // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
   template <typename Each>
   void share(int panels, const Each& each) {
-    const int pieces = m_.team.size() == 1 ? 1 : m_.team.size() * 6;
+    const int pieces = m_.team.size() * 6;  // evens out what else the processors do, and stays in the cache
     const int chunk = panels > pieces ? panels / pieces : 1;
     for (int first = m_.team.take(chunk); first < panels; first = m_.team.take(chunk)) {
       const int end = first + chunk < panels ? first + chunk : panels;
@@ -180,14 +180,14 @@ class Forward : public Pass {
   }
 
   void store(const float* result, const Row& row, int step, int begin, int end, bool keys) const {
-    const int dim = shape().head_dim, position = row.position;
+    const int dim = shape().head_dim;
     for (int i = begin; i < end; ++i) {
       const int head = i / dim, number = i % dim;
       const uint16_t half = m_.kernels.half(result[i - begin]);
       if (keys) {
-        row.sequence->keys(step, head)[(size_t(position / 16) * dim + number) * 16 + position % 16] = half;
+        row.sequence->keys(step, head)[row.sequence->key_at(row.position, number)] = half;
       } else {
-        row.sequence->values(step, head)[size_t(position) * value_stride_ + number] = half;
+        row.sequence->values(step, head)[row.sequence->value_at(row.position, number)] = half;
       }
     }
   }
