@@ -18,12 +18,15 @@ RECIPE = Recipe(
     sources={
         "engine.cpp": (),
         "forward.cpp": (),
+        "scratch.cpp": (),
         "model.cpp": (),
         "threads.cpp": (),
         "kernels_scalar.cpp": (),
         **({"kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c")} if _X86 else {}),
     },
-    headers=("engine.h", "forward.h", "kernels.h", "kernels_body.h", "model.h", "threads.h"),
+    headers=(
+        "engine.h", "forward.h", "kernels.h", "kernels_body.h", "model.h", "pass.h", "scratch.h", "threads.h",
+    ),
     flags=(
         "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi",
         "-ffp-contract=off",  # the order of operations is the written one, whatever the tile
