@@ -191,6 +191,33 @@ def test_a_cache_cut_back_goes_on_as_if_nothing_had_been(small_model: engine.Nat
         cache.truncate(91)
 
 
+def test_a_state_goes_on_in_another_cache(small_model: engine.NativeModel) -> None:
+    whole = small_model.forward(TOKENS, small_model.new_cache())
+    cache, other = small_model.new_cache(), small_model.new_cache()
+    small_model.forward(TOKENS[:37], cache)
+    other.restore(cache.state())
+    np.testing.assert_array_equal(small_model.forward(TOKENS[37:], other), whole[37:])
+    np.testing.assert_array_equal(small_model.forward(TOKENS[37:], cache), whole[37:])
+    with pytest.raises(ValueError, match="a state of 90 tokens does not fit a cache of 89"):
+        small_model.new_cache(89).restore(cache.state())
+    with pytest.raises(ValueError, match="is not this model's"):
+        other.restore(reference.CacheState(*(each[:2] for each in cache.state())))
+
+
+def test_a_state_of_the_readable_definition_goes_on_here(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, "F32", ODD)
+    native, readable = engine.load(file), reference.load(file)
+    ours, theirs = native.new_cache(), readable.new_cache()
+    native.forward(TOKENS[:50], ours)
+    readable.forward(TOKENS[:50], theirs)
+    for mine, right in zip(ours.state(), theirs.state(), strict=True):
+        np.testing.assert_allclose(mine.astype(np.float32), right.astype(np.float32), rtol=2e-3, atol=2e-3)
+    expected = readable.forward(TOKENS[50:], theirs)
+    theirs.truncate(50)
+    ours.restore(theirs.state())
+    np.testing.assert_allclose(native.forward(TOKENS[50:], ours), expected, rtol=0, atol=5e-3)
+
+
 def test_one_model_serves_several_threads(small_model: engine.NativeModel) -> None:
     expected = logits(small_model)
     results: list[np.ndarray] = []
@@ -364,17 +391,25 @@ print(peak() - before, model.arena_bytes)
 SANITIZED = """
 import dataclasses, sys
 import numpy as np
+from mobilellm.gguf import read_gguf
 from mobilellm.runtime import engine, native_library
 flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 native_library.RECIPE = dataclasses.replace(
     native_library.RECIPE, flags=(*native_library.RECIPE.flags, *flags), link_flags=(*native_library.RECIPE.link_flags, *flags)
 )
 for path in sys.argv[1:]:
-    for isa in ("scalar", engine.load(path).isa):
+    damaged = path + ".damaged"
+    raw = bytearray(open(path, "rb").read())
+    start = min(each.offset for each in read_gguf(path).tensors.values())
+    raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)
+    open(damaged, "wb").write(raw)
+    for path, isa in ((path, "scalar"), (path, engine.load(path).isa), (damaged, "scalar"), (damaged, "")):
         model = engine.load(path, 2, isa)
         caches = [model.new_cache(96) for _ in range(3)]
         tokens = np.arange(3, 99)
         model.logits(model.forward(tokens, caches[0]))
+        caches[2].restore(caches[0].state())
+        caches[2].truncate(0)
         for count in (1, 2, 5, 20, 66):
             model.logits(model.forward_batch([(tokens[:count], caches[1]), (tokens[:1], caches[2])]))
         model.close()

@@ -24,7 +24,7 @@ from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import native_library
 from mobilellm.runtime.native_library import Library, Shape, Tensor
-from mobilellm.runtime.reference import Floats, Room
+from mobilellm.runtime.reference import CacheState, Floats, Room
 
 ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2")
@@ -190,6 +190,21 @@ class NativeCache(Room):
         if not self.handle:
             raise MemoryError(f"there is no memory for a cache of {capacity} tokens; ask for fewer")
         weakref.finalize(self, library.sequence_destroy, self.handle).atexit = False
+
+    def state(self) -> CacheState:
+        """A copy of what is in here, to be kept or to go on from in another cache."""
+        config = self.owner.config
+        shape = (config.num_steps, self.length, config.num_kv_heads, config.head_dim)
+        state = CacheState(np.empty(shape, np.float16), np.empty(shape, np.float16))
+        self.owner.library.sequence_read(self.handle, self.length, *map(_address, state))
+        return state
+
+    def restore(self, state: CacheState) -> None:
+        """Hold what `state` holds and nothing else. Raises ValueError for one that does not fit."""
+        tokens = self.check_state(state)
+        whole = [np.ascontiguousarray(each, np.float16) for each in state]
+        self.owner.library.sequence_write(self.handle, tokens, *map(_address, whole))
+        self.length = tokens
 
 
 def load(path: str | Path, threads: int | None = None, isa: str | None = None) -> NativeModel:

@@ -18,12 +18,15 @@ RECIPE = Recipe(
     sources={
         "engine.cpp": (),
         "forward.cpp": (),
+        "scratch.cpp": (),
         "model.cpp": (),
         "threads.cpp": (),
         "kernels_scalar.cpp": (),
         **({"kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c")} if _X86 else {}),
     },
-    headers=("engine.h", "forward.h", "kernels.h", "kernels_body.h", "model.h", "threads.h"),
+    headers=(
+        "engine.h", "forward.h", "kernels.h", "kernels_body.h", "model.h", "pass.h", "scratch.h", "threads.h",
+    ),
     flags=(
         "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi",
         "-ffp-contract=off",  # the order of operations is the written one, whatever the tile
@@ -59,6 +62,8 @@ _SIGNATURES = {  # name: (result, arguments)
     "arena_bytes": (ctypes.c_int64, [POINTER]),
     "sequence_create": (POINTER, [POINTER, INTEGER]),
     "sequence_destroy": (None, [POINTER]),
+    "sequence_read": (None, [POINTER, INTEGER, POINTER, POINTER]),
+    "sequence_write": (None, [POINTER, INTEGER, POINTER, POINTER]),
     "forward": (INTEGER, [POINTER, INTEGER, POINTER, POINTER, POINTER, POINTER]),
     "logits": (INTEGER, [POINTER, INTEGER, POINTER, POINTER]),
     "cancel": (None, [POINTER]),

@@ -73,10 +73,18 @@ class ReferenceModel:
         return self._head(states)
 
 
+class CacheState(NamedTuple):
+    """Keys and values of a sequence's first tokens, of any engine's cache: float16 (steps, tokens, K, D)."""
+
+    keys: NDArray[np.float16]
+    values: NDArray[np.float16]
+
+
 class Room:
     """What a sequence may still be fed: `length` tokens of `capacity` are there."""
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
+        self._config = config
         if not 1 <= capacity <= config.max_position_embeddings:
             raise ValueError(
                 f"a cache of {capacity} tokens must lie in 1 … {config.max_position_embeddings}, the context"
@@ -96,6 +104,19 @@ class Room:
                 f"the cache holds {self.length} of {self.capacity} tokens and cannot take {len(tokens)} more"
             )
 
+    def check_state(self, state: CacheState) -> int:
+        """The tokens of a state that fits in here. Raises ValueError for one that does not."""
+        config, tokens = self._config, state.keys.shape[1] if state.keys.ndim == 4 else 0
+        shape = (config.num_steps, tokens, config.num_kv_heads, config.head_dim)
+        if not state.keys.shape == state.values.shape == shape:
+            raise ValueError(
+                f"a cache's state of shapes {state.keys.shape} and {state.values.shape} is not this model's; "
+                f"expected (steps, tokens, heads, numbers) = {shape}"
+            )
+        if tokens > self.capacity:
+            raise ValueError(f"a state of {tokens} tokens does not fit a cache of {self.capacity}")
+        return tokens
+
     def truncate(self, length: int) -> None:
         """Forget everything after `length` tokens."""
         if not 0 <= length <= self.length:
@@ -110,6 +131,16 @@ class Cache(Room):
         super().__init__(config, capacity)
         shape = (config.num_steps, capacity, config.num_kv_heads, config.head_dim)
         self._keys, self._values = np.empty(shape, np.float16), np.empty(shape, np.float16)
+
+    def state(self) -> CacheState:
+        """A copy of what is in here, to be kept or to go on from in another cache."""
+        return CacheState(self._keys[:, : self.length].copy(), self._values[:, : self.length].copy())
+
+    def restore(self, state: CacheState) -> None:
+        """Hold what `state` holds and nothing else. Raises ValueError for one that does not fit."""
+        tokens = self.check_state(state)
+        self._keys[:, :tokens], self._values[:, :tokens] = state
+        self.length = tokens
 
     def append(self, step: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Store (T, K, D) of one executed step; return all so far, (S, K, D)."""

@@ -83,6 +83,15 @@ mobilellm_sequence* mobilellm_sequence_create(const mobilellm_model* model, int3
 
 void mobilellm_sequence_destroy(mobilellm_sequence* sequence) { delete sequence; }
 
+void mobilellm_sequence_read(mobilellm_sequence* sequence, int32_t length, uint16_t* keys, uint16_t* values) {
+  sequence->each_number(length, [&](uint16_t& key, uint16_t& value) { *keys++ = key, *values++ = value; });
+}
+
+void mobilellm_sequence_write(mobilellm_sequence* sequence, int32_t length, const uint16_t* keys,
+                              const uint16_t* values) {
+  sequence->each_number(length, [&](uint16_t& key, uint16_t& value) { key = *keys++, value = *values++; });
+}
+
 int32_t mobilellm_forward(mobilellm_model* model, int32_t count, const int32_t* tokens,
                           mobilellm_sequence* const* sequences, const int32_t* positions, float* states) {
   for (int i = 0; i < count; ++i) {

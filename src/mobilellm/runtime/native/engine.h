@@ -41,6 +41,11 @@ int64_t mobilellm_arena_bytes(const mobilellm_model* model);
 // Keys and values of one sequence of at most `capacity` tokens; NULL where there is no memory.
 mobilellm_sequence* mobilellm_sequence_create(const mobilellm_model* model, int32_t capacity);
 void mobilellm_sequence_destroy(mobilellm_sequence* sequence);
+// Keys and values of the first `length` positions, float16 (num_steps, length, num_kv_heads, head_dim) each: out
+// of the sequence, and into it.
+void mobilellm_sequence_read(mobilellm_sequence* sequence, int32_t length, uint16_t* keys, uint16_t* values);
+void mobilellm_sequence_write(mobilellm_sequence* sequence, int32_t length, const uint16_t* keys,
+                              const uint16_t* values);
 
 // states (count, hidden_size) of `count` tokens. Row i stands at positions[i] of sequences[i]; the rows of a
 // sequence stand together and in order, and the positions before its first row have been fed already.

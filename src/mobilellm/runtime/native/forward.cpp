@@ -1,91 +1,12 @@
 #include "forward.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "pass.h"
+
 namespace mobilellm {
 namespace {
-
-constexpr int kTokenBlock = 64;  // whose inputs stay in the second cache while panels pass
-
-size_t padded(int columns) { return size_t(columns + kPanelRows - 1) / kPanelRows * kPanelRows; }
-
-// What every thread runs. All functions here are called by all threads alike, with their own number.
-class Pass {
- public:
-  Pass(Model& model, Scratch& scratch, int count) : m_(model), s_(scratch), count_(count) {}
-
- protected:
-  const mobilellm_shape& shape() const { return m_.shape; }
-  bool few() const { return count_ <= kFewRows; }
-
-  // Inputs of a product, of `source` (count, columns; `stride` floats apart), by way of `norm` where there is
-  // one. Many rows are shared out and there is a meeting; few are made by every thread for itself.
-  Inputs prepare(int thread, const float* source, size_t stride, int columns, const float* norm, bool bytes) {
-    Scratch::Prepared& room = few() ? s_.own[thread].prepared : s_.prepared;
-    const size_t wide = padded(columns);
-    const auto one = [&](int row) {
-      const float* from = source + row * stride;
-      if (norm) {
-        float* to = room.values.data() + row * wide;
-        m_.kernels.norm(from, norm, shape().rms_norm_eps, columns, to);
-        from = to;
-      }
-      if (bytes) {
-        const size_t blocks = columns / kBlock;
-        m_.kernels.quantise(from, columns, room.bytes.data() + size_t(row) * columns,
-                            room.scales.data() + row * blocks, room.sums.data() + row * blocks);
-      }
-    };
-    if (few()) {
-      for (int row = 0; row < count_; ++row) one(row);
-    } else {
-      for (int row = m_.team.take(4); row < count_; row = m_.team.take(4)) {
-        for (int each = row; each < row + 4 && each < count_; ++each) one(each);
-      }
-      m_.team.meet();
-    }
-    Inputs inputs{source, room.bytes.data(), room.scales.data(), room.sums.data(), stride, size_t(columns), size_t(columns) / kBlock};
-    if (norm) inputs.values = room.values.data(), inputs.columns = wide;
-    return inputs;
-  }
-
-  // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
-  template <typename Each>
-  void share(int panels, const Each& each) {
-    const int pieces = m_.team.size() == 1 ? 1 : m_.team.size() * 6;
-    const int chunk = panels > pieces ? panels / pieces : 1;
-    for (int first = m_.team.take(chunk); first < panels; first = m_.team.take(chunk)) {
-      const int end = first + chunk < panels ? first + chunk : panels;
-      for (int token = 0; token < count_; token += kTokenBlock) {
-        const int tokens = count_ - token < kTokenBlock ? count_ - token : kTokenBlock;
-        for (int panel = first; panel < end; ++panel) each(panel, token, tokens);
-      }
-    }
-    m_.team.meet();
-  }
-
-  // out (count, stride) = or += matrix times inputs.
-  template <bool Add>
-  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
-    const Product product = m_.product(matrix.type);
-    float* results = s_.own[thread].first.data();
-    share(matrix.panels, [&](int panel, int first, int tokens) {
-      product(matrix.panel(panel), matrix.columns, x, first, tokens, results);
-      const int row = panel * kPanelRows;
-      const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
-      for (int t = 0; t < tokens; ++t) {
-        float* to = out + size_t(first + t) * stride + row;
-        for (int i = 0; i < rows; ++i) to[i] = results[t * kPanelRows + i] + (Add ? to[i] : 0.0f);
-      }
-    });
-  }
-
-  Model& m_;
-  Scratch& s_;
-  const int count_;
-};
 
 class Forward : public Pass {
  public:
@@ -180,14 +101,14 @@ class Forward : public Pass {
   }
 
   void store(const float* result, const Row& row, int step, int begin, int end, bool keys) const {
-    const int dim = shape().head_dim, position = row.position;
+    const int dim = shape().head_dim;
     for (int i = begin; i < end; ++i) {
       const int head = i / dim, number = i % dim;
       const uint16_t half = m_.kernels.half(result[i - begin]);
       if (keys) {
-        row.sequence->keys(step, head)[(size_t(position / 16) * dim + number) * 16 + position % 16] = half;
+        row.sequence->keys(step, head)[row.sequence->key_at(row.position, number)] = half;
       } else {
-        row.sequence->values(step, head)[size_t(position) * value_stride_ + number] = half;
+        row.sequence->values(step, head)[row.sequence->value_at(row.position, number)] = half;
       }
     }
   }
@@ -341,55 +262,6 @@ bool logits(Model& model, Scratch& scratch, int count, const float* states, floa
   scratch.fit(model, count, 1);
   Logits work(model, scratch, count, states, out);
   return run(model, work);
-}
-
-Scratch::Scratch(const Model& model) : own(size_t(model.team.size())) { fit(model, kFewRows, 1); }
-
-void Scratch::fit(const Model& model, int rows, int longest) {
-  const mobilellm_shape& shape = model.shape;
-  const int heads = shape.num_heads * shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
-  const int widest = std::max({shape.hidden_size, heads, shape.intermediate_size});
-  const size_t value_stride = padded(shape.head_dim);
-  const auto grow = [](auto& vector, size_t size) {
-    if (vector.size() < size) vector.resize(size);
-  };
-  const size_t many = size_t(rows);
-  grow(x, many * shape.hidden_size);
-  grow(q, many * heads);
-  grow(mixed, many * heads);
-  grow(hidden, many * padded(shape.intermediate_size));
-  grow(cosines, many * shape.head_dim / 2);
-  grow(sines, many * shape.head_dim / 2);
-  spans = (longest - 1) / kSpan + 1;
-  if (rows <= kFewRows) {
-    const size_t pieces = many * shape.num_heads * spans;
-    grow(partial, pieces * value_stride);
-    grow(partial_totals, pieces * 2);
-  } else {
-    prepared.fit(rows, widest);
-  }
-  const size_t queries = size_t(rows <= kFewRows ? 1 : kQueryRows) * group;
-  for (Own& each : own) {
-    each.prepared.fit(kFewRows, widest);
-    grow(each.first, size_t(kTokenBlock) * kPanelRows);
-    grow(each.second, size_t(kTokenBlock) * kPanelRows);
-    grow(each.queries, queries * shape.head_dim);
-    grow(each.scores, queries * kSpan);
-    grow(each.part, queries * value_stride);
-    grow(each.part_totals, queries * 2);
-    grow(each.whole, std::max(queries * value_stride, size_t(kFewRows) * heads));
-    grow(each.whole_totals, queries * 2);
-    grow(each.visible, queries);
-  }
-}
-
-void Scratch::Prepared::fit(int rows, int columns) {
-  const size_t wide = padded(columns);
-  if (values.size() >= rows * wide) return;
-  values.resize(rows * wide);
-  bytes.resize(rows * wide);
-  scales.resize(rows * wide / kBlock + rows);
-  sums.resize(rows * wide / kBlock + rows);
 }
 
 }  // namespace mobilellm

@@ -130,7 +130,7 @@ void quantise(const float* x, int count, int8_t* bytes, float* scales, int32_t* 
       const i32x8 whole = read<i32x8>(&rounded) - 0x4B400000;  // the bits of 1.5 * 2^23
       const i8x8 narrow = narrowed(whole);
       __builtin_memcpy(bytes + i, &narrow, 8);
-      total += whole;
+      total += __builtin_convertvector(narrow, i32x8);  // bounded whatever x was, where `whole` is not
     }
     scales[block] = scale;
     sums[block] = 0;

@@ -203,11 +203,12 @@ Product Model::product(Type type) const {
 Sequence::Sequence(const Model& model, int capacity_)
     : capacity(capacity_),
       tiles((capacity - 1) / 16 + 1),
+      steps(model.shape.num_steps),
       kv_heads(model.shape.num_kv_heads),
       head_dim(model.shape.head_dim),
       value_stride((head_dim + 15) / 16 * 16) {
   const unsigned __int128 bytes = (unsigned __int128)(tiles) * 32 * unsigned(head_dim + value_stride) *
-                                  unsigned(model.shape.num_steps) * unsigned(kv_heads);
+                                  unsigned(steps) * unsigned(kv_heads);
   if (bytes >> 46) throw std::bad_alloc();
   memory = Arena(size_t(bytes), false);  // small pages: only what is written takes memory
 }

@@ -73,8 +73,23 @@ struct Sequence {
   Sequence(const Model& model, int capacity);
   uint16_t* keys(int step, int head) { return memory_(step, head); }
   uint16_t* values(int step, int head) { return memory_(step, head) + size_t(tiles) * 16 * head_dim; }
+  // Of one position and number in a head.
+  size_t key_at(int position, int number) const {
+    return (size_t(position / 16) * head_dim + number) * 16 + position % 16;
+  }
+  size_t value_at(int position, int number) const { return size_t(position) * value_stride + number; }
 
-  int capacity, tiles, kv_heads, head_dim, value_stride;
+  // Call visit(key, value) for all numbers of the first positions, in the order step, position, head, number.
+  template <typename Visit>
+  void each_number(int length, const Visit& visit) {
+    for (int step = 0; step < steps; ++step)
+      for (int position = 0; position < length; ++position)
+        for (int head = 0; head < kv_heads; ++head)
+          for (int i = 0; i < head_dim; ++i)
+            visit(keys(step, head)[key_at(position, i)], values(step, head)[value_at(position, i)]);
+  }
+
+  int capacity, tiles, steps, kv_heads, head_dim, value_stride;
   Arena memory;
 
  private:

@@ -1,0 +1,46 @@
+// The memory of a pass beside the model's and the sequences'.
+#pragma once
+
+#include <vector>
+
+#include "model.h"
+
+namespace mobilellm {
+
+constexpr int kMostRows = 256;  // of one pass; more are fed one pass after the other
+constexpr int kFewRows = 4;     // so few are prepared by every thread for itself rather than handed over
+constexpr int kSpan = 128;      // positions whose attention is one piece of work; sums are taken span by span
+constexpr int kQueryRows = 16;  // tokens of a sequence whose attention is one piece of work in prefill
+constexpr int kTokenBlock = 64;  // tokens whose inputs stay in the second cache while panels pass
+
+// Rows of a matrix, whole panels of them.
+inline size_t padded(int rows) { return size_t(rows + kPanelRows - 1) / kPanelRows * kPanelRows; }
+
+// Room for what lives between two matrices. Made once and used by all passes of a model.
+struct Scratch {
+  explicit Scratch(const Model& model);
+  void fit(const Model& model, int rows, int longest);  // longest: positions a row sees at most
+
+  // What a product reads, for `rows` tokens.
+  struct Prepared {
+    std::vector<float> values;
+    std::vector<int8_t> bytes;
+    std::vector<float> scales;
+    std::vector<int32_t> sums;
+    void fit(int rows, int columns);
+  };
+  struct Own {  // a thread's
+    Prepared prepared;
+    std::vector<float> first, second;  // a panel's results
+    std::vector<float> queries, scores, part, part_totals, whole, whole_totals;
+    std::vector<int> visible;
+  };
+
+  std::vector<float> x, q, mixed, hidden, cosines, sines;
+  std::vector<float> partial, partial_totals;  // attention of few rows, span by span
+  Prepared prepared;
+  std::vector<Own> own;
+  int spans = 0;
+};
+
+}  // namespace mobilellm
