@@ -14,6 +14,8 @@ from tiny_runs import LS, ORDINARY, same_weights, tiny_loader, tiny_model, tiny_
 from mobilellm.config import ModelConfig
 from mobilellm.model import cpu_kernels
 from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.products import has_bfloat16
+from mobilellm.train.float_muon import FloatMuon
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.optim import KernelAdamW, adamw, build_optimizer
 
@@ -60,7 +62,9 @@ def test_muon_is_for_the_matrices_of_the_blocks() -> None:
     ]
     assert len(hidden) + len(norms) + 1 == len(named)
     apart = (
-        torch.optim.Muon(hidden, lr=1e-2, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
+        (torch.optim.Muon if has_bfloat16() else FloatMuon)(
+            hidden, lr=1e-2, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, fused=True),
     )
     for step in range(3):

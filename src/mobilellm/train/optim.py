@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.products import has_bfloat16
+from mobilellm.train.float_muon import FloatMuon
 from mobilellm.train.settings import OptimSettings
 
 
@@ -95,7 +98,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
         hidden = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
         inside = {id(p) for p in hidden}
         others = [p for p in model.parameters() if id(p) not in inside]
-        muon = torch.optim.Muon(
+        kind = torch.optim.Muon if _multiplies_in_bfloat16(hidden) else FloatMuon
+        muon = kind(
             hidden,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
@@ -133,3 +137,7 @@ def _adamw(decayed: list[Tensor], undecayed: list[Tensor], settings: OptimSettin
         eps=settings.epsilon,
         fused=True,
     )
+
+
+def _multiplies_in_bfloat16(parameters: Sequence[Tensor]) -> bool:
+    return any(parameter.device.type != "cpu" for parameter in parameters) or has_bfloat16()
