@@ -22,6 +22,7 @@ from mobilellm.eval.tree_scoring import answers
 from mobilellm.model.api import LoadedModel
 from mobilellm.model.fused import fuse
 from mobilellm.model.generate import generate_tokens
+from mobilellm.model.products import has_bfloat16
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import BOS_ID, Tokenizer
 
@@ -155,7 +156,7 @@ def _for_arithmetic(model: MobileLLM) -> MobileLLM:
     weight = model.head_weight
     if weight.device.type != "cpu" or weight.dtype.itemsize >= torch.float32.itemsize:
         return model
-    if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if weight.dtype == torch.bfloat16 and has_bfloat16():
         return model
     return copy.deepcopy(model).float()
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from mobilellm.hf import register
+from mobilellm.model.products import has_bfloat16
 from mobilellm.model.tensor_files import some
 
 
@@ -66,9 +67,7 @@ def load_whole(
 def _quick_dtype(stored: torch.dtype, device: str) -> torch.dtype:
     if torch.device(device).type != "cpu" or stored not in (torch.float16, torch.bfloat16):
         return stored
-    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    quick = has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return stored if stored == torch.bfloat16 and quick else torch.float32
+    return stored if stored == torch.bfloat16 and has_bfloat16() else torch.float32
 
 
 def _fingerprint(config: dict[str, Any], model: Any, tokenizer: Any) -> str:

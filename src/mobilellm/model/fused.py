@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobilellm.model.products import has_bfloat16
 from mobilellm.model.transformer import Attention, MobileLLM, SwiGLU
 
 Linear = Callable[[Tensor], Tensor]
@@ -91,7 +92,7 @@ def _linear(*weights: Tensor) -> Linear:
     onednn = torch.ops.mkldnn._linear_pointwise
     if weight.dtype == torch.float32:
         return lambda x: onednn(x, weight, None, "none", [], "")
-    if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if weight.dtype == torch.bfloat16 and has_bfloat16():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
         return lambda x: onednn(x, packed, None, "none", [], "")
     return lambda x: F.linear(x, weight)

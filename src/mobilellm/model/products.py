@@ -43,7 +43,8 @@ def products(kernels: Kernels) -> Products:
 @functools.cache
 def has_bfloat16() -> bool:
     """Whether oneDNN, which makes torch's products, has bfloat16 ones for this processor."""
-    return bool(torch.backends.mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(there and torch.backends.mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class TorchProducts:
