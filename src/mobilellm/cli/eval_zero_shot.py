@@ -119,14 +119,15 @@ def _score(arguments: ZeroShot, source: str, loaded: LoadedTasks) -> Scored:
 
 def _checked_names(arguments: ZeroShot) -> list[str]:
     """A file name for every model."""
+    from mobilellm.eval.zero_shot import check_limit
+
     if not arguments.models:
         raise ValueError("zero-shot: no model is named; name at least one")
     names = [re.sub(r"[^\w.-]+", "_", model).strip("._-") or "model" for model in arguments.models]
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"zero-shot: two models would be written as {name!r}; name each once")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ValueError(f"limit = {arguments.limit} must be at least 1")
+    check_limit(arguments.limit)
     for path in (arguments.json, arguments.log_likelihoods):
         if path is not None and len(names) > 1 and path.is_file():
             raise FileExistsError(f"{path}: is a file; for several models name a folder")

@@ -33,7 +33,7 @@ def check_folder(out: Path, resume: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out}: is a file; choose another --out")
-    if not (_has_card(out) or _has_checkpoint(out)) and (foreign := _foreign(out)):
+    if not (_read_card(out) or _has_checkpoint(out)) and (foreign := _foreign(out)):
         raise ValueError(
             f"{out}: holds something else than a training run of mobilellm ({foreign}); choose another --out"
         )
@@ -66,10 +66,7 @@ def _read_card(out: Path) -> dict[str, Any]:
     """What run.json says; {} where there is none or it is not ours."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         values = json.loads((out / "run.json").read_text("utf-8"))
-        if (
-            isinstance(values, dict)
-            and {"config", "parameters", "tokens_per_step", "started"} <= values.keys()
-        ):
+        if isinstance(values, dict) and values.keys() >= set(_ALWAYS):
             return values
     return {}
 
@@ -80,10 +77,6 @@ def _starts(card: Mapping[str, Any]) -> list[Any]:
     if isinstance(found, list):
         return found
     return [{"step": 0, **{name: card[name] for name in _OF_A_START if name in card}}] if card else []
-
-
-def _has_card(out: Path) -> bool:
-    return bool(_read_card(out))
 
 
 def _has_checkpoint(out: Path) -> bool:

@@ -101,10 +101,10 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
     loader = run_parts.loader(recipe, tokenizer, world)
     done = checkpoints(out / "checkpoints")
     first = step_of(done[-1]) if done else 0
-    card = run_parts.card(out.name, recipe, config, first, world)
     with contextlib.ExitStack() as stack:
         watchers: list[Callable[[dict[str, Any]], None]] = []
         if world.is_first:
+            card = run_parts.card(out.name, recipe, config, first, world)
             trackers = stack.enter_context(Trackers(out, recipe.log, card, first))
             watchers = [run_folder.FolderFiles(out, recipe, card), trackers.update]
             if not arguments.json:

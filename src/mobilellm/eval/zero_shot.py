@@ -73,9 +73,7 @@ def score(
     """
     from mobilellm.eval.harness import HarnessModel
 
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit = {limit} must be at least 1")
-
+    check_limit(limit)
     already = getattr(model, "cached", 0)
     with quiet():
         besides = _unconditional_pairs(loaded.tasks, limit)
