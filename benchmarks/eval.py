@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -114,14 +113,7 @@ def _median(runs: list[dict[str, Any]], name: str) -> float:
 
 def _spawn(arguments: argparse.Namespace, *work: Any) -> dict[str, Any]:
     command = [sys.executable, __file__, "--worker", *map(str, work)]
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(arguments.threads),
-        "GOMP_SPINCOUNT": "10000",  # for all of them; the command line sets it too
-    }  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result = machine.child(command, OMP_NUM_THREADS=str(arguments.threads))
     if "per_second" in result:
         print(f"{' '.join(map(str, work))}: {result['per_second']:.2f} {result['unit']}", file=sys.stderr)
     return result

@@ -17,7 +17,6 @@ import math
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -99,15 +98,7 @@ def _median(runs: list[dict[str, Any]], imported: int) -> dict[str, Any]:
 
 def _spawn(name: str, shape: str, threads: int, cache: str, import_only: bool = False) -> dict[str, Any]:
     command = [sys.executable, __file__, "--worker", name, shape, *["--import-only"] * import_only]
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": cache,
-        "GOMP_SPINCOUNT": "10000",  # for all of them; the command line sets it too
-    }  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return machine.child(command, OMP_NUM_THREADS=str(threads), TORCHINDUCTOR_CACHE_DIR=cache)
 
 
 # In the child
