@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from mobilellm.report.live_bar import LiveBar
+
 if TYPE_CHECKING:
     from mobilellm.eval.interface import LanguageModel
 
@@ -66,55 +68,36 @@ def scored_model(name: str, options: ModelOptions, unit: str) -> Iterator[Scored
         say=say,
     )
     cached = None if options.no_cache else Cached(model, options.cache)
-    progress = _Progress(unit)
     try:
-        if cached is None:
-            yield Scored(model, progress, None)
-        else:
-            yield Scored(cached, progress, lambda: (cached.scored, cached.cached))
+        with _Progress(unit) as progress:
+            if cached is None:
+                yield Scored(model, progress, None)
+            else:
+                yield Scored(cached, progress, lambda: (cached.scored, cached.cached))
     except KeyboardInterrupt:
-        progress.end()
         if cached is not None:
             say(f"stopped; {cached.scored:,} answers of this run are kept, and the same command goes on")
         raise
-    finally:
-        progress.end()
 
 
 def say(message: str) -> None:
     print(f"mobilellm: {message}", file=sys.stderr, flush=True)
 
 
-class _Progress:
+class _Progress(LiveBar):
     """A live bar on a terminal, a line now and then in a pipe; all on stderr."""
 
     def __init__(self, unit: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
+        super().__init__(transient=True)
         self._unit, self._began = unit, time.monotonic()
         self._next_line = self._began + _SECONDS_BETWEEN_LINES
-        self._bar = Progress(
-            BarColumn(bar_width=28),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=Console(file=sys.stderr),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=None, text="")
 
     def __call__(self, done: int, total: int) -> None:
-        self._bar.start()
         now = time.monotonic()
         text = f"{done:,} of {total:,} {self._unit}"
         if (seconds := now - self._began) > 1:
             text += f"  {done / seconds:,.0f} a second"
-        self._bar.update(self._task, total=total, completed=done, text=text)
-        if self._bar.disable and now >= self._next_line:
+        self.show(done, text, total)
+        if not self.is_live and now >= self._next_line:
             self._next_line = now + _SECONDS_BETWEEN_LINES
             print(f"{done / max(total, 1):6.1%}  {text}", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        self._bar.stop()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilellm import __version__
-from mobilellm.atomic import atomic_write
 from mobilellm.eval.compare import AVERAGE, Comparison, Difference, Ratio
 from mobilellm.eval.published import TASKS, TITLES
 from mobilellm.eval.record import Record
 from mobilellm.eval.table import HEADER, METRICS, Entry, Measured, Row, by_table, rows, scores
 from mobilellm.report.evaluation import accuracy_picture, difference_picture, perplexity_picture
+from mobilellm.report.report_folder import ReportFolder
 
 FORMAT = "mobilellm-evaluation-report-1"
 PAGE, NUMBERS = "evaluation.md", "evaluation.json"
@@ -136,35 +134,14 @@ def write_comparisons(
 def _write(
     out: Path, title: str, body: str, pictures: Mapping[str, bytes], numbers: Mapping[str, Any]
 ) -> list[Path]:
-    names = [PAGE, *pictures, NUMBERS]
-    made = _made_before(out)
-    for name in names:
-        if name not in made and os.path.lexists(out / name):
-            raise FileExistsError(f"{out / name}: is there and no report made it; choose another --out")
     shown = "".join(f"![{name.removesuffix('.png')}]({name})\n\n" for name in pictures)
     page = f"# {title}\n\n{shown}{body}\nMade by mobilellm {__version__}.\n"
-    # The list of files goes first: whatever happens later, the next report knows them as its own.
-    listed = {"format": FORMAT, "files": names, **numbers}
-    contents = {NUMBERS: (json.dumps(listed, indent=1) + "\n").encode(), **pictures, PAGE: page.encode()}
-    for name, content in contents.items():
-        with atomic_write(out / name) as temporary:
-            temporary.write_bytes(content)
-    for name in made - set(names):
-        (out / name).unlink(missing_ok=True)
-    return [out / name for name in names]
+    folder = ReportFolder(out, FORMAT, NUMBERS, _is_ours)
+    return folder.write([PAGE, *pictures, NUMBERS], {**pictures, PAGE: page.encode()}, numbers)
 
 
-def _made_before(out: Path) -> set[str]:
-    """Names of the files of the report that is there already."""
-    try:
-        values = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return set()
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        return set()
-    listed = values.get("files")
-    names = {name for name in listed if type(name) is str} if isinstance(listed, list) else set()
-    return {name for name in names if name in (PAGE, NUMBERS) or _is_picture(name)}
+def _is_ours(name: str) -> bool:
+    return name in (PAGE, NUMBERS) or _is_picture(name)
 
 
 def _is_picture(name: str) -> bool:

@@ -13,7 +13,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 class LiveBar:
     """Shown while it is open, with a text and the time left beside it."""
 
-    def __init__(self, total: float | None = None, completed: int = 0, indent: str = "") -> None:
+    def __init__(
+        self, total: float | None = None, completed: int = 0, indent: str = "", transient: bool = False
+    ) -> None:
+        """`transient`: nothing of it stays when it is closed."""
         self.is_live = sys.stderr.isatty()
         self._bar = Progress(
             *([TextColumn(indent)] if indent else []),
@@ -23,6 +26,7 @@ class LiveBar:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=Console(file=sys.stderr),
             disable=not self.is_live,
+            transient=transient,
         )
         self._task = self._bar.add_task("", total=total, completed=completed, text="")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm import __version__
-from mobilellm.atomic import atomic_write
 from mobilellm.report.history import History, Summary, differences, read_history, summarise
 from mobilellm.report.page import Picture, report_page
 from mobilellm.report.panels import PANEL_NAMES, Panel, panels
 from mobilellm.report.plots import DARK, LIGHT, SMALL, WIDE, draw, short_count
+from mobilellm.report.report_folder import ReportFolder
 
 FORMAT = "mobilellm-report-1"
 PAGE, NUMBERS = "report.html", "report.json"
@@ -71,23 +70,12 @@ def write_report(histories: Sequence[History], out: Path) -> list[Path]:
         raise NotADirectoryError(f"{out}: is a file; choose another --out")
     labels = run_labels(histories)
     drawn = panels(histories, labels)
-    made = _made_before(out)
+    folder = ReportFolder(out, FORMAT, NUMBERS, _is_ours)
     names = [PAGE, *(f"{panel.name}.png" for panel in drawn), NUMBERS]
-    for name in names:
-        if name not in made and os.path.lexists(out / name):
-            raise FileExistsError(f"{out / name}: is there and no report made it; choose another --out")
+    folder.check(names)  # drawing takes longer
     pictures = {f"{panel.name}.png": draw(panel) for panel in drawn}
     page = _page(histories, labels, drawn, pictures)
-    # The list of files goes first: whatever happens later, the next report knows them as its own.
-    listed = {"format": FORMAT, "files": names, **report_json(histories)}
-    with atomic_write(out / NUMBERS) as temporary:
-        temporary.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-    for name, content in {**pictures, PAGE: page.encode()}.items():
-        with atomic_write(out / name) as temporary:
-            temporary.write_bytes(content)
-    for name in made - set(names):
-        (out / name).unlink(missing_ok=True)
-    return [out / name for name in names]
+    return folder.write(names, {**pictures, PAGE: page.encode()}, report_json(histories))
 
 
 def number_rows(histories: Sequence[History], labels: Sequence[str]) -> list[tuple[str, ...]]:
@@ -205,17 +193,8 @@ def _samples(
     return [(f"Step {samples[index].step:,}", samples[index].texts) for index in chosen if samples]
 
 
-def _made_before(out: Path) -> set[str]:
-    """Names of the files of the report that is there already; of a list that was changed only what can be."""
-    try:
-        values = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return set()
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        return set()
-    listed = values.get("files")
-    possible = {PAGE, NUMBERS, *(f"{name}.png" for name in PANEL_NAMES)}
-    return possible.intersection(name for name in listed if type(name) is str) if listed else set()
+def _is_ours(name: str) -> bool:
+    return name in (PAGE, NUMBERS, *(f"{panel}.png" for panel in PANEL_NAMES))
 
 
 def _plain(value: Any) -> Any:
