@@ -23,7 +23,7 @@ FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
         "sentencepiece_model", "text_stream", "sampling", "atomic", "gguf", "hardware", "installation",
-        "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion",
+        "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
         "compiled",
     },
     2: {"model", "hf", "data", "runtime"},

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from mobilellm.atomic import atomic_write
+from mobilellm.user_cache import user_cache
 
 _LONGEST_SECONDS = 300
 
@@ -57,7 +58,7 @@ def open_library(recipe: Recipe) -> ctypes.CDLL:
     name = f"{recipe.name}-{_fingerprint(recipe, compiler, texts)}.so"
     try:
         try:
-            file = _cache() / name
+            file = user_cache() / name
             if not file.is_file():
                 with atomic_write(file) as temporary:
                     _compile(recipe, compiler.split(), texts, temporary)
@@ -129,7 +130,3 @@ def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilellm"

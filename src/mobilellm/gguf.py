@@ -59,6 +59,14 @@ class GGUF:
     data: NDArray[np.uint8]
     """The whole file, mapped."""
 
+    @property
+    def bytes_by_type(self) -> dict[str, int]:
+        """Bytes of the tensors of each type, the type with most first."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
+        return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor as they lie in the file."""
         info = self.tensors[name]

@@ -49,9 +49,6 @@ def run(arguments: Arguments) -> None:
     )
     file = read_gguf(arguments.out)
     config = read_config(file)
-    types: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        types[tensor.type.name] = types.get(tensor.type.name, 0) + tensor.nbytes
     architecture = file.metadata["general.architecture"]
     if arguments.json:
         described = {
@@ -60,7 +57,7 @@ def run(arguments: Arguments) -> None:
             "architecture": architecture,
             "stored_blocks": config.num_layers,
             "executed_blocks": config.num_steps,
-            "bytes_by_type": types,
+            "bytes_by_type": file.bytes_by_type,
             "wider": wider,
         }
         print(json.dumps(described))
@@ -73,7 +70,7 @@ def run(arguments: Arguments) -> None:
             ("file", f"{arguments.out}, {arguments.out.stat().st_size:,} B"),
             ("architecture", architecture),
             ("blocks", blocks),
-            *(("tensors", f"{name}: {size:,} B") for name, size in types.items()),
+            *(("tensors", f"{name}: {size:,} B") for name, size in file.bytes_by_type.items()),
         ]
     )
     notes = [f"{name} is stored as F16: {reason}" for name, reason in wider.items()]

@@ -12,15 +12,16 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mobilellm import __version__
 from mobilellm.eval.answers_file import AnswersFile
 from mobilellm.eval.interface import LanguageModel, Likelihood, ModelIdentity, Request
+from mobilellm.user_cache import user_cache
 
 _log = logging.getLogger("mobilellm")
 
@@ -31,10 +32,7 @@ _PROMPTS_AT_ONCE = 32
 
 
 def default_folder() -> Path:
-    """`mobilellm/evaluations` in $XDG_CACHE_HOME, or in ~/.cache."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"  # as the XDG standard has it
-    return base / "mobilellm" / "evaluations"
+    return user_cache() / "evaluations"
 
 
 class Cached:
@@ -164,8 +162,8 @@ def _key(identity: ModelIdentity) -> dict[str, str]:
     """All that an answer depends on beside what was asked."""
     try:
         version = importlib.metadata.version(identity.backend)
-    except importlib.metadata.PackageNotFoundError:
-        version = ""
+    except importlib.metadata.PackageNotFoundError:  # no package of its own: the runtime is part of this one
+        version = __version__
     return {
         "format": FORMAT,
         "fingerprint": identity.fingerprint,

@@ -32,20 +32,18 @@ class GgufModel:
     @cached_property
     def identity(self) -> ModelIdentity:
         """The fingerprint is the file's SHA-256; the dtype names the types in it, most bytes first."""
-        tensors = read_gguf(self._path).tensors.values()
-        sizes: dict[str, int] = {}
-        for tensor in tensors:
-            sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
+        described = read_gguf(self._path)
+        sizes = described.bytes_by_type
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         engine: Any = self._model.engine
         return ModelIdentity(
             name=str(self._path),
             backend=f"runtime ({getattr(engine, 'isa', 'reference')})",
-            dtype="+".join(sorted(sizes, key=lambda name: -sizes[name])),
+            dtype="+".join(sizes),
             device="cpu",
             fingerprint=digest,
-            parameters=sum(int(np.prod(tensor.shape)) for tensor in tensors),
+            parameters=sum(int(np.prod(tensor.shape)) for tensor in described.tensors.values()),
             bytes=sum(sizes.values()),
             config=dataclasses.asdict(engine.config),
         )
