@@ -215,15 +215,17 @@ def test_a_cut_off_file_is_named_with_its_line(
     assert not opened
 
 
-def test_without_lm_eval_the_way_to_have_it_is_told(data: Path) -> None:
-    script = f"""{without("lm_eval")}
+@pytest.mark.parametrize("absent", [("lm_eval",), ("lm_eval", "datasets", "transformers")])
+def test_without_lm_eval_the_way_to_have_it_is_told(data: Path, absent: tuple[str, ...]) -> None:
+    script = f"""{without(*absent)}
 from mobilellm.cli.main import main
 main(["eval", "zero-shot", "x", "--data-dir", {str(data)!r}])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "eval needs the package 'lm_eval'; install it with: " in done.stderr
+    assert "eval needs the package '" in done.stderr
+    assert done.stderr.partition("package '")[2].partition("'")[0] in absent
     assert "[eval]" in done.stderr
 
 

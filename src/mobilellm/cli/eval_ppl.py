@@ -51,7 +51,9 @@ def _print(record: Record) -> None:
         described += f", stride {protocol['stride']:,}"
     if protocol.get("rows") == "as-is":
         described += ", text as it is"
-    for name, numbers in record.results.items():
+    for number, (name, numbers) in enumerate(record.results.items()):
+        if number:
+            print()
         rows: Sequence[tuple[str, str]] = [
             (
                 "model",
@@ -70,7 +72,6 @@ def _print(record: Record) -> None:
             ("time", f"{record.seconds:.1f} s ({record.scored:,} scored, {record.cached:,} from the cache)"),
         ]
         print_sheet(rows)
-        print()
     notes = ["Compare with numbers of the same protocol and window only."]
     if protocol["name"] == "reference" and protocol["window"] != 2048:
         notes.append(

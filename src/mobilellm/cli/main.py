@@ -35,6 +35,9 @@ VERBS = {
     "export": "a model as the file a device runs",
 }
 
+_EXTRAS_OF_VERBS = {"eval": "eval"}
+"""Where one extra brings all a verb needs: else it would be told package by package."""
+
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
 
@@ -159,7 +162,10 @@ def one_line(error: Exception, verb: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if extra := EXTRAS.get(package):
-            return f"{verb} needs the package {package!r}; install it with: {install_command(extra)}"
+            return (
+                f"{verb} needs the package {package!r}; install it with: "
+                f"{install_command(_EXTRAS_OF_VERBS.get(verb, extra))}"
+            )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
