@@ -29,6 +29,9 @@ const Kernels* kernels_for(const char* isa) {
 #if defined(__x86_64__)
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (has_avx512 && (any || !std::strcmp(isa, "avx512"))) return avx512_kernels();
   if (has_avx2 && (any || !std::strcmp(isa, "avx2"))) return avx2_kernels();
 #endif
   return any || !std::strcmp(isa, "scalar") ? scalar_kernels() : nullptr;
