@@ -10,7 +10,12 @@ from mobilellm.compiled import NotCompiledError, Recipe, open_library
 
 POINTER, INTEGER, SIZE = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
 
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_X86 = {
+    "kernels_avx2.cpp": _AVX2,
+    "kernels_avx512.cpp": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+}
+"""Sources of this family of processors, and the flags each is compiled with."""
 RECIPE = Recipe(
     name="native-engine",
     package="mobilellm.runtime",
@@ -22,7 +27,7 @@ RECIPE = Recipe(
         "model.cpp": (),
         "threads.cpp": (),
         "kernels_scalar.cpp": (),
-        **({"kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c")} if _X86 else {}),
+        **(_X86 if platform.machine().lower() in ("x86_64", "amd64") else {}),
     },
     headers=(
         "engine.h", "forward.h", "kernels.h", "kernels_body.h", "model.h", "pass.h", "scratch.h", "threads.h",
