@@ -80,8 +80,7 @@ class Forward : public Pass {
         float* result = results + t * kPanelRows;
         if (which < 2) rotate(result, first + t, begin, end);
         if (which == 0) {
-          float* to = s_.q.data() + size_t(first + t) * shape().num_heads * shape().head_dim;
-          std::memcpy(to + begin, result, size_t(end - begin) * 4);
+          keep_queries(result, first + t, begin, end);
         } else {
           store(result, rows_[first + t], step, begin, end, which == 1);
         }
@@ -97,6 +96,16 @@ class Forward : public Pass {
       const float even = result[i], odd = result[i + 1], cosine = s_.cosines[pair], sine = s_.sines[pair];
       result[i] = even * cosine - odd * sine;
       result[i + 1] = even * sine + odd * cosine;
+    }
+  }
+
+  // Queries of a row lie as (key/value heads, head_dim, group), so that those of a key/value head stand together.
+  void keep_queries(const float* result, int row, int begin, int end) const {
+    const int dim = shape().head_dim;
+    float* to = s_.q.data() + size_t(row) * shape().num_heads * dim;
+    for (int i = begin; i < end; ++i) {
+      const int head = i / dim, number = i % dim;
+      to[(size_t(head / group_) * dim + number) * group_ + head % group_] = result[i - begin];
     }
   }
 
@@ -154,24 +163,26 @@ class Forward : public Pass {
 
   void attend_span(int thread, int step, int first, int end, int head, int span, const Partial& partial) {
     Scratch::Own& own = s_.own[thread];
-    const int dim = shape().head_dim;
+    const int dim = shape().head_dim, count = (end - first) * group_, start = span * kSpan;
     const size_t its_heads = size_t(group_) * dim, all_heads = size_t(shape().num_heads) * dim;
     const float* queries = s_.q.data() + first * all_heads + head * its_heads;
     if (end - first > 1) {
-      for (int row = first; row < end; ++row) {
-        std::memcpy(own.queries.data() + (row - first) * its_heads,
-                    s_.q.data() + row * all_heads + head * its_heads, its_heads * 4);
+      for (int row = first; row < end; ++row, queries += all_heads) {
+        for (int number = 0; number < dim; ++number) {
+          std::memcpy(own.queries.data() + size_t(number) * count + (row - first) * group_, queries + number * group_,
+                      size_t(group_) * 4);
+        }
       }
       queries = own.queries.data();
     }
-    for (int query = 0; query < (end - first) * group_; ++query) {
-      own.visible[query] = rows_[first + query / group_].position + 1;
+    for (int query = 0; query < count; ++query) {
+      own.visible[query] = rows_[first + query / group_].position + 1 - start;
     }
-    const int seen = rows_[end - 1].position + 1, start = span * kSpan;
+    const int seen = rows_[end - 1].position + 1 - start;
     Sequence& sequence = *rows_[first].sequence;
-    m_.kernels.attend({sequence.keys(step, head), sequence.values(step, head), dim, value_stride_, queries,
-                       own.visible.data(), (end - first) * group_, start, seen < start + kSpan ? seen : start + kSpan,
-                       own.scores.data()},
+    m_.kernels.attend({sequence.keys(step, head) + size_t(start) * dim,
+                       sequence.values(step, head) + size_t(start) * value_stride_, dim, value_stride_,
+                       seen < kSpan ? seen : kSpan, queries, own.visible.data(), count, own.scores.data()},
                       partial);
   }
 
