@@ -38,8 +38,12 @@ class CountingEngine:
         self.fed = 0
         self.batches: list[list[int]] = []
         """Tokens of each sequence in every pass."""
+        self.fault: Exception | None = None
+        """Raised by every pass, if given."""
 
     def forward_batch(self, feeds: Sequence[tuple[np.ndarray, Any]]) -> np.ndarray:
+        if self.fault is not None:
+            raise self.fault
         self.batches.append([len(tokens) for tokens, _ in feeds])
         self.fed += sum(self.batches[-1])
         return self._engine.forward_batch(feeds)  # type: ignore[no-any-return]
