@@ -33,6 +33,7 @@ VERBS = {
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
     "export": "a model as the file a device runs",
+    "bench": "tokens a second, start and memory on this machine, beside other runtimes",
 }
 
 _EXTRAS_OF_VERBS = {"eval": "eval"}
