@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <cstdio>
-#include <cstring>
 #include <new>
 
 #include "forward.h"
@@ -23,20 +22,6 @@ struct mobilellm_sequence : Sequence {
 
 namespace {
 
-// The kernels of a name, or the best ones for ""; NULL where the processor cannot run them.
-const Kernels* kernels_for(const char* isa) {
-  const bool any = !*isa;
-#if defined(__x86_64__)
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  if (has_avx512 && (any || !std::strcmp(isa, "avx512"))) return avx512_kernels();
-  if (has_avx2 && (any || !std::strcmp(isa, "avx2"))) return avx2_kernels();
-#endif
-  return any || !std::strcmp(isa, "scalar") ? scalar_kernels() : nullptr;
-}
-
 template <typename Run>
 int32_t guarded(const Run& run) {
   try {
@@ -53,7 +38,8 @@ mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* s
                                   const char* isa, char* error, size_t error_size) {
   const Kernels* kernels = kernels_for(isa);
   if (!kernels) {
-    std::snprintf(error, error_size, "this processor, or this build, has no %s", isa);
+    std::snprintf(error, error_size, "this processor, or this build, has no %s; the best it has is %s", isa,
+                  kernels_for("")->name);
     return nullptr;
   }
   try {

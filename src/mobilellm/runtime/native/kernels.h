@@ -71,5 +71,10 @@ struct Kernels {
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+const Kernels* dotprod_kernels();
+
+// The kernels of a name, or the best ones for ""; NULL where the processor cannot run them.
+const Kernels* kernels_for(const char* isa);
 
 }  // namespace mobilellm

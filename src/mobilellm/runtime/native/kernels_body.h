@@ -1,4 +1,4 @@
-// The functions that are written once, in the compiler's vectors of kLanes numbers (8 or 16), and compiled for
+// The functions that are written once, in the compiler's vectors of kLanes numbers (4, 8 or 16), and compiled for
 // every instruction set. The including file has defined, in its own unnamed namespace: kLanes; kTile and
 // kPlainTile, the tokens whose sums fit the registers, of matrices in blocks and of others; floats, ints,
 // shorts and chars, kLanes of each; halves (float16 as floats), narrowed (ints as chars), fused (a * b + c),
@@ -144,7 +144,7 @@ void quantise(const float* x, int count, int8_t* bytes, float* scales, int32_t* 
       largest = larger(largest, larger(value, -value));
     }
     const float scale = largest_of(largest) / 127.0f;
-    const floats inverse = all(scale != 0 ? 1 / scale : 0.0f);
+    const floats inverse = all(scale > 1e-30f ? 1 / scale : 0.0f);  // infinite for the smallest
     ints total = {};
     for (int i = 0; i < kBlock; i += kLanes) {
       const floats rounded = read<floats>(x + i) * inverse + round;
