@@ -74,7 +74,7 @@ class Forward : public Pass {
       int which = 0;
       while (panel >= matrices[which]->panels) panel -= matrices[which++]->panels;
       const Matrix& matrix = *matrices[which];
-      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results, nullptr);
       const int begin = panel * kPanelRows;
       const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
       for (int t = 0; t < tokens; ++t) {
@@ -238,8 +238,8 @@ class Forward : public Pass {
     float *first_results = s_.own[thread].first.data(), *second_results = s_.own[thread].second.data();
     const size_t stride = padded(shape().intermediate_size);
     share(thread, block.gate.panels, [&](int panel, int first, int tokens) {
-      gate(block.gate.panel(panel), block.gate.columns, x, first, tokens, first_results);
-      up(block.up.panel(panel), block.up.columns, x, first, tokens, second_results);
+      gate(block.gate.panel(panel), block.gate.columns, x, first, tokens, first_results, nullptr);
+      up(block.up.panel(panel), block.up.columns, x, first, tokens, second_results, nullptr);
       for (int t = 0; t < tokens; ++t) {
         m_.kernels.gate(first_results + t * kPanelRows, second_results + t * kPanelRows, kPanelRows,
                         s_.hidden.data() + size_t(first + t) * stride + panel * kPanelRows);

@@ -19,6 +19,7 @@ class Pass {
   Inputs prepare(int thread, const float* source, size_t stride, int columns, const float* norm, bool bytes) {
     Scratch::Prepared& room = few() ? s_.own[thread].prepared : s_.prepared;
     const size_t wide = padded(columns);
+    const Bytes in_bytes = room.bytes(count_);
     const auto one = [&](int row) {
       const float* from = source + row * stride;
       if (norm) {
@@ -26,11 +27,7 @@ class Pass {
         m_.kernels.norm(from, norm, shape().rms_norm_eps, columns, to);
         from = to;
       }
-      if (bytes) {
-        const size_t blocks = columns / kBlock;
-        m_.kernels.quantise(from, columns, room.bytes.data() + size_t(row) * columns,
-                            room.scales.data() + row * blocks, room.sums.data() + row * blocks);
-      }
+      if (bytes) m_.kernels.quantise(from, columns, row, in_bytes);
     };
     if (few()) {
       for (int row = 0; row < count_; ++row) one(row);
@@ -40,9 +37,8 @@ class Pass {
       }
       m_.team.meet(thread);
     }
-    Inputs inputs{source, room.bytes.data(), room.scales.data(), room.sums.data(), stride, size_t(columns), size_t(columns) / kBlock};
-    if (norm) inputs.values = room.values.data(), inputs.columns = wide;
-    return inputs;
+    if (norm) return {room.values.data(), wide, in_bytes};
+    return {source, stride, in_bytes};
   }
 
   // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
@@ -65,7 +61,7 @@ class Pass {
     const Product product = m_.product(matrix.type);
     float* results = s_.own[thread].first.data();
     share(thread, matrix.panels, [&](int panel, int first, int tokens) {
-      product(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+      product(matrix.panel(panel), matrix.columns, x, first, tokens, results, nullptr);
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
       for (int t = 0; t < tokens; ++t) {

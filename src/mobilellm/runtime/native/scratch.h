@@ -23,10 +23,11 @@ struct Scratch {
   // What a product reads, for `rows` tokens.
   struct Prepared {
     std::vector<float> values;
-    std::vector<int8_t> bytes;
+    std::vector<int8_t> numbers;
     std::vector<float> scales;
-    std::vector<int32_t> sums;
+    std::vector<int32_t> negated;
     void fit(int rows, int columns);
+    Bytes bytes(int rows);
   };
   struct Own {  // a thread's
     Prepared prepared;
