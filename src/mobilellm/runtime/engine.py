@@ -26,7 +26,7 @@ from mobilellm.runtime.native_library import Library, Shape, Tensor
 from mobilellm.runtime.reference import CacheState, CancelledError, Floats, Room
 
 ISA_VARIABLE = "MOBILELLM_ISA"
-INSTRUCTION_SETS = ("scalar", "avx2")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
 MOST_THREADS = 256
 _DEFAULT_THREADS = 4
 _MOST_ROWS = 2**31 - 1

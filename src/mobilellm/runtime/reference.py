@@ -9,7 +9,7 @@
 
 Numbers are float32 unless said. A product with a matrix in blocks (Q8_0, Q4_0) rounds its input to 8 bits
 first: each run of 32 numbers of x becomes s * q with s = max|x| / 127 and q = x / s to the nearest whole
-number, halves to even. F32, F16 and BF16 matrices take x as it is.
+number, halves to even (0 where s <= 1e-30). F32, F16 and BF16 matrices take x as it is.
 
 T new tokens, S tokens in the cache with them, H heads, K key/value heads, D head_dim, E hidden size.
 """
@@ -205,7 +205,7 @@ def round_to_8_bits(x: Floats) -> Floats:
     """x (T, E) as a product with a matrix in blocks sees it."""
     runs = x.reshape(len(x), -1, 32)
     scale = np.abs(runs).max(axis=2, keepdims=True) / np.float32(127)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 1e-30)
     rounded: Floats = np.rint(runs * inverse) * scale
     return rounded.reshape(x.shape)
 
