@@ -120,7 +120,11 @@ void mobilellm_cancel(mobilellm_model* model) { model->model.team.cancel(); }
 
 int32_t mobilellm_half(const char* isa, float value) {
   const Kernels* kernels = kernels_for(isa);
-  return kernels ? kernels->half(value) : -1;
+  if (!kernels) return -1;
+  const float values[kPanelRows] = {value};
+  uint16_t halves[kPanelRows];
+  kernels->halve(values, halves);
+  return halves[0];
 }
 
 uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
@@ -131,12 +135,12 @@ uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
     std::atomic<uint64_t> sum{0};
   } job{model->model.team, static_cast<const uint64_t*>(data), size / 8};
   job.team.run(
-      [](void* context, int) {
+      [](void* context, int thread) {
         Job& job = *static_cast<Job*>(context);
         constexpr size_t kPiece = 1 << 15;
         uint64_t sums[32] = {};
-        for (size_t at = size_t(job.team.take(1)) * kPiece; at + kPiece <= job.count;
-             at = size_t(job.team.take(1)) * kPiece) {
+        for (Shares shares(job.team, thread, int(job.count / kPiece), 1); shares.next();) {
+          const size_t at = size_t(shares.first) * kPiece;
           for (size_t i = at; i < at + kPiece; i += 32)
             for (int lane = 0; lane < 32; ++lane) sums[lane] += job.from[i + lane];
         }

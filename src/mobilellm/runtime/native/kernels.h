@@ -65,7 +65,7 @@ struct Kernels {
   void (*gate)(const float* gate, const float* up, int count, float* out);  // out = silu(gate) * up
   void (*attend)(const Attention& attention, const Partial& partial);       // of these positions alone
   void (*merge)(const Partial& into, const Partial& part, int count, int value_stride);
-  uint16_t (*half)(float value);  // to the nearest, halves to even
+  void (*halve)(const float* x, uint16_t* out);  // kPanelRows float16, to the nearest, halves to even
 };
 
 const Kernels* scalar_kernels();

@@ -25,7 +25,7 @@ inline chars narrowed(ints v) {
 
 inline floats fused(floats a, floats b, floats c) { return floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
 
-uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
+inline uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
 
 #include "kernels_body.h"
 
@@ -152,10 +152,7 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels kernels = {
-      "avx2", plain_product<F32>, plain_product<F16>, plain_product<BF16>, blocks_product<Eight>,
-      blocks_product<Four>, norm, quantise, gate, attend, merge, to_half,
-  };
+  static const Kernels kernels = kernels_with("avx2", blocks_product<Eight>, blocks_product<Four>);
   return &kernels;
 }
 

@@ -20,7 +20,11 @@ inline chars narrowed(ints v) { return chars(_mm512_cvtepi32_epi8(__m512i(v))); 
 
 inline floats fused(floats a, floats b, floats c) { return floats(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c))); }
 
-uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
+inline float sum(floats v) { return _mm512_reduce_add_ps(__m512(v)); }
+inline int32_t sum(ints v) { return _mm512_reduce_add_epi32(__m512i(v)); }
+inline float largest_of(floats v) { return _mm512_reduce_max_ps(__m512(v)); }
+
+inline uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
 
 #include "kernels_body.h"
 
@@ -106,10 +110,7 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
 }  // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels kernels = {
-      "avx512", plain_product<F32>, plain_product<F16>, plain_product<BF16>, blocks_product<Eight>,
-      blocks_product<Four>, norm, quantise, gate, attend, merge, to_half,
-  };
+  static const Kernels kernels = kernels_with("avx512", blocks_product<Eight>, blocks_product<Four>);
   return &kernels;
 }
 

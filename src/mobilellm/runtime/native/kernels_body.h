@@ -19,10 +19,11 @@ inline floats all(float value) { return value - floats{}; }  // a minus keeps -0
 
 inline floats larger(floats a, floats b) { return a > b ? a : b; }
 
-// The numbers of a vector put together: half with half until one is left.
-template <typename Number, typename Vector, typename Join>
-inline Number folded(Vector v, const Join& join) {
-  Number lanes[kLanes];
+// The numbers of a vector put together: half with half until one is left. A file with better means has its own
+// sum and largest_of.
+template <typename Vector, typename Join>
+inline auto folded(Vector v, const Join& join) {
+  decltype(v[0] + 0) lanes[kLanes];
   __builtin_memcpy(lanes, &v, sizeof v);
 #pragma GCC unroll 4
   for (int half = kLanes / 2; half; half /= 2) {
@@ -32,16 +33,14 @@ inline Number folded(Vector v, const Join& join) {
   return lanes[0];
 }
 
-inline float sum(floats v) {
-  return folded<float>(v, [](float a, float b) { return a + b; });
+template <typename Vector>
+inline auto sum(Vector v) {
+  return folded(v, [](auto a, auto b) { return a + b; });
 }
 
-inline int32_t sum(ints v) {
-  return folded<int32_t>(v, [](int32_t a, int32_t b) { return a + b; });
-}
-
-inline float largest_of(floats v) {
-  return folded<float>(v, [](float a, float b) { return a > b ? a : b; });
+template <typename Vector>
+inline auto largest_of(Vector v) {
+  return folded(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e^x: 2^n times the series of e^r, r within half a doubling; a relative error of about 1e-7.
@@ -240,4 +239,14 @@ void merge(const Partial& into, const Partial& part, int count, int value_stride
     into.largest[query] = largest;
     into.total[query] = into.total[query] * keep[0] + part.total[query] * add[0];
   }
+}
+
+void halve(const float* x, uint16_t* out) {
+  for (int i = 0; i < kPanelRows; ++i) out[i] = to_half(x[i]);
+}
+
+// The table of an instruction set, whose products with blocks are its own.
+inline Kernels kernels_with(const char* name, Product q8_0, Product q4_0) {
+  return {name, plain_product<F32>, plain_product<F16>, plain_product<BF16>, q8_0, q4_0,
+          norm, quantise, gate, attend, merge, halve};
 }

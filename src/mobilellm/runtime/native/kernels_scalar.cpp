@@ -34,7 +34,7 @@ inline chars narrowed(ints v) { return __builtin_convertvector(v, chars); }
 
 inline floats fused(floats a, floats b, floats c) { return a * b + c; }
 
-uint16_t to_half(float value) {
+inline uint16_t to_half(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, 4);
   const uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
@@ -88,10 +88,7 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
 }  // namespace
 
 const Kernels* scalar_kernels() {
-  static const Kernels kernels = {
-      "scalar", plain_product<F32>, plain_product<F16>, plain_product<BF16>, blocks_product<Eight>,
-      blocks_product<Four>, norm, quantise, gate, attend, merge, to_half,
-  };
+  static const Kernels kernels = kernels_with("scalar", blocks_product<Eight>, blocks_product<Four>);
   return &kernels;
 }
 
