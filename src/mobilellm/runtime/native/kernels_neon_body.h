@@ -24,7 +24,7 @@ inline floats fused(floats a, floats b, floats c) {
   return floats(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
 }
 
-uint16_t to_half(float value) {
+inline uint16_t to_half(float value) {
   const __fp16 half = __fp16(value);
   uint16_t bits;
   __builtin_memcpy(&bits, &half, sizeof bits);
