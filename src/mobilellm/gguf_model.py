@@ -203,16 +203,14 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
     if (kind := metadata.get("tokenizer.ggml.model")) != "llama":
         raise ValueError(f"{path}: its tokenizer is {kind!r}; only 'llama' (SentencePiece BPE) is read")
     pieces, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
-    if not isinstance(pieces, list) or scores is None or len(scores) != len(pieces):
+    if not isinstance(pieces, list) or not isinstance(scores, np.ndarray) or len(scores) != len(pieces):
         raise ValueError(f"{path}: the tokenizer's tokens and scores are missing or not equally many")
     pieces = [str(piece) for piece in pieces]
     while len(pieces) > len(LAYOUT_HEAD) and pieces[-1] == _padding(len(pieces) - 1):
         pieces.pop()  # rows of the embedding that no piece uses
-    known = set(pieces)
-    merged = [piece for piece in pieces[len(LAYOUT_HEAD) :] if _can_be_made(piece, known)]
-    score = dict(zip(pieces, np.asarray(scores).tolist(), strict=False))
-    merged.sort(key=lambda piece: -score[piece])  # stable: equal scores stay in the order of their ids
-    return Tokenizer(pieces, merges_of(merged, pieces))
+    falling = np.argsort(-scores[len(LAYOUT_HEAD) : len(pieces)].astype(np.float64), kind="stable")
+    ranked = [pieces[len(LAYOUT_HEAD) + index] for index in falling]  # of equal scores, the lower id
+    return Tokenizer(pieces, merges_of(ranked, pieces))
 
 
 def chat_template(file: GGUF) -> str | None:
@@ -265,10 +263,6 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int, template:
 
 def _padding(index: int) -> str:
     return f"[PAD{index}]"
-
-
-def _can_be_made(piece: str, known: set[str]) -> bool:
-    return any(piece[:cut] in known and piece[cut:] in known for cut in range(1, len(piece)))
 
 
 def _has(file: GGUF, architecture: str, key: str) -> bool:
