@@ -123,6 +123,9 @@ class HfTarget:
                     worst, where = off, name
         return [Check("weights", worst, 0.0, "largest difference", where)]
 
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        return {}
+
     def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
         return {"transformers": stock_transformers}
 
