@@ -48,6 +48,7 @@ _FIELDS = {  # key after the architecture's name -> field of ModelConfig
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _REPEATS, _ORDER = f"{SHARED}.layer_sharing.repeats", f"{SHARED}.layer_sharing.order"
+_ROTATED = ("attn_q.weight", "attn_k.weight")
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # ggml's kinds of token
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's names for whole files
 
@@ -147,7 +148,7 @@ def write_model(
             values = weight(checkpoint_name)
             if values.shape != stored.shape:
                 raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {stored.shape}")
-            if stored.name.endswith(("attn_q.weight", "attn_k.weight")):
+            if stored.name.endswith(_ROTATED):
                 values = interleaved(values, config.head_dim)
             writer.write_tensor_data(stored.type.encode(values))
         writer.close()
@@ -188,6 +189,14 @@ def stated_config(file: GGUF) -> ModelConfig:
         raise ValueError(f"{file.path}: {error}") from None
 
 
+def read_weight(file: GGUF, config: ModelConfig, checkpoint_name: str) -> NDArray[np.float32]:
+    """A tensor by its checkpoint name, as `write_model` was given it but for the rounding of its type."""
+    any_type = Roles(TYPES["F32"], TYPES["F32"])
+    name = dict(layout(config, any_type))[checkpoint_name].name
+    values = file.array(name)
+    return _half_apart(values, config.head_dim) if name.endswith(_ROTATED) else values
+
+
 def read_tokenizer(file: GGUF) -> Tokenizer:
     """The tokenizer inside. Raises ValueError for one that is not Llama's SentencePiece."""
     metadata, path = file.metadata, file.path
@@ -224,6 +233,13 @@ def _bytes_shape(stored: Stored) -> tuple[int, ...]:
 def interleaved(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
     rows, columns = values.shape
     heads = values.reshape(rows // head_dim, 2, head_dim // 2, columns)
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)
+
+
+def _half_apart(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    """The inverse of `interleaved`."""
+    rows, columns = values.shape
+    heads = values.reshape(rows // head_dim, head_dim // 2, 2, columns)
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)
 
 

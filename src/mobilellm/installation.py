@@ -11,7 +11,7 @@ from pathlib import Path
 EXTRAS = {
     "torch": "torch", "matplotlib": "plots", "tensorboardX": "train", "transformers": "hf", "pyarrow": "data",
     "zstandard": "data", "datasets": "data", "datasketch": "data", "datatrove": "datatrove",
-    "lm_eval": "eval", "gguf": "export", "llama_cpp": "llama",
+    "lm_eval": "eval", "gguf": "export", "llama_cpp": "peers",
 }  # fmt: skip
 """A package that the base install does without -> the extra that brings it."""
 

@@ -34,6 +34,7 @@ VERBS = {
     "convert": "read any official layout, write one clean directory",
     "export": "a model as what a device runs, compared with its source before it gets its name",
     "verify": "compare what was exported with its source, in its own runtime",
+    "bench": "tokens a second, start and memory on this machine, beside other runtimes",
 }
 
 _EXTRAS_OF_VERBS = {"eval": "eval"}

@@ -67,7 +67,7 @@ def llama_cpp_runtime(path: Path) -> Iterator[LlamaCpp]:
     """Raises ValueError for a file that llama.cpp does not load, ImportError where it is not installed."""
     if missing_packages("llama_cpp"):
         raise ImportError(
-            f"runtime llama.cpp needs the package llama-cpp-python; install with: {install_command('llama')}",
+            f"runtime llama.cpp needs the package llama-cpp-python; install with: {install_command('peers')}",
             name="llama_cpp",
         )
     import llama_cpp
