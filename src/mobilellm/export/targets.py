@@ -131,7 +131,7 @@ class Target(Protocol):
         Raises ValueError for a wish that cannot be fulfilled; asked before anything is written.
         """
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         """What can run this very artefact here, the first by default. May be more than are installed."""
 
 

@@ -145,7 +145,7 @@ class GgufTarget:
             texts[f"{stem}.chat_template.jinja"] = source.chat_template
         return texts
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         shared = gguf_model.stated_config(read_gguf(path)).shares_layers
         return {"engine": engine_runtime} | ({} if shared else {"llama.cpp": llama_cpp_runtime})
 

@@ -126,7 +126,7 @@ class HfTarget:
     def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
         return {}
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         return {"transformers": stock_transformers}
 
 

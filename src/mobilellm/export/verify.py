@@ -49,6 +49,8 @@ class Report:
     sha256: str
     bytes: int
     source: str
+    source_sha256: str
+    """Over the source's weights and tokenizer, wherever it lies."""
     parameters: int
     """Of the source, a shared one counted once."""
     options: dict[str, Any]
@@ -110,7 +112,7 @@ def verify(
     checks = [Check("file", 0, 0, "faults", "reads whole"), *inventory_checks(found, expected)]
     checks += _report_check(seen)
     checks += target.checks(path, source, chosen)
-    answers, failures = _answers(target, path, source, settings.runtime, asked, say)
+    answers, failures = _answers(target, path, settings.runtime, asked, say)
     checks += failures
     if not answers:
         return seen.report(checks, chosen)
@@ -134,10 +136,10 @@ def verify(
 
 
 def _answers(
-    target: Target, path: Path, source: Source, only: str | None, asked: Questions, say: Callable[[str], None]
+    target: Target, path: Path, only: str | None, asked: Questions, say: Callable[[str], None]
 ) -> tuple[dict[str, Answers], list[Check]]:
     """Of all runtimes that are installed, or of `only` one, and a failed check for each that broke off."""
-    openers = target.runtimes(path, source)
+    openers = target.runtimes(path)
     if only is not None and only not in openers:
         raise ValueError(f"runtime = {only} cannot run this artefact; choose one of {', '.join(openers)}")
     answers, failures = {}, []
@@ -223,6 +225,7 @@ class _Seen:
             sha256=self.sha256,
             bytes=_size(self.path),
             source=self._source.name,
+            source_sha256=self._source.fingerprint,
             parameters=sum(tensor.numel() for tensor in self._source.tensors.values()),
             options=asdict(options) if options else {},
             runtimes=runtimes or {},
