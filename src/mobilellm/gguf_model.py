@@ -8,7 +8,9 @@ that rotate together lie side by side (2i, 2i + 1), where Llama checkpoints have
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +117,7 @@ def write_model(
         )
     architecture = SHARED if config.shares_layers else PLAIN
     wider = {}
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, _full_disks_told():
         writer = gguf.GGUFWriter(temporary, architecture)
         writer.add_name(name)
         writer.add_quantization_version(2)
@@ -216,6 +218,17 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
 def chat_template(file: GGUF) -> str | None:
     template = file.metadata.get("tokenizer.chat_template")
     return template if isinstance(template, str) else None
+
+
+@contextmanager
+def _full_disks_told() -> Iterator[None]:
+    """numpy writes less than it was given and keeps the reason to itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.EIO, "could not be written whole; is the disk full?") from None
 
 
 def _fitting(kind: BlockType, row: int) -> BlockType:

@@ -55,9 +55,17 @@ def export(
     opened = open_source(source, say)
     if options.unroll and not opened.config.shares_layers:
         raise ValueError(f"unroll = True: {source} shares no layers; leave it out")
+    texts = target.beside(out.name, opened, options)
+    for name in texts:
+        if (out.parent / name).exists() and not overwrite:
+            raise FileExistsError(f"{out.parent / name}: exists; choose another name or pass --overwrite")
     path = unverified_name(out)
     say(f"writing {path}")
     notes = _write(target, opened, path, options)
+    for name, text in texts.items():
+        with atomic_write(out.parent / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        notes.append(f"Beside it: {out.parent / name}")
     report_path(path).unlink(missing_ok=True)  # of what had this name before
     if not compare:
         return Exported(path, notes, None)

@@ -37,6 +37,9 @@ class Options:
     unroll: bool = False
     """Store a shared block once for every time it runs, for readers without sharing: it grows as often."""
 
+    ollama: bool = False
+    """gguf: write a Modelfile for Ollama and the chat template beside the file."""
+
     def chosen(self) -> dict[str, object]:
         """Those that are not left at their default, by name."""
         return {
@@ -68,7 +71,7 @@ KINDS = {
     for kind in (
         Kind("hf", "mobilellm.export.to_hf", frozenset({"type", "unroll"}), ("torch", "transformers"), "hf",
              marker="model.safetensors"),
-        Kind("gguf", "mobilellm.export.to_gguf", frozenset({"type", "embedding_type", "unroll"}),
+        Kind("gguf", "mobilellm.export.to_gguf", frozenset({"type", "embedding_type", "unroll", "ollama"}),
              ("torch", "gguf"), "export", suffix=".gguf"),
     )
 }  # fmt: skip
@@ -122,7 +125,13 @@ class Target(Protocol):
     def checks(self, path: Path, source: Source, options: Options) -> list[Check]:
         """Comparisons that only make sense for this target: values tensor by tensor, delegated layers."""
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        """Text files that go beside an artefact of this final name, by their names. Mostly none.
+
+        Raises ValueError for a wish that cannot be fulfilled; asked before anything is written.
+        """
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         """What can run this very artefact here, the first by default. May be more than are installed."""
 
 
