@@ -49,7 +49,7 @@ _FIELDS = {  # key after the architecture's name -> field of ModelConfig
 }
 _REPEATS, _ORDER = f"{SHARED}.layer_sharing.repeats", f"{SHARED}.layer_sharing.order"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # ggml's kinds of token
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's names for whole files
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's names for whole files
 
 
 class Roles(NamedTuple):
@@ -118,7 +118,7 @@ def write_model(
         writer = gguf.GGUFWriter(temporary, architecture)
         writer.add_name(name)
         writer.add_quantization_version(2)
-        writer.add_file_type(_FILE_TYPES[roles.linear.name])
+        writer.add_file_type(FILE_TYPES[roles.linear.name])
         for key, field in _FIELDS.items():
             value = getattr(config, field)
             add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
@@ -148,7 +148,7 @@ def write_model(
             if values.shape != stored.shape:
                 raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {stored.shape}")
             if stored.name.endswith(("attn_q.weight", "attn_k.weight")):
-                values = _interleaved(values, config.head_dim)
+                values = interleaved(values, config.head_dim)
             writer.write_tensor_data(stored.type.encode(values))
         writer.close()
     return wider
@@ -156,6 +156,14 @@ def write_model(
 
 def read_config(file: GGUF) -> ModelConfig:
     """The model's shape, checked with the tensors that are there. Raises ValueError with one line."""
+    config = stated_config(file)
+    _check_tensors(file, config)
+    _check_rope(file, file.metadata["general.architecture"], config)
+    return config
+
+
+def stated_config(file: GGUF) -> ModelConfig:
+    """The shape as the metadata tells it, whatever tensors are there. Raises ValueError with one line."""
     architecture = file.metadata.get("general.architecture")
     if architecture not in (PLAIN, SHARED):
         raise ValueError(
@@ -175,12 +183,9 @@ def read_config(file: GGUF) -> ModelConfig:
     if architecture == SHARED:
         values["repeats"], values["order"] = _of(file, _REPEATS), _of(file, _ORDER)
     try:
-        config = ModelConfig.from_dict({**values, "tie_word_embeddings": "output.weight" not in file.tensors})
+        return ModelConfig.from_dict({**values, "tie_word_embeddings": "output.weight" not in file.tensors})
     except (ConfigError, TypeError) as error:
         raise ValueError(f"{file.path}: {error}") from None
-    _check_tensors(file, config)
-    _check_rope(file, architecture, config)
-    return config
 
 
 def read_tokenizer(file: GGUF) -> Tokenizer:
@@ -216,7 +221,7 @@ def _bytes_shape(stored: Stored) -> tuple[int, ...]:
     return (*rows, stored.type.nbytes((row,)))
 
 
-def _interleaved(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+def interleaved(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
     rows, columns = values.shape
     heads = values.reshape(rows // head_dim, 2, head_dim // 2, columns)
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)

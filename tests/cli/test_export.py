@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mobilellm.cli.main import _main
+from mobilellm.gguf import read_gguf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from gguf_files import SHAPE, saved, shared
@@ -28,10 +30,12 @@ def test_a_file_says_what_it_holds(model: Path, tmp_path: Path, capsys: pytest.C
         _main(["export", str(model), str(out), "--type", "q4_0", "--embedding-type", "q8_0", "--json"]) == 0
     )
     described = json.loads(capsys.readouterr().out)
-    is_shared = described["architecture"] == "mobilellm"
-    assert is_shared == (described["executed_blocks"] == 2 * described["stored_blocks"])
+    is_shared = read_gguf(out).metadata["general.architecture"] == "mobilellm"
+    assert is_shared == (model.parent.name.startswith("shared"))
     assert described["bytes"] == out.stat().st_size
-    assert set(described["bytes_by_type"]) == {"F32", "Q4_0", "Q8_0"}
+    assert described["verified"]
+    assert described["report"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert set(read_gguf(out).bytes_by_type) == {"F32", "Q4_0", "Q8_0"}
     assert _main(["export", str(model), str(tmp_path / "n.gguf")]) == 0
     assert ("llama.cpp refuses it" in capsys.readouterr().out) == is_shared
 
@@ -81,7 +85,14 @@ def test_rows_that_blocks_do_not_divide_are_named(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "MODEL", "m.bin"], "must end in .gguf"),
+        (["export", "MODEL", "m.bin"], "m.bin: does not tell what to write; name a target: --to"),
+        (["export", "MODEL", "m.bin", "--to", "gguf"], "must end in .gguf"),
+        (["export", "MODEL", "m", "--to", "tflite"], "--to 'tflite' is not a target; choose one of"),
+        (
+            ["export", "MODEL", "m", "--to", "hf", "--embedding-type", "f16"],
+            "--embedding-type f16 does not go",
+        ),
+        (["export", "MODEL", "m.gguf", "--type", "q9"], "--type 'q9' is not known; choose one of"),
         (["export", "nowhere", "m.gguf"], "nowhere: no such directory"),
         (["generate", "there.gguf", "x"], "there.gguf: is no GGUF file"),
         (

@@ -1,95 +1,71 @@
-"""Write a model as the one file that a device runs.
+"""Write a model as what a device runs, compare it with its source there, and only then give it its name.
 
-OUT.gguf holds weights, tokenizer and chat template. `mobilellm generate OUT.gguf` runs it without torch; a
-model without layer sharing runs in llama.cpp and all that is built on it, too. A shared model keeps its
-blocks once, and readers that do not know about sharing refuse it; --unroll stores every step for them.
+The target is told by OUT's name or by --to. gguf: one file for this package's runtime, llama.cpp and Ollama.
+hf: a directory for transformers, a plain Llama that needs no code of ours. The artefact is run in its own
+runtime on real text; one that fails a check, or was not compared, is called OUT.unverified. A shared model
+keeps its blocks once where the target can say so; --unroll stores every step, for readers without sharing.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from mobilellm.cli.tables import print_notes, print_sheet
-
-Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+from mobilellm.cli.artefact import described, print_exported
+from mobilellm.export.targets import KINDS, Options, kind_for, target_of
 
 
 @dataclass(frozen=True)
 class Arguments:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Model directory, training run, or Hub id (org/name)."""
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.gguf")]
-    """File to write; it appears whole or not at all."""
-    type: Kind = "q8_0"
-    """How the blocks' matrices are stored: q8_0 takes 8.5 bits a weight, q4_0 4.5."""
-    embedding_type: Kind | None = None
-    """How embedding and head are stored; by default as the rest."""
-    unroll: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Store a shared block once for every time it runs, for llama.cpp: the file grows as often."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """File or directory to write; it appears whole or not at all."""
+    to: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(KINDS) + "}")] = None
+    """Target; by default what OUT's name ends in."""
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    verify: bool = True
+    """Compare with the source in the artefact's runtime; without, its name stays OUT.unverified."""
+    text: Path | None = None
+    """Text file to compare on; by default the documentation that every Python carries."""
+    tokens: int | None = None
+    """Tokens of it whose logits are compared (default 512)."""
+    runtime: str | None = None
+    """What runs it for the comparison; by default the first that its target names."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Replace OUT.gguf if it is there."""
+    """Replace OUT if it is there."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object."""
 
 
 def run(arguments: Arguments) -> None:
-    from mobilellm.export.to_gguf import export_gguf
-    from mobilellm.gguf import read_gguf
-    from mobilellm.gguf_model import read_config
+    if arguments.to is not None:
+        target_of(arguments.to)
+    kind = KINDS[arguments.to] if arguments.to else kind_for(arguments.out)
+    from mobilellm.cli.artefact import settings_of
+    from mobilellm.export.export import export
 
-    _check_out(arguments.out, arguments.overwrite)
-    wider = export_gguf(
-        arguments.model, arguments.out, arguments.type, arguments.embedding_type, arguments.unroll, _say
+    exported = export(
+        arguments.model,
+        arguments.out,
+        kind,
+        arguments.options,
+        settings_of(arguments.text, arguments.tokens, arguments.runtime),
+        arguments.verify,
+        arguments.overwrite,
+        _say,
     )
-    file = read_gguf(arguments.out)
-    config = read_config(file)
-    architecture = file.metadata["general.architecture"]
     if arguments.json:
-        described = {
-            "file": str(arguments.out),
-            "bytes": arguments.out.stat().st_size,
-            "architecture": architecture,
-            "stored_blocks": config.num_layers,
-            "executed_blocks": config.num_steps,
-            "bytes_by_type": file.bytes_by_type,
-            "wider": wider,
-        }
-        print(json.dumps(described))
-        return
-    blocks = f"{config.num_layers} stored"
-    if config.shares_layers:
-        blocks += f", {config.num_steps} executed"
-    print_sheet(
-        [
-            ("file", f"{arguments.out}, {arguments.out.stat().st_size:,} B"),
-            ("architecture", architecture),
-            ("blocks", blocks),
-            *(("tensors", f"{name}: {size:,} B") for name, size in file.bytes_by_type.items()),
-        ]
-    )
-    notes = [f"{name} is stored as F16: {reason}" for name, reason in wider.items()]
-    if config.shares_layers:
-        notes.append(
-            "Blocks are shared: this package runs the file, llama.cpp refuses it. For llama.cpp: --unroll."
-        )
-    print_notes(
-        [*notes, "Not yet compared with its source in the runtime; try: mobilellm generate, eval ppl."]
-    )
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.suffix != ".gguf":
-        raise ValueError(f"{out}: the name of the file must end in .gguf")
-    if out.is_dir():
-        raise IsADirectoryError(f"{out}: is a directory; name a file")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out}: exists; choose another name or pass --overwrite")
+        print(json.dumps(described(exported, kind)))
+    else:
+        print_exported(exported, kind)
+    if exported.report is not None and not exported.report.passed:
+        sys.exit(1)
 
 
 def _say(message: str) -> None:

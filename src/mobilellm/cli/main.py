@@ -32,7 +32,8 @@ VERBS = {
     "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
-    "export": "a model as the file a device runs",
+    "export": "a model as what a device runs, compared with its source before it gets its name",
+    "verify": "compare what was exported with its source, in its own runtime",
 }
 
 _EXTRAS_OF_VERBS = {"eval": "eval"}

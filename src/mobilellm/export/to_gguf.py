@@ -1,17 +1,140 @@
-"""A model directory as one .gguf file."""
+"""A model as one .gguf file, for this package's runtime and for llama.cpp and all that is built on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mobilellm import gguf_model
+from mobilellm.config import ModelConfig
+from mobilellm.export.arithmetic import Rounding, rounded_logits
+from mobilellm.export.check import Check, count_check
+from mobilellm.export.engine_runtime import engine_runtime
+from mobilellm.export.questions import Floats
+from mobilellm.export.source import Source, growth_note, open_source, stored_name
+from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
+from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES, BlockType
-from mobilellm.gguf_model import Roles
-from mobilellm.model import api, checkpoint, hub
+from mobilellm.gguf_model import FILE_TYPES, SHARED, Roles, interleaved, layout
+from mobilellm.runtime.reference import round_to_8_bits
+from mobilellm.tokenizer import EOS_ID
+
+_WORST_ROW = 2.0
+"""A calibrated method trades errors between weights: a row may be further off than rounding leaves it."""
+
+
+class GgufTarget:
+    """See `Target`."""
+
+    kind = KINDS["gguf"]
+
+    def complete(self, options: Options) -> Options:
+        kind = _type(options.type or "Q8_0").name
+        return dataclasses.replace(
+            options, type=kind, embedding_type=_type(options.embedding_type or kind).name
+        )
+
+    def write(self, source: Source, path: Path, options: Options) -> list[str]:
+        config = _config(source, options)
+        wider = gguf_model.write_model(
+            path, config, _weights(source, options), source.tokenizer, _roles(options), source.directory.name,
+            source.chat_template,
+        )  # fmt: skip
+        notes = [f"{name} is stored as F16: {reason}" for name, reason in wider.items()]
+        if config.shares_layers:
+            notes.append(
+                "Blocks are shared: this package runs the file, llama.cpp refuses it. "
+                "For llama.cpp: --unroll."
+            )
+        elif source.config.shares_layers:
+            notes.append(growth_note(source.config))
+        return notes
+
+    def options_of(self, path: Path, source: Source) -> Options:
+        """Types of the matrices: of the blocks what the metadata says, of the embedding what is there."""
+        file = read_gguf(path)
+        names = {number: name for name, number in FILE_TYPES.items()}
+        stated = file.metadata.get("general.file_type")
+        if stated not in names:
+            raise ValueError(f"{path}: general.file_type = {stated!r}; this package writes none such")
+        embedding = file.tensors.get("token_embd.weight")
+        return Options(
+            type=names[stated],
+            embedding_type=embedding.type.name if embedding else names[stated],
+            unroll=source.config.shares_layers and file.metadata["general.architecture"] != SHARED,
+        )
+
+    def expected(self, source: Source, options: Options) -> Inventory:
+        config = _config(source, options)
+        planned = [stored for _, stored in layout(config, _roles(options))]
+        tokens = sum(len(piece.encode()) + 16 for piece in source.tokenizer.pieces)  # length, score, kind
+        tokens += 32 * (config.vocab_size - source.tokenizer.vocab_size)
+        names = sum(len(stored.name) + 8 + 4 + 8 * len(stored.shape) + 12 for stored in planned)
+        weights = sum(-(-stored.type.nbytes(stored.shape) // 32) * 32 for stored in planned)
+        template = len((source.chat_template or "").encode())
+        return Inventory(
+            config,
+            {stored.name: Stored(stored.shape, stored.type.name) for stored in planned},
+            frozenset({EOS_ID}),
+            weights + names + tokens + template,
+        )
+
+    def inventory(self, path: Path) -> Inventory:
+        file = read_gguf(path)
+        stop = file.metadata.get("tokenizer.ggml.eos_token_id")
+        return Inventory(
+            gguf_model.stated_config(file),
+            {name: Stored(info.shape, info.type.name) for name, info in file.tensors.items()},
+            frozenset({stop} if isinstance(stop, int) else ()),
+            path.stat().st_size,
+        )
+
+    def reference(self, source: Source, options: Options) -> Callable[[Sequence[int]], Floats]:
+        """Weights to the file's types and back; inputs of a matrix in blocks to 8 bits, as reference.py."""
+        types = {name: stored.type for name, stored in layout(source.config, _roles(options))}
+        model = source.model(lambda name, values: torch.from_numpy(_rounded(types[name], values.numpy())))
+        in_blocks = {name for name, kind in types.items() if kind.block > 1}
+
+        def inputs(name: str) -> Rounding | None:
+            return _to_8_bits if name in in_blocks else None
+
+        return lambda tokens: rounded_logits(model, tokens, inputs)
+
+    def checks(self, path: Path, source: Source, options: Options) -> list[Check]:
+        file = read_gguf(path)
+        weights = _weights(source, options)
+        config = _config(source, options)
+        turned: list[str] = []
+        worst, where = 0.0, ""
+        for checkpoint_name, stored in layout(config, _roles(options)):
+            if stored.name not in file.tensors or file.tensors[stored.name].shape != stored.shape:
+                continue  # the check of the tensors names it
+            there, given = file.array(stored.name), weights(checkpoint_name)
+            wanted = given
+            if stored.name.endswith(("attn_q.weight", "attn_k.weight")):
+                wanted = interleaved(given, config.head_dim)
+                if _distance(there, wanted) > _distance(there, given):
+                    turned.append(f"{stored.name}: its rows lie half a head apart")
+                    wanted = given
+            excess, row = _worst_row(there, wanted, stored.type)
+            if excess > worst:
+                worst, where = excess, f"{stored.name}, row {row}"
+        return [
+            count_check("rotary layout", "matrices", turned, "rows of q and k lie pair by pair"),
+            Check("weights", worst, _WORST_ROW, "times the error of rounding", where),
+        ]
+
+    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+        return {"engine": engine_runtime}
+
+
+TARGET = GgufTarget()
 
 
 def export_gguf(
@@ -21,46 +144,49 @@ def export_gguf(
     embedding_kind: str | None = None,
     unroll: bool = False,
     say: Callable[[str], None] = lambda notice: None,
-) -> dict[str, str]:
-    """Write `path` from a model directory, a run or a Hub id, in any layout that `mobilellm.load` reads.
-
-    `kind` is the type of the blocks' matrices, `embedding_kind` that of embedding and head (by default the
-    same). `unroll` stores a shared block once for every time it runs, for readers without sharing. Returns
-    the tensors that stayed in a wider type, and why. Raises ValueError and FileNotFoundError, one line each.
-    """
-    roles = Roles(_type(kind), _type(embedding_kind or kind))
-    directory = hub.resolve(source, say)
-    weights = checkpoint.read_weights(directory)
-    tokenizer = api.read_tokenizer(directory, weights.config)
-    if tokenizer is None:
-        raise FileNotFoundError(f"{source}: has no tokenizer, and a .gguf file needs one to read text")
-    model = checkpoint.build(weights, None, "cpu")
-    named = dict(model.named_parameters())
-    config = model.config.unrolled() if unroll else model.config
-
-    def weight(name: str) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = (
-            named[_stored_name(name, model.config.schedule, unroll)].detach().float().numpy()
-        )
-        return values
-
-    template = directory / "chat_template.jinja"
-    return gguf_model.write_model(
-        path, config, weight, tokenizer, roles, directory.name,
-        template.read_text(encoding="utf-8") if template.is_file() else None,
-    )  # fmt: skip
+) -> list[str]:
+    """Write `path` without comparing it: what `mobilellm export` does first. Returns notes, one line each."""
+    options = TARGET.complete(Options(kind, embedding_kind, unroll))
+    return TARGET.write(open_source(source, say), Path(path), options)
 
 
 def _type(name: str) -> BlockType:
     if name.upper() not in TYPES:
-        raise ValueError(f"type {name!r} is not known; choose one of {', '.join(TYPES)}")
+        raise ValueError(f"type = {name!r} is not known; choose one of {', '.join(TYPES)}")
     return TYPES[name.upper()]
 
 
-def _stored_name(name: str, schedule: tuple[int, ...], unroll: bool) -> str:
-    """The parameter behind a tensor of the file: block n of an unrolled file is that of step n."""
-    head, layers, rest = name.partition("model.layers.")
-    if not (layers and unroll):
-        return name
-    step, _, part = rest.partition(".")
-    return f"{head}{layers}{schedule[int(step)]}.{part}"
+def _roles(options: Options) -> Roles:
+    assert options.type is not None
+    return Roles(_type(options.type), _type(options.embedding_type or options.type))
+
+
+def _config(source: Source, options: Options) -> ModelConfig:
+    return source.config.unrolled() if options.unroll else source.config
+
+
+def _weights(source: Source, options: Options) -> Callable[[str], NDArray[np.float32]]:
+    if not options.unroll:
+        return source.weight
+    return lambda name: source.weight(stored_name(name, source.config))
+
+
+def _rounded(kind: BlockType, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return kind.decode(kind.encode(values), values.shape)
+
+
+def _to_8_bits(x: Tensor) -> Tensor:
+    return torch.from_numpy(round_to_8_bits(x.reshape(-1, x.shape[-1]).numpy())).view(x.shape)
+
+
+def _distance(a: Floats, b: Floats) -> float:
+    return float(np.square(a - b, dtype=np.float64).sum())
+
+
+def _worst_row(there: Floats, wanted: Floats, kind: BlockType) -> tuple[float, int]:
+    """The row furthest from the source, in units of what rounding to the nearest costs it, and its number."""
+    there, wanted = np.atleast_2d(there), np.atleast_2d(wanted)
+    rounding = np.linalg.norm(_rounded(kind, wanted) - wanted, axis=1)
+    unit = rounding + 1e-5 * np.linalg.norm(wanted, axis=1) + 1e-12
+    errors = np.linalg.norm(there - wanted, axis=1) / unit
+    return float(errors.max()), int(errors.argmax())

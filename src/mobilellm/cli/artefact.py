@@ -1,0 +1,78 @@
+"""What `export` and `verify` print of an artefact and of its checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilellm.cli.tables import print_notes, print_sheet, print_table
+
+if TYPE_CHECKING:
+    from mobilellm.export.check import Check
+    from mobilellm.export.export import Exported
+    from mobilellm.export.targets import Kind
+    from mobilellm.export.verify import Report, Settings
+
+
+def settings_of(text: Path | None, tokens: int | None, runtime: str | None) -> Settings:
+    from mobilellm.export.verify import TOKENS, Settings
+
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens = {tokens} must be at least 1")
+    return Settings(text, tokens or TOKENS, runtime)
+
+
+def described(exported: Exported, kind: Kind) -> dict[str, Any]:
+    """As --json prints it."""
+    report = exported.report
+    return {
+        "artefact": str(exported.path),
+        "kind": kind.name,
+        "bytes": _size(exported.path),
+        "notes": exported.notes,
+        "verified": report is not None and report.passed,
+        "report": report.to_dict() if report else None,
+    }
+
+
+def print_exported(exported: Exported, kind: Kind) -> None:
+    from mobilellm.export.verify import report_path
+
+    report = exported.report
+    rows = [("artefact", f"{exported.path}, {_size(exported.path):,} B"), ("kind", kind.name)]
+    if report is not None:
+        rows += _rows(report)
+    print_sheet(rows)
+    if report is not None:
+        print()
+        print_table(("check", "found", "at most", "", ""), [_check_row(check) for check in report.checks])
+    notes = list(exported.notes)
+    if report is None:
+        notes.append(f"Not compared with its source: mobilellm verify {exported.path} --against MODEL")
+    elif report.passed:
+        notes.append(f"Verified. Report: {report_path(exported.path)}")
+    else:
+        notes.append(f"Not verified: {', '.join(report.failed)}. What was compared is no copy of its source.")
+    print_notes(notes)
+
+
+def _rows(report: Report) -> list[tuple[str, str]]:
+    rows = [("bits a weight", f"{report.bits_per_weight:.2f}"), ("run by", report.runtime or "nothing")]
+    if measured := report.fidelity:
+        rows.append(
+            ("perplexity", f"{measured.perplexity:.4g}, of the source {measured.source_perplexity:.4g}")
+        )
+        rows.append(("same next token", f"{measured.agreement:.1%} of {report.text['name']}"))
+    return rows
+
+
+def _check_row(check: Check) -> tuple[str, str, str, str, str]:
+    figure = "-" if check.figure is None else f"{check.figure:.3g}"
+    verdict = "passed" if check.passed else "FAILED"
+    return check.name, figure, f"{check.bar:.3g} {check.unit}", verdict, check.detail
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

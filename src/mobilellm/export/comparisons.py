@@ -1,0 +1,230 @@
+"""The comparisons that every artefact has to pass. Each check has a name, a figure and a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+
+from mobilellm.export.check import Check, count_check
+from mobilellm.export.questions import Answers, Floats, Questions
+from mobilellm.export.targets import Inventory
+from mobilellm.tokenizer import Tokenizer
+
+LOGITS_BAR = 0.05
+"""Root mean square of what logits are off, over that of the logits themselves, both centred. Another order of
+sums, keys and values in float16 and inputs in 8 bits make up to 0.02; a wrong layout makes 0.5 and more."""
+CACHE_BAR = 0.02
+COST_FACTOR, COST_FLOOR = 1.25, 1e-3
+BYTES_BAR = 0.01
+_METADATA_BYTES = 4096
+
+
+def inventory_checks(found: Inventory, expected: Inventory) -> list[Check]:
+    """What lies in the artefact, without running it."""
+    config, wanted = asdict(found.config), asdict(expected.config)
+    runs = {"initializer_range", "tie_word_embeddings"}  # not stored everywhere; a check of its own
+    differing = [
+        f"{name} is {config[name]}, the source's {wanted[name]}"
+        for name in wanted
+        if name not in runs and not _same(config[name], wanted[name])
+    ]
+    off = abs(found.bytes - expected.bytes) - _METADATA_BYTES
+    return [
+        count_check("configuration", "fields", differing, "every field is the source's"),
+        count_check("tied head", "heads", _head_faults(found, expected), "as in the source"),
+        _tensor_check(found, expected),
+        _type_check(found, expected),
+        Check(
+            "bytes", max(0.0, off / expected.bytes), BYTES_BAR, "of the prediction",
+            f"{found.bytes:,} B, predicted {expected.bytes:,} B",
+        ),
+    ]  # fmt: skip
+
+
+class Fidelity(NamedTuple):
+    """How far next-token distributions are from the source's, over the windows."""
+
+    kl: float
+    """Mean KL(source ‖ artefact), nats a token."""
+    cost: float
+    """The same of the reference arithmetic: what the scheme itself costs."""
+    agreement: float
+    """Share of tokens where both would say the same next token."""
+    perplexity: float
+    source_perplexity: float
+
+
+def fidelity(
+    answers: Answers, questions: Questions, source: Sequence[Floats], reference: Sequence[Floats]
+) -> Fidelity:
+    theirs, ours = _log_softmax(np.concatenate(answers.logits)), _log_softmax(np.concatenate(source))
+    rounded = _log_softmax(np.concatenate(reference))
+    return Fidelity(
+        kl=_kl(ours, theirs),
+        cost=_kl(ours, rounded),
+        agreement=float((ours.argmax(1) == theirs.argmax(1)).mean()),
+        perplexity=_perplexity(theirs, questions.windows),
+        source_perplexity=_perplexity(ours, questions.windows),
+    )
+
+
+def answer_checks(
+    answers: Answers,
+    questions: Questions,
+    tokenizer: Tokenizer,
+    reference: Callable[[Sequence[int]], Floats],
+    reference_logits: Sequence[Floats],
+    measured: Fidelity,
+) -> list[Check]:
+    """What the artefact does in its runtime, beside the source's tokenizer and the reference arithmetic."""
+    wanted = np.concatenate(reference_logits)
+    off = _off(np.concatenate(answers.logits), wanted)
+    at_once = answers.logits[0][: len(questions.steps)]
+    stepwise = _relative(_off(answers.steps, at_once), at_once)
+    allowed = COST_FACTOR * measured.cost + COST_FLOOR
+    return [
+        _tokenizer_check(answers, questions, tokenizer),
+        Check(
+            "logits", _relative(off, wanted), LOGITS_BAR, "of the reference's", f"{len(wanted)} tokens"
+        ),
+        Check(
+            "scheme's cost", measured.kl, allowed, "nats a token",
+            f"KL from the source; the scheme itself costs {measured.cost:.2g}",
+        ),
+        Check("cache", stepwise, CACHE_BAR, "of all at once", f"{len(questions.steps)} tokens, one by one"),
+        _greedy_check(answers, questions, tokenizer.vocab_size, reference, off),
+    ]  # fmt: skip
+
+
+def stop_check(found: Inventory, expected: Inventory, answers: Answers, questions: Questions) -> Check:
+    """The artefact names the stop tokens, and generation ends when the model wants one."""
+    after, token = questions.stop
+    faults = [
+        f"the artefact does not name {stop} as stop token" for stop in expected.stop_ids - found.stop_ids
+    ]
+    faults += [f"the artefact stops at {stop}" for stop in found.stop_ids - expected.stop_ids]
+    new = answers.stopped
+    kept_to_itself = len(new) == after  # as some runtimes do with a stop token
+    if not kept_to_itself and token not in new[-1:]:
+        faults.append(f"generation goes on after token {token}")
+    return count_check("stop token", "faults", faults, f"generation ends with token {token}")
+
+
+def _head_faults(found: Inventory, expected: Inventory) -> list[str]:
+    if found.config.tie_word_embeddings == expected.config.tie_word_embeddings:
+        return []
+    words = {True: "tied to the embedding", False: "a matrix of its own"}
+    return [
+        f"the head is {words[found.config.tie_word_embeddings]}, in the source "
+        f"{words[expected.config.tie_word_embeddings]}"
+    ]
+
+
+def _tensor_check(found: Inventory, expected: Inventory) -> Check:
+    there, wanted = found.tensors, expected.tensors
+    faults = [f"{name} is missing" for name in wanted if name not in there]
+    faults += [f"{name} is too much" for name in there if name not in wanted]
+    faults += [
+        f"{name} has shape {list(there[name].shape)}, expected {list(wanted[name].shape)}"
+        for name in wanted
+        if name in there and there[name].shape != wanted[name].shape
+    ]
+    return count_check("tensors", "tensors", faults, f"all {len(wanted)} by name and shape")
+
+
+def _type_check(found: Inventory, expected: Inventory) -> Check:
+    faults = [
+        f"{name} is {found.tensors[name].type}, expected {stored.type}"
+        for name, stored in expected.tensors.items()
+        if name in found.tensors and found.tensors[name].type != stored.type
+    ]
+    return count_check("types", "tensors", faults, _counted(expected.tensors))
+
+
+def _counted(tensors: Mapping[str, object]) -> str:
+    kinds: dict[str, int] = {}
+    for stored in tensors.values():
+        kind = getattr(stored, "type", "?")
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def _tokenizer_check(answers: Answers, questions: Questions, tokenizer: Tokenizer) -> Check:
+    wanted = tokenizer.encode_batch(questions.texts)
+    faults = [
+        f"{questions.texts[index][:40]!r} gives other ids"
+        for index, ids in enumerate(wanted)
+        if index >= len(answers.ids) or answers.ids[index] != ids
+    ]
+    total = sum(map(len, wanted))
+    return count_check("tokenizer", "texts", faults, f"{len(wanted)} texts, {total:,} ids")
+
+
+def _greedy_check(
+    answers: Answers,
+    questions: Questions,
+    vocabulary: int,
+    reference: Callable[[Sequence[int]], Floats],
+    off: Floats | None,
+) -> Check:
+    """Each token must be the reference's first choice, or so near it that what logits are off explains it."""
+    new = answers.greedy
+    if not new or off is None:
+        return Check("greedy text", None, 0, "tokens", "there is nothing to compare")
+    logits = reference([*questions.prompt, *new[:-1]])[len(questions.prompt) - 1 :]
+    named = logits[:, :vocabulary]  # the embedding may have more rows, which a runtime may leave out or not
+    behind = named.max(axis=1) - logits[np.arange(len(new)), new]
+    allowed = min(2 * float(np.abs(off).max()), float(logits.std(axis=1).mean())) + 1e-4
+    faults = [f"token {index} ({new[index]})" for index in np.flatnonzero(behind > allowed)]
+    first = int((behind <= 0).sum())
+    compared = f"{first} of {len(new)} are the reference's first choice, the rest near it"
+    return count_check("greedy text", "tokens", faults, compared)
+
+
+def _same(a: object, b: object) -> bool:
+    """Numbers that a file holds in 32 bits are compared so."""
+    if isinstance(a, float) and isinstance(b, float):
+        return bool(np.float32(a) == np.float32(b))
+    return a == b
+
+
+def _off(found: Floats, wanted: Floats) -> Floats | None:
+    """What centred logits are off; None for some that cannot be compared."""
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return None
+    off: Floats = _centred(found) - _centred(wanted)
+    return off
+
+
+def _relative(off: Floats | None, wanted: Floats) -> float | None:
+    """Root mean square of what logits are off, over that of the wanted ones."""
+    if off is None:
+        return None
+    return float(np.sqrt(np.square(off, dtype=np.float64).mean() / np.square(_centred(wanted)).mean()))
+
+
+def _centred(logits: Floats) -> Floats:
+    out: Floats = logits - logits.mean(axis=1, keepdims=True)
+    return out
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    out: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return out
+
+
+def _kl(first: Floats, second: Floats) -> float:
+    return float((np.exp(first) * (first - second)).sum(axis=1, dtype=np.float64).mean())
+
+
+def _perplexity(log_likelihoods: Floats, windows: Sequence[Sequence[int]]) -> float:
+    total, count, row = 0.0, 0, 0
+    for window in windows:
+        rows = np.arange(row, row + len(window) - 1)
+        total -= float(log_likelihoods[rows, window[1:]].sum(dtype=np.float64))
+        count, row = count + len(rows), row + len(window)
+    return float(np.exp(total / count))

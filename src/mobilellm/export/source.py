@@ -1,0 +1,95 @@
+"""The model an artefact is made of and compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobilellm.config import ModelConfig
+from mobilellm.model import api, checkpoint, hub
+from mobilellm.model.transformer import MobileLLM
+from mobilellm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model directory as read: its weights in the dtype they are stored in, one entry a parameter."""
+
+    name: str
+    """What the user typed."""
+    directory: Path
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    tokenizer: Tokenizer
+    chat_template: str | None
+    repairs: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A parameter in float32, by its checkpoint name."""
+        values: NDArray[np.float32] = self.tensors[name].to(torch.float32).numpy()
+        return values
+
+    def model(self, rounded: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor) -> MobileLLM:
+        """In PyTorch, float32; `rounded` may change each parameter (name, values) on the way."""
+        tensors = {name: rounded(name, tensor.float()) for name, tensor in self.tensors.items()}
+        return checkpoint.build(checkpoint.Weights(self.config, tensors, "llama", ()), torch.float32)
+
+
+def open_source(source: str | Path, say: Callable[[str], None]) -> Source:
+    """A model directory, a run or a Hub id, in any layout that `mobilellm.load` reads.
+
+    Raises ValueError and FileNotFoundError, one line each, for what is no model of ours, for weights that are
+    not finite, and for a model without a tokenizer.
+    """
+    directory = hub.resolve(source, say)
+    weights = checkpoint.read_weights(directory)
+    tokenizer = api.read_tokenizer(directory, weights.config)
+    if tokenizer is None:
+        raise FileNotFoundError(f"{source}: has no tokenizer, and an artefact needs one to read text")
+    repairs = weights.repairs + tokenizer.repairs
+    for repair in repairs:
+        say(f"{source}: repaired: {repair}")
+    return Source(
+        str(source), directory, weights.config, weights.tensors, tokenizer, _chat_template(directory), repairs
+    )
+
+
+def _chat_template(directory: Path) -> str | None:
+    """From chat_template.jinja, or, as older files have it, from tokenizer_config.json."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    try:
+        values = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    template = values.get("chat_template") if isinstance(values, dict) else None
+    return template if isinstance(template, str) else None
+
+
+def stored_name(name: str, config: ModelConfig) -> str:
+    """The parameter behind a name of the unrolled model: block n there is the block that step n runs."""
+    head, layers, rest = name.partition("model.layers.")
+    if not layers:
+        return name
+    step, _, part = rest.partition(".")
+    return f"{head}{layers}{config.schedule[int(step)]}.{part}"
+
+
+def growth_note(config: ModelConfig) -> str:
+    """What unrolling a shared model costs, said aloud."""
+    return (
+        f"Unrolled: {config.num_layers} stored blocks become {config.num_steps}; what the blocks take, "
+        f"stored and in memory, grows {config.repeats} times."
+    )
