@@ -133,24 +133,27 @@ class Linear(nn.Module):
         self.bits = matrix.bits
         self.register_buffer("codes", matrix.codes)
         if matrix.scales is not None:
-            self.register_buffer("scales", matrix.scales.float())
-            self.register_buffer("zeros", torch.zeros(matrix.scales.shape, dtype=torch.int8))
+            scales = matrix.scales.float()
+            scales = scales[:, 0] if scales.shape[1] == 1 else scales
+            self.register_buffer("scales", scales)
+            self.register_buffer("zeros", torch.zeros(scales.shape, dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits == 32:
             return F.linear(x, self.codes)
-        from torchao.quantization.quant_primitives import (
-            MappingType, choose_qparams_affine, dequantize_affine, quantize_affine,
-        )  # fmt: skip
-
-        row = [1] * (x.ndim - 1) + [x.shape[-1]]
-        scale, zero = choose_qparams_affine(
-            x, MappingType.ASYMMETRIC, row, torch.int8, scale_dtype=torch.float32, zero_point_dtype=torch.int8
-        )
-        x = dequantize_affine(quantize_affine(x, row, scale, zero, torch.int8), row, scale, zero, torch.int8)
-        group = [1, self.codes.shape[1] // self.scales.shape[1]]
-        limits = (-8, 7) if self.bits == 4 else (-128, 127)
-        weight = dequantize_affine(self.codes, group, self.scales, self.zeros, torch.int8, *limits)
+        quantised = torch.ops.quantized_decomposed
+        scale, zero = quantised.choose_qparams_per_token_asymmetric(x, torch.int8)
+        x = quantised.quantize_per_token(x, scale, zero, -128, 127, torch.int8)
+        x = quantised.dequantize_per_token(x, scale, zero, -128, 127, torch.int8, torch.float32)
+        if self.scales.ndim == 1:
+            weight = quantised.dequantize_per_channel(
+                self.codes, self.scales, self.zeros, 0, -127, 127, torch.int8
+            )
+        else:
+            group = self.codes.shape[1] // self.scales.shape[1]
+            weight = quantised.dequantize_per_channel_group(
+                self.codes, self.scales, self.zeros, -8, 7, torch.int8, group, torch.float32
+            )
         return F.linear(x, weight)
 
 
