@@ -27,7 +27,7 @@ FLOORS = {
         "compiled",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
-    3: {"train", "eval", "quant"},
+    3: {"train", "eval", "quant", "bench"},
     4: {"export", "serve", "report"},
     5: {"cli", "__main__"},
 }  # fmt: skip

@@ -53,7 +53,7 @@ def open_library(recipe: Recipe) -> ctypes.CDLL:
         filter(None, map(shutil.which, recipe.compilers)), None
     )
     if compiler is None:
-        raise NotCompiledError(f"there is no compiler ({', '.join(recipe.compilers)})")
+        raise NotCompiledError(f"there is no compiler ({', '.join(recipe.compilers)}); install one of them")
     texts = _texts(recipe)
     name = f"{recipe.name}-{_fingerprint(recipe, compiler, texts)}.so"
     try:

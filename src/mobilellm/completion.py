@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from mobilellm.text_stream import TextStream
 from mobilellm.tokenizer import Tokenizer
 
-FinishReason = Literal["eos", "stop", "length", "context"]
+FinishReason = Literal["eos", "stop", "length", "context", "cancelled"]
 
 
 class NewToken(NamedTuple):
     row: int
-    token: int
+    token: int | None  # None where the row was cancelled
     finish: FinishReason | None  # set on the row's last token
 
 
 class Completion(NamedTuple):
     """What was generated for one prompt; the prompt itself is not repeated.
 
-    `finish` is "eos", "stop" (a stop string, not part of the text), "length" (max_new_tokens) or "context"
-    (the model's context is full).
+    `finish` is "eos", "stop" (a stop string, not part of the text), "length" (max_new_tokens), "context" (the
+    model's context is full) or "cancelled" (another thread did, and this is what there was by then).
     """
 
     text: str
@@ -33,7 +34,7 @@ class Piece(NamedTuple):
     """One new token of one prompt and the text that can be shown after it (often several, or none)."""
 
     row: int
-    token: int
+    token: int | None  # None where the row was cancelled
     text: str
     finish: FinishReason | None  # set on the row's last piece
 
@@ -84,21 +85,36 @@ def stream_text(
     What `generate` refuses at once is refused here at once.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    streams = [TextStream(tokenizer, stop, first=not prompt) for prompt in prompts]
-    shown = ""
+    rows = [RowText(tokenizer, stop, first=not prompt) for prompt in prompts]
 
     def until(row: int, token: int) -> bool:
-        nonlocal shown
-        shown = streams[row].push(token)
-        return streams[row].stopped
+        return rows[row].push(token)
 
     def pieces(tokens: Iterator[NewToken]) -> Iterator[Piece]:
-        nonlocal shown
-        for row, token, finish in tokens:
-            text, shown = shown, ""
-            yield Piece(row, token, text + streams[row].finish() if finish else text, finish)
+        for new in tokens:
+            yield rows[new.row].piece(new)
 
     return pieces(generate(tokenizer.encode_batch(prompts), until))
+
+
+class RowText:
+    """One row's tokens as pieces of text.
+
+    Each token but EOS is pushed when it is drawn; several may be before the first is made a piece.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), first: bool = False) -> None:
+        self._stream = TextStream(tokenizer, stop, first)
+        self._texts: deque[str] = deque()
+
+    def push(self, token: int) -> bool:
+        """Whether a stop string is there now."""
+        self._texts.append(self._stream.push(token))
+        return self._stream.stopped
+
+    def piece(self, new: NewToken) -> Piece:
+        text = "" if new.finish in ("eos", "cancelled") else self._texts.popleft()
+        return Piece(new.row, new.token, text + self._stream.finish() if new.finish else text, new.finish)
 
 
 def completions(pieces: Iterable[Piece], count: int) -> list[Completion]:
@@ -107,7 +123,8 @@ def completions(pieces: Iterable[Piece], count: int) -> list[Completion]:
     reasons: list[FinishReason] = ["length"] * count
     for piece in pieces:
         texts[piece.row] += piece.text
-        tokens[piece.row].append(piece.token)
+        if piece.token is not None:
+            tokens[piece.row].append(piece.token)
         reasons[piece.row] = piece.finish or reasons[piece.row]
     return [Completion(*row) for row in zip(texts, tokens, reasons, strict=True)]
 

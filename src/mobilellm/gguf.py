@@ -11,9 +11,11 @@ Layout: the GGUF specification of ggml-org/ggml (docs/gguf.md).
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ _NUMBERS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_HASHED_AT_ONCE = 2**24
 _SMALLEST_PAIR, _SMALLEST_TENSOR = 13, 32
 """Bytes that a metadata pair and a tensor's description take at least."""
 
@@ -66,6 +69,27 @@ class GGUF:
         for tensor in self.tensors.values():
             sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
         return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the whole file, in hexadecimal: about a second a gigabyte."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self.data), _HASHED_AT_ONCE):
+            digest.update(self.data[start : start + _HASHED_AT_ONCE].data)
+            self.let_go(start, _HASHED_AT_ONCE)
+        return digest.hexdigest()
+
+    def let_go(self, start: int, length: int) -> None:
+        """Let the system drop bytes of the map from this process's memory. They can be read again."""
+        base: Any = self.data.base
+        mapped: Any = getattr(base, "obj", base)  # numpy holds the map by way of a memoryview
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if advice is None or not isinstance(mapped, mmap.mmap):
+            return
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        length = min(start + length, len(self.data)) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            mapped.madvise(advice, first, length)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor as they lie in the file."""

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 32
+_NUMBERS_AT_ONCE = 2**17
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -51,10 +52,14 @@ class BlockType:
             raise ValueError(
                 f"{self.name}: rows of {values.shape[-1]} numbers are no multiple of {self.block}, its block"
             )
-        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, self.block)
-        if not np.isfinite(flat).all():
-            raise ValueError(f"{self.name}: there are numbers that are not finite")
-        return self._encode(flat).reshape(-1)
+        flat, rows = values.reshape(-1, self.block), _NUMBERS_AT_ONCE // self.block
+        encoded = np.empty((len(flat), self.block_bytes), np.uint8)
+        for start in range(0, len(flat), rows):  # what lies between stays in the processor's cache
+            some = np.ascontiguousarray(flat[start : start + rows], dtype=np.float32)
+            if not np.isfinite(some).all():
+                raise ValueError(f"{self.name}: there are numbers that are not finite")
+            encoded[start : start + rows] = self._encode(some).reshape(-1, self.block_bytes)
+        return encoded.reshape(-1)
 
     def decode(self, raw: Bytes, shape: Sequence[int]) -> Floats:
         return self._decode(raw.reshape(-1, self.block_bytes)).reshape(tuple(shape))

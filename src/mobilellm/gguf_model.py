@@ -8,7 +8,9 @@ that rotate together lie side by side (2i, 2i + 1), where Llama checkpoints have
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +50,7 @@ _FIELDS = {  # key after the architecture's name -> field of ModelConfig
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _REPEATS, _ORDER = f"{SHARED}.layer_sharing.repeats", f"{SHARED}.layer_sharing.order"
+_ROTATED = ("attn_q.weight", "attn_k.weight")
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # ggml's kinds of token
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's names for whole files
 
@@ -114,7 +117,7 @@ def write_model(
         )
     architecture = SHARED if config.shares_layers else PLAIN
     wider = {}
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, _full_disks_told():
         writer = gguf.GGUFWriter(temporary, architecture)
         writer.add_name(name)
         writer.add_quantization_version(2)
@@ -147,7 +150,7 @@ def write_model(
             values = weight(checkpoint_name)
             if values.shape != stored.shape:
                 raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {stored.shape}")
-            if stored.name.endswith(("attn_q.weight", "attn_k.weight")):
+            if stored.name.endswith(_ROTATED):
                 values = interleaved(values, config.head_dim)
             writer.write_tensor_data(stored.type.encode(values))
         writer.close()
@@ -188,6 +191,14 @@ def stated_config(file: GGUF) -> ModelConfig:
         raise ValueError(f"{file.path}: {error}") from None
 
 
+def read_weight(file: GGUF, config: ModelConfig, checkpoint_name: str) -> NDArray[np.float32]:
+    """A tensor by its checkpoint name, as `write_model` was given it but for the rounding of its type."""
+    any_type = Roles(TYPES["F32"], TYPES["F32"])
+    name = dict(layout(config, any_type))[checkpoint_name].name
+    values = file.array(name)
+    return _half_apart(values, config.head_dim) if name.endswith(_ROTATED) else values
+
+
 def read_tokenizer(file: GGUF) -> Tokenizer:
     """The tokenizer inside. Raises ValueError for one that is not Llama's SentencePiece."""
     metadata, path = file.metadata, file.path
@@ -211,6 +222,17 @@ def chat_template(file: GGUF) -> str | None:
     return template if isinstance(template, str) else None
 
 
+@contextmanager
+def _full_disks_told() -> Iterator[None]:
+    """numpy writes less than it was given and keeps the reason to itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.EIO, "could not be written whole; is the disk full?") from None
+
+
 def _fitting(kind: BlockType, row: int) -> BlockType:
     return kind if row % kind.block == 0 else TYPES["F16"]
 
@@ -224,6 +246,13 @@ def _bytes_shape(stored: Stored) -> tuple[int, ...]:
 def interleaved(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
     rows, columns = values.shape
     heads = values.reshape(rows // head_dim, 2, head_dim // 2, columns)
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)
+
+
+def _half_apart(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    """The inverse of `interleaved`."""
+    rows, columns = values.shape
+    heads = values.reshape(rows // head_dim, head_dim // 2, 2, columns)
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)
 
 

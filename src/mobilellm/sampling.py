@@ -135,6 +135,7 @@ def _top(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 def _penalised(logits: Floats, seen: set[int], penalty: float) -> Floats:
     out = logits.copy()
     ids = np.fromiter(seen, dtype=np.int64, count=len(seen))
+    ids = ids[ids < len(logits)]  # an embedding may have rows that no tokenizer knows
     chosen = out[ids]
     out[ids] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
     return out

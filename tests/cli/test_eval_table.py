@@ -36,8 +36,8 @@ def identity_of(model: str) -> ModelIdentity:
 class Machine:
     """Opens any model but those of `gated`; makes up its answers."""
 
-    def __init__(self, gated: tuple[str, ...] = ()) -> None:
-        self.gated, self.scored = gated, list[str]()
+    def __init__(self, gated: tuple[str, ...] = (), dtype: str = "bfloat16") -> None:
+        self.gated, self.dtype, self.scored = gated, dtype, list[str]()
 
     def run(self, *models: str, **settings: Any) -> None:
         arguments = Table(models, **settings)
@@ -46,7 +46,7 @@ class Machine:
         def open_model(model: str) -> Iterator[Opened]:
             if model in self.gated:
                 raise OSError(f"You are trying to access a gated repo.\n{model} needs a token.")
-            yield Opened(Model(identity_of(model)))
+            yield Opened(Model(replace(identity_of(model), dtype=self.dtype)))
 
         def evaluate(opened: Opened) -> Record:
             self.scored.append(opened.model.identity.name)
@@ -156,6 +156,13 @@ def test_what_is_recorded_is_not_scored_again(capsys: pytest.CaptureFixture[str]
         if "data_dir" in settings:  # the record made now says so, and serves the next time
             machine.run("OPT-125M", records=Path("kept"), **settings)
         assert len(machine.scored) == before + 1
+
+
+def test_a_record_of_widened_weights_serves_their_dtype() -> None:
+    machine = Machine(dtype="bfloat16 (computed in float32)")
+    for dtype in (None, "bfloat16", "bfloat16", "float32"):
+        machine.run("OPT-125M", records=Path("kept"), options=ModelOptions(dtype=dtype))
+    assert len(machine.scored) == 2
 
 
 def test_one_that_fails_says_why_and_the_others_go_on(

@@ -394,9 +394,11 @@ import numpy as np
 from mobilellm.gguf import read_gguf
 from mobilellm.runtime import engine, native_library
 flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
-native_library.RECIPE = dataclasses.replace(
-    native_library.RECIPE, flags=(*native_library.RECIPE.flags, *flags), link_flags=(*native_library.RECIPE.link_flags, *flags)
+recipe = native_library.recipe()
+recipe = dataclasses.replace(
+    recipe, flags=(*recipe.flags, *flags), link_flags=(*recipe.link_flags, *flags)
 )
+native_library.recipe = lambda: recipe
 for path in sys.argv[1:]:
     damaged = path + ".damaged"
     raw = bytearray(open(path, "rb").read())

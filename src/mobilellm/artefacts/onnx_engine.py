@@ -24,7 +24,7 @@ class OnnxModel:
         """Raises FileNotFoundError, ImportError, or ValueError with one line naming file and fault."""
         import onnxruntime
 
-        self.file = _model_file(directory)
+        self.file = model_file(directory)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
@@ -87,7 +87,7 @@ class OnnxCache(Room):
         }
 
 
-def _model_file(directory: Path) -> Path:
+def model_file(directory: Path) -> Path:
     """The .onnx file that genai_config.json names."""
     described = directory / GENAI_CONFIG
     if not described.is_file():

@@ -57,8 +57,11 @@ def print_exported(exported: Exported, kind: Kind) -> None:
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:
-    rows = [("bits a weight", f"{report.bits_per_weight:.2f}"), ("run by", report.runtime or "nothing")]
-    if measured := report.fidelity:
+    rows = [
+        ("bits a weight", f"{report.bits_per_weight:.2f}"),
+        ("run by", ", ".join(report.runtimes.values()) or "nothing"),
+    ]
+    for measured in report.fidelity.values():
         rows.append(
             ("perplexity", f"{measured.perplexity:.4g}, of the source {measured.source_perplexity:.4g}")
         )

@@ -162,7 +162,7 @@ def _fits(arguments: Table) -> Callable[[Record], bool]:
             record.protocol.get("limit") == arguments.limit
             # The texts of local files are not always lm-eval's.
             and isinstance(record.protocol.get("data"), dict) == (arguments.data_dir is not None)
-            and options.dtype in (None, record.model.dtype)
+            and options.dtype in (None, record.model.weights_dtype)
             and options.backend in ("auto", record.model.backend)
         )
 

@@ -56,6 +56,11 @@ class ModelIdentity:
     """Of the stored weights."""
     config: dict[str, Any]
 
+    @property
+    def weights_dtype(self) -> str:
+        """`dtype` without what it may say of the arithmetic, "bfloat16 (computed in float32)"."""
+        return self.dtype.partition(" ")[0]
+
 
 class LanguageModel(Protocol):
     """A model and its tokenizer."""

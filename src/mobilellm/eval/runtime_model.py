@@ -16,7 +16,9 @@ from mobilellm.completion import NewToken, Until, continue_texts
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.request_rows import check
 from mobilellm.gguf import read_gguf
-from mobilellm.runtime.session import PREFILL_CHUNK, RuntimeModel, load
+from mobilellm.runtime.decoding import Decoding
+from mobilellm.runtime.generation import PREFILL_CHUNK
+from mobilellm.runtime.session import RuntimeModel, load
 from mobilellm.tokenizer import BOS_ID
 
 _ROWS_AT_ONCE = 256
@@ -110,7 +112,9 @@ class GgufModel:
         """The text that follows each prompt, up to a stop string, EOS, `max_tokens` or a full context."""
 
         def tokens(prompts: Sequence[Sequence[int]], until: Until) -> Iterator[NewToken]:
-            return self._model.generate_tokens(prompts, max_new_tokens=max_tokens, until=until)
+            return self._model.generate_tokens(
+                prompts, max_new_tokens=max_tokens, until=until, decoding=Decoding(context="stop")
+            )
 
         return [continue_texts(self._model.tokenizer, [prompt], stop, tokens)[0] for prompt in prompts]
 

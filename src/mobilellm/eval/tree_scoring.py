@@ -21,7 +21,7 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import PAD_ID
 
 LOGITS_AT_ONCE = 2**24
-"""Elements of the float32 logits held at a time: 64 MiB, whatever batch and vocabulary."""
+"""Elements of the logits held at a time: 64 MiB in float32, whatever batch and vocabulary."""
 
 
 class Rows(NamedTuple):
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
     tokens: Tensor  # (B, T)
     depths: Tensor  # (B, T)
-    mask: Tensor | None  # (B, 1, T, T), True where a query may look; None where that is plain causality
+    ends: Tensor | None  # (B, T) where what a node is part of ends; None where all see all before them
 
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def answers(
     wanted = np.concatenate([requests[request].continuation for request, _ in places])
     states, which = np.unique(np.concatenate([nodes for _, nodes in places]), return_inverse=True)
     asked = torch.from_numpy(states).to(rows.tokens.device)
-    hidden = states_at(model, fused, rows.tokens, rows.depths, rows.mask, asked)  # (R, E)
+    hidden = states_at(model, fused, rows.tokens, rows.depths, rows.ends, asked)  # (R, E)
     likelihoods, best = _predicted(model, fused, hidden, which, wanted)
     cuts = np.cumsum([len(nodes) for _, nodes in places])[:-1]
     parts = zip(places, np.split(likelihoods, cuts), np.split(best, cuts), strict=True)
@@ -57,15 +57,16 @@ def _rows(trees: Sequence[PrefixTree], device: torch.device) -> Rows:
     width = max(map(len, trees))
     shape = (len(trees), width)
     tokens, depths = np.full(shape, PAD_ID, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    ends = np.tile(np.arange(1, width + 1), (len(trees), 1))
+    ends = np.tile(np.arange(1, width + 1, dtype=np.int32), (len(trees), 1))
     for row, tree in enumerate(trees):
         tokens[row, : len(tree)], depths[row, : len(tree)] = tree.tokens, tree.depths
         ends[row, : len(tree)] = tree.ends
-    mask = None
-    if not all(tree.is_chain for tree in trees):
-        nodes, last = torch.arange(width, device=device), torch.from_numpy(ends).to(device)[:, None]
-        mask = ((nodes <= nodes[:, None]) & (nodes[:, None] < last))[:, None]
-    return Rows(torch.from_numpy(tokens).to(device), torch.from_numpy(depths).to(device), mask)
+    chains = all(tree.is_chain for tree in trees)
+    return Rows(
+        torch.from_numpy(tokens).to(device),
+        torch.from_numpy(depths).to(device),
+        None if chains else torch.from_numpy(ends).to(device),
+    )
 
 
 def _predicted(
@@ -84,10 +85,10 @@ def _predicted(
     likelihoods, best = [], []
     for number, states in enumerate(torch.split(hidden, at_once)):
         pairs = slice(int(bounds[number]), int(bounds[number + 1]))
-        logits = model.logits(states, fused).float()
+        logits = model.logits(states, fused)
         here = row[pairs] - number * at_once
         total, highest = summary(logits)
-        likelihoods.append(logits[here, token[pairs]] - total[here])
+        likelihoods.append(logits[here, token[pairs]].float() - total[here])
         best.append(highest[here] == token[pairs])
     back = np.empty_like(order)
     back[order] = np.arange(len(order))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mobilellm import __version__
 from mobilellm.config import ModelConfig
 from mobilellm.export.questions import Floats
-from mobilellm.runtime.session import PREFILL_CHUNK, Engine, RuntimeModel, load
+from mobilellm.runtime.generation import PREFILL_CHUNK, Engine
+from mobilellm.runtime.session import RuntimeModel, load
 
 
 class EngineRuntime:
@@ -38,7 +39,8 @@ class EngineRuntime:
         model = self._model
         if forced is not None:
             model = dataclasses.replace(model, engine=_Wanting(model.engine, *forced))
-        return [new.token for new in model.generate_tokens([prompt], max_new_tokens=most)]
+        drawn = model.generate_tokens([prompt], max_new_tokens=most)
+        return [new.token for new in drawn if new.token is not None]  # None is a cancelled row's
 
     def _fed(self, tokens: Sequence[int], at_once: int) -> Floats:
         engine, ids = self._model.engine, np.array(tokens)
@@ -72,6 +74,9 @@ class _Wanting:
 
     def forward_batch(self, feeds: Sequence[tuple[NDArray[np.integer], Any]]) -> Floats:
         return self._engine.forward_batch(feeds)
+
+    def cancel(self) -> None:
+        self._engine.cancel()
 
     def logits(self, states: Floats) -> Floats:
         logits = self._engine.logits(states)

@@ -27,6 +27,8 @@ Floats = NDArray[np.float32]
 
 TYPE_OF = {"fp32": TYPES["F32"], "int8": TYPES["Q8_0"], "int4": TYPES["Q4_0"]}
 """How matrices are stored -> the same numbers in GGUF."""
+CONFIG, TYPE, EMBEDDING_TYPE = "mobilellm.config", "mobilellm.type", "mobilellm.embedding_type"
+"""What the file says of itself, in its metadata."""
 OPSET, IR_VERSION = 21, 10  # of 2024: read by onnxruntime 1.20 and later
 
 
@@ -99,7 +101,8 @@ def model_proto(
     made = helper.make_graph(graph.nodes, "mobilellm", inputs, outputs, list(graph.initializers.values()))
     domains = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(made, opset_imports=domains, ir_version=IR_VERSION, producer_name="mobilellm")
-    helper.set_model_props(model, {"mobilellm.config": config.to_json(), "mobilellm.type": kind})
+    said = {CONFIG: config.to_json(), TYPE: kind, EMBEDDING_TYPE: embedding_kind}
+    helper.set_model_props(model, said)
     return model, graph
 
 

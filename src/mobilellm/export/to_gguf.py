@@ -16,6 +16,8 @@ from mobilellm.config import ModelConfig
 from mobilellm.export.arithmetic import Rounding, rounded_logits
 from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import engine_runtime
+from mobilellm.export.llama_cpp_runtime import llama_cpp_runtime
+from mobilellm.export.ollama import modelfile
 from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source, growth_note, open_source, stored_name
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
@@ -130,8 +132,22 @@ class GgufTarget:
             Check("weights", worst, _WORST_ROW, "times the error of rounding", where),
         ]
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
-        return {"engine": engine_runtime}
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        """With `ollama`, NAME.Modelfile, and the chat template where there is one."""
+        if not options.ollama:
+            return {}
+        config = _config(source, options)
+        if config.shares_layers:
+            raise ValueError("ollama = True: Ollama knows no shared blocks; add --unroll")
+        stem = name.removesuffix(".gguf")
+        texts = {f"{stem}.Modelfile": modelfile(name, config, source.chat_template)}
+        if source.chat_template is not None:
+            texts[f"{stem}.chat_template.jinja"] = source.chat_template
+        return texts
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
+        shared = gguf_model.stated_config(read_gguf(path)).shares_layers
+        return {"engine": engine_runtime} | ({} if shared else {"llama.cpp": llama_cpp_runtime})
 
 
 TARGET = GgufTarget()

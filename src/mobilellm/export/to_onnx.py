@@ -11,14 +11,30 @@ how many pairs of keys and values to hand over.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mobilellm.artefacts.onnx_engine import OnnxModel, model_file
 from mobilellm.config import ModelConfig
-from mobilellm.export.onnx_graph import TYPE_OF, Floats, Graph, model_proto
+from mobilellm.export.check import Check, count_check
+from mobilellm.export.engine_runtime import EngineRuntime
+from mobilellm.export.genai_runtime import genai_runtime
+from mobilellm.export.onnx_graph import CONFIG, EMBEDDING_TYPE, TYPE, TYPE_OF, Graph, model_proto
+from mobilellm.export.questions import Floats
+from mobilellm.export.source import Source
+from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
+from mobilellm.export.to_gguf import TARGET as GGUF
+from mobilellm.gguf_blocks import TYPES
+from mobilellm.gguf_model import Roles, layout
 from mobilellm.layouts import config_json
+from mobilellm.runtime.session import RuntimeModel
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 
 FILE_OF = {"fp32": "model.onnx", "int8": "model_int8.onnx", "int4": "model_q4.onnx"}
@@ -27,39 +43,155 @@ ONE_FILE = 1_900_000_000
 """Bytes of weights that fit in the .onnx file itself: protobuf ends at 2 GB. More lie beside it."""
 
 
-def write_onnx(
-    directory: Path,
-    config: ModelConfig,
-    weight: Callable[[str], Floats],
-    tokenizer: Tokenizer,
-    kind: str = "int4",
-    embedding_kind: str | None = None,
-    chat_template: str | None = None,
-) -> Graph:
-    """Fill an empty directory. `kind` and `embedding_kind` (by default the same): fp32, int8 or int4.
 
-    `weight` gives a parameter in float32 by its checkpoint name. Returns what the graph is made of.
-    Raises ValueError for a kind unknown and for a model of which 32 divides no row.
-    """
-    embedding_kind = embedding_kind or kind
-    for name in (kind, embedding_kind):
-        if name not in TYPE_OF:
-            raise ValueError(f"type = {name!r} is not known to onnx; choose one of {', '.join(TYPE_OF)}")
-    proto, graph = model_proto(config, weight, kind, embedding_kind)
-    if kind != "fp32" and not any(".layers." in name for name in graph.quantised):
-        raise ValueError(
-            f"type = {kind}: stores blocks of 32 numbers, and 32 divides neither hidden_size = "
-            f"{config.hidden_size} nor intermediate_size = {config.intermediate_size}; take fp32"
+
+class OnnxTarget:
+    """See `Target`."""
+
+    kind = KINDS["onnx"]
+
+    def complete(self, options: Options) -> Options:
+        kind = _known(options.type or "int4")
+        return dataclasses.replace(options, type=kind, embedding_type=_known(options.embedding_type or kind))
+
+    def write(self, source: Source, path: Path, options: Options) -> list[str]:
+        config, kind = source.config, str(options.type)
+        proto, graph = model_proto(config, source.weight, kind, str(options.embedding_type))
+        if kind != "fp32" and not any(".layers." in name for name in graph.quantised):
+            raise ValueError(
+                f"type = {kind}: stores blocks of 32 numbers, and 32 divides neither hidden_size = "
+                f"{config.hidden_size} nor intermediate_size = {config.intermediate_size}; take --type fp32"
+            )
+        external = _write_model(proto, path / "onnx" / FILE_OF[kind])
+        _write_json(path / "genai_config.json", _genai_config(config, kind))
+        _write_json(path / "config.json", _javascript_config(config, kind, external))
+        ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+        _write_json(path / "generation_config.json", ids)
+        source.tokenizer.save(path, model_max_length=config.max_position_embeddings)
+        if source.chat_template is not None:
+            (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
+        return _notes(graph)
+
+    def options_of(self, path: Path, source: Source) -> Options:
+        """What the model's file says of itself."""
+        said = _metadata(_read(path))
+        return Options(type=said.get(TYPE), embedding_type=said.get(EMBEDDING_TYPE))
+
+    def expected(self, source: Source, options: Options) -> Inventory:
+        proto, _ = _empty_model(source.config, options)
+        files = _tokenizer_bytes(source.tokenizer) + len((source.chat_template or "").encode())
+        return Inventory(source.config, _tensors(proto), frozenset({EOS_ID}), proto.ByteSize() + files)
+
+    def inventory(self, path: Path) -> Inventory:
+        """The configuration, from the file's metadata; the graph has a check of its own."""
+        proto = _read(path)
+        described = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))
+        stop = described["model"].get("eos_token_id")
+        stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        said = _metadata(proto)
+        if CONFIG not in said:
+            raise ValueError(f"{path}: its model was not written by mobilellm export")
+        config = ModelConfig.from_json(said[CONFIG], str(path))
+        return Inventory(config, _tensors(proto), frozenset(stops), size)
+
+    def reference(self, source: Source, options: Options) -> Callable[[Sequence[int]], Floats]:
+        """That of a .gguf file with the same blocks."""
+        kinds = [TYPE_OF[str(kind)].name for kind in (options.type, options.embedding_type)]
+        return GGUF.reference(source, Options(type=kinds[0], embedding_type=kinds[1]))
+
+    def checks(self, path: Path, source: Source, options: Options) -> list[Check]:
+        """Every node must be the one that is written for such a model, and every number."""
+        there = _read(path)
+        wanted, graph = model_proto(
+            source.config, source.weight, str(options.type), str(options.embedding_type)
         )
-    external = _write_model(proto, directory / "onnx" / FILE_OF[kind])
-    _write_json(directory / "genai_config.json", _genai_config(config, kind))
-    _write_json(directory / "config.json", _javascript_config(config, kind, external))
-    ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
-    _write_json(directory / "generation_config.json", ids)
-    tokenizer.save(directory, model_max_length=config.max_position_embeddings)
-    if chat_template is not None:
-        (directory / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    return graph
+        nodes = {node.name: node.SerializeToString() for node in there.graph.node}
+        expected = {node.name: node.SerializeToString() for node in wanted.graph.node}
+        wrong = [f"{name} differs" for name in expected if nodes.get(name) != expected[name]]
+        wrong += [f"{name} is too much" for name in nodes.keys() - expected.keys()]
+        numbers = {tensor.name: tensor.raw_data for tensor in there.graph.initializer}
+        off = [
+            f"{tensor.name} differs"
+            for tensor in wanted.graph.initializer
+            if numbers.get(tensor.name) != tensor.raw_data
+        ]
+        products = sum(node.op_type == "MatMulNBits" for node in there.graph.node)
+        return [
+            count_check("graph", "nodes", wrong, f"all {len(expected)} nodes; {products} of quantised products"),
+            count_check("weights", "tensors", off, f"all {len(numbers)} tensors byte for byte"),
+        ]
+
+    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+        return {"onnxruntime-genai": genai_runtime, "onnxruntime": onnxruntime}
+
+
+TARGET = OnnxTarget()
+
+
+@contextmanager
+def onnxruntime(path: Path) -> Iterator[EngineRuntime]:
+    """Raises ValueError for a directory that cannot be run."""
+    from onnxruntime import __version__
+
+    runtime = EngineRuntime(RuntimeModel(OnnxModel(path), Tokenizer.load(path), str(path)))
+    runtime.name = f"onnxruntime {__version__}"
+    yield runtime
+
+
+def _known(kind: str) -> str:
+    if kind not in TYPE_OF:
+        raise ValueError(f"type = {kind!r} is not known to onnx; choose one of {', '.join(TYPE_OF)}")
+    return kind
+
+
+def _notes(graph: Graph) -> list[str]:
+    notes = [f"{name} is stored as float16: {reason}" for name, reason in graph.wider.items()]
+    if graph.quantised:
+        total = len(graph.quantised) + len(graph.wider)
+        notes.append(f"{len(graph.quantised)} of {total} matrices are quantised")
+    return notes
+
+
+def _read(directory: Path) -> Any:
+    """The model of a directory. Raises FileNotFoundError, or ValueError for what is none."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    file = model_file(directory)
+    try:
+        return onnx.load(str(file))
+    except DecodeError as error:
+        raise ValueError(f"{file}: is no ONNX model, or not all of it ({error})") from None
+
+
+def _metadata(proto: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def _tensors(proto: Any) -> dict[str, Stored]:
+    from onnx import TensorProto
+
+    return {
+        tensor.name: Stored(tuple(tensor.dims), TensorProto.DataType.Name(tensor.data_type).lower())
+        for tensor in proto.graph.initializer
+    }
+
+
+def _empty_model(config: ModelConfig, options: Options) -> tuple[Any, Graph]:
+    """The model with zeros for weights."""
+    shapes = {name: stored.shape for name, stored in layout(config, Roles(TYPES["F32"], TYPES["F32"]))}
+
+    def zeros(name: str) -> Floats:
+        return np.broadcast_to(np.float32(0), shapes[name])
+
+    return model_proto(config, zeros, str(options.type), str(options.embedding_type))
+
+
+def _tokenizer_bytes(tokenizer: Tokenizer) -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(Path(directory))
+        return sum(file.stat().st_size for file in Path(directory).iterdir())
 
 
 def _write_model(proto: Any, file: Path) -> bool:

@@ -9,30 +9,12 @@
  * a block are then one batched product of B * K matrices, over just the keys that causality lets it see.
  */
 #include "cpu_bf16.h"
+#include "cpu_exponential.h"
 
-#include <math.h>
 #include <stdlib.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
-
-static inline float exponential(float x) { /* within 2 units in the last place; e^x below -87 is e^-87; keeps NaN */
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest whole number */
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return p * power;
-}
 
 /* What functions that need memory, or have a limit, return if they could not do their work; else 0. */
 enum { FAILED = 1, LONGEST = 1 << 16 };
@@ -299,21 +281,33 @@ void cross_entropy(bf16 *logits, const i64 *targets, const float *weights, float
 
 /* Scoring: float32 in memory, and nothing kept for a way back */
 
-/* x += residual, where there is one; y = norm of x. */
-void float_norm(float *x, const float *residual, const float *w, float *y, i64 N, i64 E, float eps, int threads) {
+/* x += residual, where there is one; y = norm of x. Residual and y are bf16 if `narrowed`, else float32. */
+void scoring_norm(float *x, const void *residual, const float *w, void *y, int narrowed, i64 N, i64 E, float eps,
+                  int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 i = 0; i < N; i++) {
-        float *xi = x + i * E, *yi = y + i * E, sum = 0;
-        if (residual) {
-            const float *ri = residual + i * E;
+        float *xi = x + i * E, sum = 0;
+        if (residual && narrowed) {
+            const bf16 *ri = (const bf16 *)residual + i * E;
+#pragma omp simd
+            for (i64 e = 0; e < E; e++) xi[e] += wide(ri[e]);
+        } else if (residual) {
+            const float *ri = (const float *)residual + i * E;
 #pragma omp simd
             for (i64 e = 0; e < E; e++) xi[e] += ri[e];
         }
 #pragma omp simd reduction(+ : sum)
         for (i64 e = 0; e < E; e++) sum += xi[e] * xi[e];
         float s = 1.0f / sqrtf(sum / E + eps);
+        if (narrowed) {
+            bf16 *yi = (bf16 *)y + i * E;
 #pragma omp simd
-        for (i64 e = 0; e < E; e++) yi[e] = xi[e] * s * w[e];
+            for (i64 e = 0; e < E; e++) yi[e] = narrow(xi[e] * s * w[e]);
+        } else {
+            float *yi = (float *)y + i * E;
+#pragma omp simd
+            for (i64 e = 0; e < E; e++) yi[e] = xi[e] * s * w[e];
+        }
     }
 }
 
@@ -326,39 +320,35 @@ void float_swiglu(const float *gate_up, float *out, i64 N, i64 F, int threads) {
     }
 }
 
-/* The first `turned` of the `heads` of every row, in place; cos and sin are (N, D / 2). */
-void float_rotary(float *rows, const float *cos, const float *sin, i64 N, i64 turned, i64 heads, i64 D, int threads) {
-    i64 half = D / 2;
+/* Of every row the logarithm of its sum of exponentials, and where its largest entry is, of equal ones the first. Logits
+ * are bf16 if `narrowed`, else float32. */
+int highest(const void *logits, float *total, i64 *places, int narrowed, i64 N, i64 V, int threads) {
+    float *room = narrowed ? malloc((size_t)(threads * V) * sizeof(float)) : NULL;
+    if (narrowed && !room) return FAILED;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 i = 0; i < N; i++)
-        for (i64 h = 0; h < turned; h++) {
-            float *head = rows + (i * heads + h) * D;
-            const float *c = cos + i * half, *s = sin + i * half;
+    for (int thread = 0; thread < threads; thread++)
+        for (i64 i = N * thread / threads; i < N * (thread + 1) / threads; i++) {
+            const float *row = (const float *)logits + i * V;
+            float top = -INFINITY, sum = 0;
+            int first = (int)V;
+            if (narrowed) {
+                const bf16 *narrow_row = (const bf16 *)logits + i * V;
+                float *copy = room + thread * V;
 #pragma omp simd
-            for (i64 d = 0; d < half; d++) {
-                float a = head[d], b = head[half + d];
-                head[d] = a * c[d] - b * s[d];
-                head[half + d] = b * c[d] + a * s[d];
+                for (i64 c = 0; c < V; c++) copy[c] = wide(narrow_row[c]);
+                row = copy;
             }
-        }
-}
-
-/* Of every row the logarithm of its sum of exponentials, and where its largest entry is, of equal ones the first. */
-void float_highest(const float *logits, float *total, i64 *highest, i64 N, i64 V, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 i = 0; i < N; i++) {
-        const float *row = logits + i * V;
-        float top = -INFINITY, sum = 0;
-        int first = (int)V;
 #pragma omp simd reduction(max : top)
-        for (i64 c = 0; c < V; c++) top = row[c] > top ? row[c] : top;
+            for (i64 c = 0; c < V; c++) top = row[c] > top ? row[c] : top;
 #pragma omp simd reduction(+ : sum)
-        for (i64 c = 0; c < V; c++) sum += exponential(row[c] - top);
+            for (i64 c = 0; c < V; c++) sum += exponential(row[c] - top);
 #pragma omp simd reduction(min : first)
-        for (int c = 0; c < (int)V; c++) first = row[c] == top && c < first ? c : first;
-        total[i] = top + logf(sum);
-        highest[i] = first;
-    }
+            for (int c = 0; c < (int)V; c++) first = row[c] == top && c < first ? c : first;
+            total[i] = top + logf(sum);
+            places[i] = first;
+        }
+    free(room);
+    return 0;
 }
 
 /* Memory: a step frees what the next one asks for again; handed back to the system in between, it would have to be

@@ -21,6 +21,7 @@ LONGEST = 2**16
 
 POINTER, INTEGER, FLAG, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 THREADS = FLAG
+_SOURCES = ("cpu_kernels.c", "cpu_attention.c", "cpu_products.c", "cpu_optimizer.c")
 _SIGNATURES = {
     "rms_norm": [POINTER] * 5 + [INTEGER] * 2 + [FLOAT, THREADS],
     "rms_norm_again": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
@@ -34,10 +35,10 @@ _SIGNATURES = {
     "softmax_backward": [POINTER] * 4 + [FLOAT] + [INTEGER] * 6 + [THREADS],
     "embedding_backward": [POINTER] * 4 + [FLAG] + [INTEGER] * 2 + [THREADS],
     "cross_entropy": [POINTER] * 3 + [FLOAT, POINTER] + [INTEGER] * 2 + [THREADS],
-    "float_norm": [POINTER] * 4 + [INTEGER] * 2 + [FLOAT, THREADS],
+    "scoring_norm": [POINTER] * 4 + [FLAG] + [INTEGER] * 2 + [FLOAT, THREADS],
     "float_swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
-    "float_rotary": [POINTER] * 3 + [INTEGER] * 4 + [THREADS],
-    "float_highest": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
+    "attention": [POINTER] * 5 + [FLAG] + [INTEGER] * 5 + [THREADS],
+    "highest": [POINTER] * 3 + [FLAG] + [INTEGER] * 2 + [THREADS],
     "multiply": ([POINTER] + [INTEGER] * 3 + [FLAG]) * 2
     + [POINTER, INTEGER, POINTER, INTEGER, INTEGER, FLAG]
     + [INTEGER] * 4
@@ -50,6 +51,8 @@ _MAY_FAIL = {
     "softmax",
     "softmax_backward",
     "embedding_backward",
+    "attention",
+    "highest",
     "multiply",
     "sum_of_squares",
 }
@@ -74,7 +77,7 @@ class Kernels:
         Raises MemoryError where a function finds no memory for what it needs beside them.
         """
         if self._functions[name](*map(_plain, arguments), torch.get_num_threads()):
-            raise MemoryError(f"training: no memory for {name} (cpu_*.c); use smaller batches")
+            raise MemoryError(f"no memory for {name} (cpu_*.c); use smaller batches")
 
 
 def _plain(argument: Tensor | float | None) -> float | None:
@@ -98,8 +101,8 @@ def _recipe() -> Recipe:
         name="cpu-kernels",
         package="mobilellm.model",
         folder="",
-        sources={"cpu_kernels.c": (), "cpu_products.c": (), "cpu_optimizer.c": ()},
-        headers=("cpu_bf16.h",),
+        sources=dict.fromkeys(_SOURCES, ()),
+        headers=("cpu_bf16.h", "cpu_exponential.h"),
         flags=(
             "-O3", "-std=c11", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno",
             "-fno-trapping-math",

@@ -8,7 +8,6 @@ the numbers are the same bit for bit; between instruction sets they differ by ro
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import threading
 import weakref
@@ -24,10 +23,10 @@ from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import native_library
 from mobilellm.runtime.native_library import Library, Shape, Tensor
-from mobilellm.runtime.reference import CacheState, Floats, Room
+from mobilellm.runtime.reference import CacheState, CancelledError, Floats, Room
 
 ISA_VARIABLE = "MOBILELLM_ISA"
-INSTRUCTION_SETS = ("scalar", "avx2")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
 MOST_THREADS = 256
 _DEFAULT_THREADS = 4
 _MOST_ROWS = 2**31 - 1
@@ -35,10 +34,6 @@ _HEAD_PIECES = 8
 """In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _NORMS = ("attn_norm", "ffn_norm")
-
-
-class CancelledError(Exception):
-    """Another thread called `cancel` while this call ran."""
 
 
 class NativeModel:
@@ -288,16 +283,8 @@ def _forget(file: GGUF, name: str, share: float = 1) -> None:
 
     They can be read again.
     """
-    base: Any = file.data.base
-    mapped: Any = getattr(base, "obj", base)  # numpy holds the map by way of a memoryview
-    advice = getattr(mmap, "MADV_DONTNEED", None)
-    if advice is None or not isinstance(mapped, mmap.mmap):
-        return
     info = file.tensors[name]
-    start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-    length = (info.offset + int(info.nbytes * share)) // mmap.PAGESIZE * mmap.PAGESIZE - start
-    if length > 0:
-        mapped.madvise(advice, start, length)
+    file.let_go(info.offset, int(info.nbytes * share))
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -1,41 +1,22 @@
-"""The compiled engine (native/*.cpp) as ctypes functions, their types those of native/engine.h."""
+"""The compiled engine (native/*.cpp) as ctypes functions, their types those of native/engine.h.
+
+A wheel brings the library (native/CMakeLists.txt); a checkout, or a wheel that was made without a compiler,
+compiles it on first use. What is opened was made of the sources that lie here: both go by a hash of them.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import platform
+from pathlib import Path
 
 from mobilellm.compiled import NotCompiledError, Recipe, open_library
 
 POINTER, INTEGER, SIZE = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
-
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
-RECIPE = Recipe(
-    name="native-engine",
-    package="mobilellm.runtime",
-    folder="native",
-    sources={
-        "engine.cpp": (),
-        "forward.cpp": (),
-        "scratch.cpp": (),
-        "model.cpp": (),
-        "threads.cpp": (),
-        "kernels_scalar.cpp": (),
-        **({"kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c")} if _X86 else {}),
-    },
-    headers=(
-        "engine.h", "forward.h", "kernels.h", "kernels_body.h", "model.h", "pass.h", "scratch.h", "threads.h",
-    ),
-    flags=(
-        "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi",
-        "-ffp-contract=off",  # the order of operations is the written one, whatever the tile
-        "-fno-math-errno",
-    ),
-    link_flags=("-pthread", "-lm"),
-    compilers=("c++", "g++", "clang++"),
-    variable="CXX",
-)  # fmt: skip
+_NAME = "native-engine"
+_SOURCES = Path(__file__).with_name("native")
 DONE, CANCELLED, NO_MEMORY, REFUSED = range(4)
 
 
@@ -89,6 +70,50 @@ class Library:
 def load() -> Library | str:
     """The library, or one line that says why there is none."""
     try:
-        return Library(open_library(RECIPE))
+        return Library(_packaged() or open_library(recipe()))
     except (NotCompiledError, AttributeError) as error:
         return str(error)
+
+
+def recipe() -> Recipe:
+    """How to compile it on this machine: the table of native/flags.txt."""
+    processor = platform.machine().lower()
+    sources: dict[str, tuple[str, ...]] = {file.name: () for file in sorted(_SOURCES.glob("*.cpp"))}
+    shared: dict[str, tuple[str, ...]] = {}
+    for line in (_SOURCES / "flags.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        what, processors, *flags = line.split()
+        if processors != "any" and processor not in processors.split(","):
+            del sources[what]
+        elif what in ("all", "link"):
+            shared[what] = tuple(flags)
+        else:
+            sources[what] = tuple(flags)
+    return Recipe(
+        name=_NAME,
+        package="mobilellm.runtime",
+        folder="native",
+        sources=sources,
+        headers=[file.name for file in sorted(_SOURCES.glob("*.h"))],
+        flags=shared["all"],
+        link_flags=shared["link"],
+        compilers=("c++", "g++", "clang++"),
+        variable="CXX",
+    )
+
+
+def _packaged() -> ctypes.CDLL | None:
+    """The library that came with the package, if it was made of these very sources and opens here."""
+    file = Path(__file__).with_name(f"{_NAME}-{fingerprint()}.so")
+    try:
+        return ctypes.CDLL(str(file)) if file.is_file() else None
+    except OSError:
+        return None
+
+
+def fingerprint() -> str:
+    """Of everything the library is made of, as native/CMakeLists.txt computes it too."""
+    texts = sorted(file for file in _SOURCES.iterdir() if file.suffix in (".cpp", ".h", ".txt"))
+    listing = "".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in texts)
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@
 
 Numbers are float32 unless said. A product with a matrix in blocks (Q8_0, Q4_0) rounds its input to 8 bits
 first: each run of 32 numbers of x becomes s * q with s = max|x| / 127 and q = x / s to the nearest whole
-number, halves to even. F32, F16 and BF16 matrices take x as it is.
+number, halves to even (0 where s <= 1e-30). F32, F16 and BF16 matrices take x as it is.
 
 T new tokens, S tokens in the cache with them, H heads, K key/value heads, D head_dim, E hidden size.
 """
@@ -30,11 +30,16 @@ from mobilellm.gguf import GGUF, read_gguf
 Floats = NDArray[np.float32]
 
 
+class CancelledError(Exception):
+    """Another thread called `cancel` while this call ran."""
+
+
 class ReferenceModel:
     """One model. Sequences are told apart by their caches, so that many may be in flight."""
 
     def __init__(self, file: GGUF) -> None:
         self.config = gguf_model.read_config(file)
+        self._cancelled = False
         self._embedding = _Matrix.of(file, "token_embd.weight")
         self._blocks = [_Block.of(file, index) for index in range(self.config.num_layers)]
         self._norm = file.array("output_norm.weight")
@@ -49,10 +54,13 @@ class ReferenceModel:
         """Feed tokens (T,) and return their final normalised states (T, E); the cache grows by T."""
         config = self.config
         cache.reserve(tokens, config.vocab_size)
+        self._cancelled = False
         T = len(tokens)
         cos, sin = _rotation(config, np.arange(cache.length, cache.length + T))
         x = self._embedding.values[tokens]
         for step, index in enumerate(config.schedule):
+            if self._cancelled:
+                raise CancelledError
             block = self._blocks[index]
             y = _norm(x, block.attention_norm, config.rms_norm_eps)
             q = _rotate(block.q(y).reshape(T, -1, config.head_dim), cos, sin)
@@ -71,6 +79,10 @@ class ReferenceModel:
     def logits(self, states: Floats) -> Floats:
         """Logits (T, V) of final states (T, E)."""
         return self._head(states)
+
+    def cancel(self) -> None:
+        """From any thread: the `forward` that runs raises CancelledError after its current block."""
+        self._cancelled = True
 
 
 class CacheState(NamedTuple):
@@ -193,7 +205,7 @@ def round_to_8_bits(x: Floats) -> Floats:
     """x (T, E) as a product with a matrix in blocks sees it."""
     runs = x.reshape(len(x), -1, 32)
     scale = np.abs(runs).max(axis=2, keepdims=True) / np.float32(127)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 1e-30)
     rounded: Floats = np.rint(runs * inverse) * scale
     return rounded.reshape(x.shape)
 

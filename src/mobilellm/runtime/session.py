@@ -1,55 +1,26 @@
-"""A .gguf file that reads and writes text: `mobilellm.runtime.load`."""
+"""A .gguf file that reads and writes text, `mobilellm.runtime.load`; sessions, which keep what was read."""
 
 from __future__ import annotations
 
-import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from mobilellm import gguf_model
-from mobilellm.completion import (
-    Completion,
-    FinishReason,
-    NewToken,
-    Piece,
-    Until,
-    check_prompts,
-    completions,
-    room_for,
-    stream_text,
-)
-from mobilellm.config import ModelConfig
-from mobilellm.gguf import read_gguf
+from mobilellm.completion import Completion, NewToken, Piece, Until, completions, stream_text
+from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import engine as native
+from mobilellm.runtime.decoding import Decoding, Limit, limits
+from mobilellm.runtime.generation import Engine, Generation, HeldTokens, Usage, advance
 from mobilellm.runtime.reference import ReferenceModel
+from mobilellm.runtime.session_file import read_session, write_session
 from mobilellm.sampling import Sampler, Sampling
-from mobilellm.tokenizer import EOS_ID, Tokenizer
+from mobilellm.tokenizer import Tokenizer
 
-Floats = NDArray[np.float32]
 _log = logging.getLogger(__name__)
-
-PREFILL_CHUNK = 256
-"""Prompt tokens at a time: the attention of each against all before it is held at once."""
-
-
-class Engine(Protocol):
-    """What runs a model: ReferenceModel or NativeModel, whose caches are their own."""
-
-    config: ModelConfig
-
-    def new_cache(self, capacity: int | None = None) -> Any: ...
-
-    def forward(self, tokens: NDArray[np.integer], cache: Any) -> Floats: ...
-
-    def forward_batch(self, feeds: Sequence[tuple[NDArray[np.integer], Any]]) -> Floats: ...
-
-    def logits(self, states: Floats) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +30,7 @@ class RuntimeModel:
     engine: Engine
     tokenizer: Tokenizer
     source: str
+    file: GGUF
     chat_template: str | None = None
 
     def stream(
@@ -67,14 +39,16 @@ class RuntimeModel:
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
+        decoding: Decoding | None = None,
     ) -> Iterator[Piece]:
         """Generate for one prompt or several and yield every token's text, never half a character.
 
-        Greedy unless told otherwise. Raises at once ValueError for a prompt that does not fit the context.
+        Greedy unless told otherwise. Raises at once ValueError for what does not fit the context, where
+        `decoding` does not say what is to happen then.
         """
 
         def tokens(encoded: list[list[int]], until: Until) -> Iterator[NewToken]:
-            return self.generate_tokens(encoded, sampling, max_new_tokens, until)
+            return self.generate_tokens(encoded, sampling, max_new_tokens, until, decoding)
 
         return stream_text(self.tokenizer, prompts, stop, tokens)
 
@@ -84,10 +58,11 @@ class RuntimeModel:
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
+        decoding: Decoding | None = None,
     ) -> list[Completion]:
         """As `stream`, put together: one Completion a prompt."""
         count = 1 if isinstance(prompts, str) else len(prompts)
-        return completions(self.stream(prompts, sampling, max_new_tokens, stop), count)
+        return completions(self.stream(prompts, sampling, max_new_tokens, stop, decoding), count)
 
     def generate_tokens(
         self,
@@ -95,19 +70,145 @@ class RuntimeModel:
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         until: Until | None = None,
+        decoding: Decoding | None = None,
     ) -> Iterator[NewToken]:
-        """Yield the new tokens of every prompt as they are drawn, row by row within a step.
+        """Yield the new tokens of every prompt as they are drawn, a token of each row in turn.
 
         A row ends with EOS, when `until(row, token)` says so ("stop"), after `max_new_tokens` ("length"), or
         when the context is full ("context"). Raises ValueError at once for prompts that do not fit.
         """
-        config = self.engine.config
-        check_prompts(prompts, config.max_position_embeddings, config.vocab_size, max_new_tokens)
-        rows = [
-            _Row(self, row, prompt, sampling or Sampling(), max_new_tokens)
-            for row, prompt in enumerate(prompts)
-        ]
-        return _draw(self.engine, rows, until)
+        decoding = decoding or Decoding()
+        context = self.engine.config.max_position_embeddings
+        rows = []
+        for row, (prompt, limit) in enumerate(
+            zip(prompts, limits(prompts, max_new_tokens, self.engine.config, decoding), strict=True)
+        ):
+            room = min(context, len(prompt) + limit.tokens - 1)  # the last token drawn is never fed
+            held = HeldTokens(self.engine, room)
+            rows.append(self.generation(held, prompt, limit, sampling, decoding, until, row))
+        return self._drawn(rows)
+
+    def generation(
+        self,
+        held: HeldTokens,
+        prompt: Sequence[int],
+        limit: Limit,
+        sampling: Sampling | None = None,
+        decoding: Decoding | None = None,
+        until: Until | None = None,
+        row: int = 0,
+    ) -> Generation:
+        """A sequence to be advanced by hand: see `mobilellm.runtime.generation.advance`."""
+        context = self.engine.config.max_position_embeddings
+        sampler = Sampler(sampling or Sampling(), prompt, row)
+        vocabulary = self.tokenizer.vocab_size  # the embedding may have more rows, which mean nothing
+        return Generation(
+            held, prompt, vocabulary, context, sampler, limit, decoding or Decoding(), until, row
+        )
+
+    def session(self) -> Session:
+        """A new, empty session."""
+        return Session(self)
+
+    def _drawn(self, rows: Sequence[Generation]) -> Iterator[NewToken]:
+        while not all(row.finish for row in rows):
+            for _, new in advance(self.engine, rows):
+                yield new
+
+
+class Session:
+    """One text that grows, as in a chat: of a new prompt only what differs from the last text is computed.
+
+    Prompts are whole ones, from the beginning; what comes out is what `RuntimeModel` makes of them. The
+    methods may be called from any thread; a new generation ends the one before it.
+    """
+
+    def __init__(self, model: RuntimeModel) -> None:
+        self._model = model
+        self._held = HeldTokens(model.engine)
+        self._current: Generation | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def tokens(self) -> list[int]:
+        """What is held: prompt and answer up to the token before the last."""
+        return list(self._held.tokens)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the last generation cost so far; None before the first."""
+        return self._current.usage if self._current else None
+
+    def stream(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        decoding: Decoding | None = None,
+    ) -> Iterator[Piece]:
+        """As `RuntimeModel.stream` for one prompt."""
+
+        def tokens(encoded: list[list[int]], until: Until) -> Iterator[NewToken]:
+            return self.generate_tokens(encoded[0], sampling, max_new_tokens, until, decoding)
+
+        return stream_text(self._model.tokenizer, prompt, stop, tokens)
+
+    def generate(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        decoding: Decoding | None = None,
+    ) -> Completion:
+        """As `stream`, put together. Where another thread cancels, what there was by then."""
+        return completions(self.stream(prompt, sampling, max_new_tokens, stop, decoding), 1)[0]
+
+    def generate_tokens(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        until: Until | None = None,
+        decoding: Decoding | None = None,
+    ) -> Iterator[NewToken]:
+        """As `RuntimeModel.generate_tokens` for one prompt."""
+        decoding = decoding or Decoding()
+        (limit,) = limits([prompt], max_new_tokens, self._model.engine.config, decoding)
+        self.cancel()
+        with self._lock:
+            self._current = self._model.generation(self._held, prompt, limit, sampling, decoding, until)
+        return self._drawn(self._current)
+
+    def cancel(self) -> None:
+        """From any thread: what is being generated ends now, with what there is; its `finish` is "cancelled".
+
+        A prompt that is being read is left after the current block. The session can be used on.
+        """
+        if self._current is not None and not self._current.finish:
+            self._current.cancel()
+            if self._lock.locked():
+                self._model.engine.cancel()
+
+    def save(self, path: str | Path) -> None:
+        """Keep what is held in a file, for `restore` in this process or another."""
+        with self._lock:
+            write_session(path, self._model.file.sha256, self._held.tokens, self._held.cache.state())
+
+    def restore(self, path: str | Path) -> None:
+        """Hold what `save` kept, and nothing else. Raises FileNotFoundError, or ValueError with one line."""
+        tokens, state = read_session(path, self._model.file.sha256)
+        self.cancel()
+        with self._lock:
+            self._held.restore(tokens, state)
+
+    def _drawn(self, generation: Generation) -> Iterator[NewToken]:
+        while not generation.finish:
+            with self._lock:
+                drawn = advance(self._model.engine, [generation])
+            for _, new in drawn:
+                yield new
 
 
 def load(
@@ -129,60 +230,4 @@ def load(
         say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
         engine = "reference"
     runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
-    return RuntimeModel(runs, tokenizer, str(path), gguf_model.chat_template(file))
-
-
-def _draw(engine: Engine, rows: list[_Row], until: Until | None) -> Iterator[NewToken]:
-    while rows:
-        logits = engine.logits(_states(engine, rows))
-        for row, its_logits in zip(tuple(rows), logits, strict=True):
-            drawn = row.draw(its_logits, until)
-            if drawn.finish:
-                rows.remove(row)
-            yield drawn
-
-
-def _states(engine: Engine, rows: Sequence[_Row]) -> Floats:
-    """Final states (rows, E) after what each row has to be fed: prompts in chunks, tokens all at once."""
-    feeds = [(np.array(row.fed), row.cache) for row in rows]
-    if all(len(fed) == 1 for fed, _ in feeds):
-        return engine.forward_batch(feeds)
-    last = []
-    for fed, cache in feeds:
-        for start in range(0, len(fed), PREFILL_CHUNK):
-            states = engine.forward(fed[start : start + PREFILL_CHUNK], cache)
-        last.append(states[-1])
-    return np.stack(last)
-
-
-class _Row:
-    """One sequence in flight."""
-
-    def __init__(
-        self, model: RuntimeModel, number: int, prompt: Sequence[int], sampling: Sampling, most: int | None
-    ) -> None:
-        self._number = number
-        self._vocabulary = model.tokenizer.vocab_size  # the embedding may have more rows, which mean nothing
-        context = model.engine.config.max_position_embeddings
-        self._left, self._at_the_end = room_for(len(prompt), most, context)
-        self.fed: Sequence[int] = prompt
-        """What the cache does not hold yet."""
-        self._sampler = Sampler(sampling, prompt, number)
-        self._new_cache = model.engine.new_cache
-        self._capacity = len(prompt) + self._left - 1  # the last token drawn is never fed and needs no room
-
-    @functools.cached_property
-    def cache(self) -> Any:
-        return self._new_cache(self._capacity)
-
-    def draw(self, logits: Floats, until: Until | None) -> NewToken:
-        token = self._sampler(logits[: self._vocabulary])
-        self.fed, self._left = [token], self._left - 1
-        finish: FinishReason | None = None
-        if token == EOS_ID:
-            finish = "eos"
-        elif until is not None and until(self._number, token):
-            finish = "stop"
-        elif self._left == 0:
-            finish = self._at_the_end
-        return NewToken(self._number, token, finish)
+    return RuntimeModel(runs, tokenizer, str(path), file, gguf_model.chat_template(file))

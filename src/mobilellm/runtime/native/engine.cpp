@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <cstdio>
-#include <cstring>
 #include <new>
 
 #include "forward.h"
@@ -23,17 +22,6 @@ struct mobilellm_sequence : Sequence {
 
 namespace {
 
-// The kernels of a name, or the best ones for ""; NULL where the processor cannot run them.
-const Kernels* kernels_for(const char* isa) {
-  const bool any = !*isa;
-#if defined(__x86_64__)
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (has_avx2 && (any || !std::strcmp(isa, "avx2"))) return avx2_kernels();
-#endif
-  return any || !std::strcmp(isa, "scalar") ? scalar_kernels() : nullptr;
-}
-
 template <typename Run>
 int32_t guarded(const Run& run) {
   try {
@@ -50,7 +38,8 @@ mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* s
                                   const char* isa, char* error, size_t error_size) {
   const Kernels* kernels = kernels_for(isa);
   if (!kernels) {
-    std::snprintf(error, error_size, "this processor, or this build, has no %s", isa);
+    std::snprintf(error, error_size, "this processor, or this build, has no %s; the best it has is %s", isa,
+                  kernels_for("")->name);
     return nullptr;
   }
   try {
@@ -131,7 +120,11 @@ void mobilellm_cancel(mobilellm_model* model) { model->model.team.cancel(); }
 
 int32_t mobilellm_half(const char* isa, float value) {
   const Kernels* kernels = kernels_for(isa);
-  return kernels ? kernels->half(value) : -1;
+  if (!kernels) return -1;
+  const float values[kPanelRows] = {value};
+  uint16_t halves[kPanelRows];
+  kernels->halve(values, halves);
+  return halves[0];
 }
 
 uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
@@ -142,12 +135,12 @@ uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
     std::atomic<uint64_t> sum{0};
   } job{model->model.team, static_cast<const uint64_t*>(data), size / 8};
   job.team.run(
-      [](void* context, int) {
+      [](void* context, int thread) {
         Job& job = *static_cast<Job*>(context);
         constexpr size_t kPiece = 1 << 15;
         uint64_t sums[32] = {};
-        for (size_t at = size_t(job.team.take(1)) * kPiece; at + kPiece <= job.count;
-             at = size_t(job.team.take(1)) * kPiece) {
+        for (Shares shares(job.team, thread, int(job.count / kPiece), 1); shares.next();) {
+          const size_t at = size_t(shares.first) * kPiece;
           for (size_t i = at; i < at + kPiece; i += 32)
             for (int lane = 0; lane < 32; ++lane) sums[lane] += job.from[i + lane];
         }

@@ -24,7 +24,7 @@ class Forward : public Pass {
 
   void run(int thread) {
     const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
-    begin();
+    begin(thread);
     for (int step = 0; step < shape().num_steps; ++step) {
       const Block& block = m_.blocks[m_.schedule[step]];
       Inputs x = prepare(thread, s_.x.data(), hidden, hidden, block.attention_norm,
@@ -44,17 +44,18 @@ class Forward : public Pass {
       if (m_.team.stopped()) return;
     }
     const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
-    for (int row = m_.team.take(1); row < count_; row = m_.team.take(1)) {
-      const size_t at = size_t(row) * hidden;
+    for (Shares shares(m_.team, thread, count_, 1); shares.next();) {
+      const size_t at = size_t(shares.first) * hidden;
       m_.kernels.norm(s_.x.data() + at, norm, shape().rms_norm_eps, hidden, states_ + at);
     }
   }
 
  private:
   // Embedding rows and the angles of the positions.
-  void begin() {
+  void begin(int thread) {
     const int pairs = shape().head_dim / 2;
-    for (int row = m_.team.take(1); row < count_; row = m_.team.take(1)) {
+    for (Shares shares(m_.team, thread, count_, 1); shares.next();) {
+      const int row = shares.first;
       m_.embed(rows_[row].token, s_.x.data() + size_t(row) * shape().hidden_size);
       for (int i = 0; i < pairs; ++i) {
         const double angle = rows_[row].position / m_.frequencies[i];
@@ -62,14 +63,14 @@ class Forward : public Pass {
         s_.sines[row * pairs + i] = float(std::sin(angle));
       }
     }
-    m_.team.meet();
+    m_.team.meet(thread);
   }
 
   // Queries, keys and values; queries and keys rotated, keys and values into the cache.
   void project(int thread, int step, const Block& block, const Inputs& x) {
     const Matrix* matrices[] = {&block.q, &block.k, &block.v};
     float* results = s_.own[thread].first.data();
-    share(block.q.panels + block.k.panels + block.v.panels, [&](int panel, int first, int tokens) {
+    share(thread, block.q.panels + block.k.panels + block.v.panels, [&](int panel, int first, int tokens) {
       int which = 0;
       while (panel >= matrices[which]->panels) panel -= matrices[which++]->panels;
       const Matrix& matrix = *matrices[which];
@@ -80,8 +81,7 @@ class Forward : public Pass {
         float* result = results + t * kPanelRows;
         if (which < 2) rotate(result, first + t, begin, end);
         if (which == 0) {
-          float* to = s_.q.data() + size_t(first + t) * shape().num_heads * shape().head_dim;
-          std::memcpy(to + begin, result, size_t(end - begin) * 4);
+          keep_queries(result, first + t, begin, end);
         } else {
           store(result, rows_[first + t], step, begin, end, which == 1);
         }
@@ -89,28 +89,52 @@ class Forward : public Pass {
     });
   }
 
-  // Turn the pairs of rows begin ... end - 1 of a row's queries or keys.
-  void rotate(float* result, int row, int begin, int end) const {
-    const int pairs = shape().head_dim / 2;
-    for (int i = 0; i < end - begin; i += 2) {
-      const int pair = row * pairs + (begin + i) / 2 % pairs;
-      const float even = result[i], odd = result[i + 1], cosine = s_.cosines[pair], sine = s_.sines[pair];
-      result[i] = even * cosine - odd * sine;
-      result[i + 1] = even * sine + odd * cosine;
+  // Call each(head, first number of it, first row, rows) for rows begin ... end - 1, head by head.
+  template <typename Each>
+  void by_heads(int begin, int end, const Each& each) const {
+    const int dim = shape().head_dim;
+    for (int head = begin / dim, number = begin % dim, at = 0; at < end - begin; ++head, number = 0) {
+      const int rows = end - begin - at < dim - number ? end - begin - at : dim - number;
+      each(head, number, at, rows);
+      at += rows;
     }
   }
 
-  void store(const float* result, const Row& row, int step, int begin, int end, bool keys) const {
-    const int dim = shape().head_dim;
-    for (int i = begin; i < end; ++i) {
-      const int head = i / dim, number = i % dim;
-      const uint16_t half = m_.kernels.half(result[i - begin]);
-      if (keys) {
-        row.sequence->keys(step, head)[row.sequence->key_at(row.position, number)] = half;
-      } else {
-        row.sequence->values(step, head)[row.sequence->value_at(row.position, number)] = half;
+  // Turn the pairs of rows begin ... end - 1 of a row's queries or keys.
+  void rotate(float* result, int row, int begin, int end) const {
+    const int pairs = shape().head_dim / 2;
+    by_heads(begin, end, [&](int, int number, int at, int rows) {
+      const float *cosines = &s_.cosines[row * pairs + number / 2], *sines = &s_.sines[row * pairs + number / 2];
+      for (int i = 0; i < rows / 2; ++i) {
+        float *even = &result[at + 2 * i], *odd = even + 1;
+        const float turned = *even * cosines[i] - *odd * sines[i];
+        *odd = *even * sines[i] + *odd * cosines[i];
+        *even = turned;
       }
-    }
+    });
+  }
+
+  // Queries of a row lie as (key/value heads, head_dim, group), so that those of a key/value head stand together.
+  void keep_queries(const float* result, int row, int begin, int end) const {
+    const int dim = shape().head_dim;
+    float* queries = s_.q.data() + size_t(row) * shape().num_heads * dim;
+    by_heads(begin, end, [&](int head, int number, int at, int rows) {
+      float* to = queries + (size_t(head / group_) * dim + number) * group_ + head % group_;
+      for (int i = 0; i < rows; ++i) to[i * group_] = result[at + i];
+    });
+  }
+
+  void store(const float* result, const Row& row, int step, int begin, int end, bool keys) const {
+    uint16_t halves[kPanelRows];
+    m_.kernels.halve(result, halves);
+    by_heads(begin, end, [&](int head, int number, int at, int rows) {
+      if (keys) {
+        uint16_t* to = row.sequence->key(step, head, row.position) + number * 16;
+        for (int i = 0; i < rows; ++i) to[i * 16] = halves[at + i];
+      } else {
+        std::memcpy(row.sequence->value(step, head, row.position) + number, halves + at, size_t(rows) * 2);
+      }
+    });
   }
 
   // Attention. A piece of work is a row, a key/value head and a span of positions where rows are few, and a
@@ -119,7 +143,8 @@ class Forward : public Pass {
     const int heads = shape().num_kv_heads;
     if (few()) {
       const int pieces = count_ * heads * s_.spans;
-      for (int piece = m_.team.take(1); piece < pieces; piece = m_.team.take(1)) {
+      for (Shares shares(m_.team, thread, pieces, 1); shares.next();) {
+        const int piece = shares.first;
         const int span = piece % s_.spans, head = piece / s_.spans % heads, row = piece / s_.spans / heads;
         if (span * kSpan > rows_[row].position) continue;
         const size_t at = size_t(piece) * group_;
@@ -127,13 +152,14 @@ class Forward : public Pass {
                     {&s_.partial[at * value_stride_], &s_.partial_totals[2 * at], &s_.partial_totals[2 * at + group_]});
       }
     } else {
-      for (int piece = m_.team.take(1); piece < int(tiles_.size()) * heads; piece = m_.team.take(1)) {
+      const int tiles = int(tiles_.size());
+      for (Shares shares(m_.team, thread, tiles * heads, 1); shares.next();) {
         // The last rows see most and come first, so that no thread ends with a long piece.
-        const auto [first, end] = tiles_[tiles_.size() - 1 - size_t(piece / heads)];
-        attend_tile(thread, step, first, end, piece % heads);
+        const auto [first, end] = tiles_[size_t(tiles - 1 - shares.first % tiles)];
+        attend_tile(thread, step, first, end, shares.first / tiles);
       }
     }
-    m_.team.meet();
+    m_.team.meet(thread);
   }
 
   void attend_tile(int thread, int step, int first, int end, int head) {
@@ -154,24 +180,25 @@ class Forward : public Pass {
 
   void attend_span(int thread, int step, int first, int end, int head, int span, const Partial& partial) {
     Scratch::Own& own = s_.own[thread];
-    const int dim = shape().head_dim;
+    const int dim = shape().head_dim, count = (end - first) * group_, start = span * kSpan;
     const size_t its_heads = size_t(group_) * dim, all_heads = size_t(shape().num_heads) * dim;
     const float* queries = s_.q.data() + first * all_heads + head * its_heads;
     if (end - first > 1) {
-      for (int row = first; row < end; ++row) {
-        std::memcpy(own.queries.data() + (row - first) * its_heads,
-                    s_.q.data() + row * all_heads + head * its_heads, its_heads * 4);
+      for (int row = first; row < end; ++row, queries += all_heads) {
+        for (int number = 0; number < dim; ++number) {
+          std::memcpy(own.queries.data() + size_t(number) * count + (row - first) * group_, queries + number * group_,
+                      size_t(group_) * 4);
+        }
       }
       queries = own.queries.data();
     }
-    for (int query = 0; query < (end - first) * group_; ++query) {
-      own.visible[query] = rows_[first + query / group_].position + 1;
+    for (int query = 0; query < count; ++query) {
+      own.visible[query] = rows_[first + query / group_].position + 1 - start;
     }
-    const int seen = rows_[end - 1].position + 1, start = span * kSpan;
+    const int seen = rows_[end - 1].position + 1 - start;
     Sequence& sequence = *rows_[first].sequence;
-    m_.kernels.attend({sequence.keys(step, head), sequence.values(step, head), dim, value_stride_, queries,
-                       own.visible.data(), (end - first) * group_, start, seen < start + kSpan ? seen : start + kSpan,
-                       own.scores.data()},
+    m_.kernels.attend({sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
+                       seen < kSpan ? seen : kSpan, queries, own.visible.data(), count, own.scores.data()},
                       partial);
   }
 
@@ -201,8 +228,8 @@ class Forward : public Pass {
   }
 
   void finish(const Partial& whole, int query, float* out) const {
-    const float* from = whole.out + size_t(query) * value_stride_;
-    for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] / whole.total[query];
+    const float *from = whole.out + size_t(query) * value_stride_, total = whole.total[query];
+    for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] / total;
   }
 
   // hidden = silu(gate) * up, panel by panel.
@@ -210,7 +237,7 @@ class Forward : public Pass {
     const Product gate = m_.product(block.gate.type), up = m_.product(block.up.type);
     float *first_results = s_.own[thread].first.data(), *second_results = s_.own[thread].second.data();
     const size_t stride = padded(shape().intermediate_size);
-    share(block.gate.panels, [&](int panel, int first, int tokens) {
+    share(thread, block.gate.panels, [&](int panel, int first, int tokens) {
       gate(block.gate.panel(panel), block.gate.columns, x, first, tokens, first_results);
       up(block.up.panel(panel), block.up.columns, x, first, tokens, second_results);
       for (int t = 0; t < tokens; ++t) {

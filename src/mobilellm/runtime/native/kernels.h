@@ -13,6 +13,7 @@ namespace mobilellm {
 
 constexpr int kPanelRows = 16;
 constexpr int kBlock = 32;  // columns that share a scale
+constexpr int kSpan = 128;  // positions whose attention is one piece of work; sums are taken span by span
 
 enum class Type : int32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, BF16 = 30 };  // ggml's numbers
 
@@ -35,16 +36,16 @@ struct Inputs {
 // out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1.
 using Product = void (*)(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out);
 
-// Some positions of one key/value head of one executed step, and the queries that look at them.
+// One span of positions of one key/value head of one executed step, and the queries that look at it.
 struct Attention {
   const uint16_t* keys;    // float16, tiles of (head_dim, 16 positions)
   const uint16_t* values;  // float16, (positions, value_stride), value_stride a multiple of 16
   int head_dim, value_stride;
-  const float* queries;  // (count, head_dim)
-  const int* visible;    // (count): positions a query sees
+  int positions;         // of the span that are looked at, kSpan at most
+  const float* queries;  // (head_dim, count)
+  const int* visible;    // (count): positions of the span that a query sees; may be more, or less than none
   int count;
-  int start, end;  // positions looked at; start is a multiple of 16
-  float* scores;   // room for (count, end - start rounded up to 16)
+  float* scores;  // room for (count, kSpan)
 };
 
 // A softmax under way: out (count, value_stride) is the sum of values by e^(score - largest), total that of the weights.
@@ -64,10 +65,16 @@ struct Kernels {
   void (*gate)(const float* gate, const float* up, int count, float* out);  // out = silu(gate) * up
   void (*attend)(const Attention& attention, const Partial& partial);       // of these positions alone
   void (*merge)(const Partial& into, const Partial& part, int count, int value_stride);
-  uint16_t (*half)(float value);  // to the nearest, halves to even
+  void (*halve)(const float* x, uint16_t* out);  // kPanelRows float16, to the nearest, halves to even
 };
 
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+const Kernels* dotprod_kernels();
+
+// The kernels of a name, or the best ones for ""; NULL where the processor cannot run them.
+const Kernels* kernels_for(const char* isa);
 
 }  // namespace mobilellm

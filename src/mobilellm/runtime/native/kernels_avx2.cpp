@@ -6,25 +6,26 @@
 namespace mobilellm {
 namespace {
 
-typedef float f32x8 __attribute__((vector_size(32)));
-typedef int32_t i32x8 __attribute__((vector_size(32)));
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
-typedef int8_t i8x8 __attribute__((vector_size(8)));
+constexpr int kLanes = 8, kTile = 4, kPlainTile = 4;
+typedef float floats __attribute__((vector_size(32)));
+typedef int32_t ints __attribute__((vector_size(32)));
+typedef uint16_t shorts __attribute__((vector_size(16)));
+typedef int8_t chars __attribute__((vector_size(8)));
 
-inline f32x8 halves(const uint16_t* from) {
-  return f32x8(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+inline floats halves(const uint16_t* from) {
+  return floats(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
-inline i8x8 narrowed(i32x8 v) {
+inline chars narrowed(ints v) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(__m256i(v)), _mm256_extracti128_si256(__m256i(v), 1));
-  i8x8 bytes;
+  chars bytes;
   _mm_storel_epi64(reinterpret_cast<__m128i*>(&bytes), _mm_packs_epi16(words, words));
   return bytes;
 }
 
-inline f32x8 fused(f32x8 a, f32x8 b, f32x8 c) { return f32x8(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
+inline floats fused(floats a, floats b, floats c) { return floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
 
-uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
+inline uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
 
 #include "kernels_body.h"
 
@@ -143,7 +144,7 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Inputs& x, int 
 
 template <typename Kind>
 void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
-  in_tiles(count, [&](int t, auto n) {
+  in_tiles<kTile>(count, [&](int t, auto n) {
     blocks_tile<Kind, decltype(n)::value>(panel, columns, x, first + t, out + t * kPanelRows);
   });
 }
@@ -151,10 +152,7 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels kernels = {
-      "avx2", plain_product<F32>, plain_product<F16>, plain_product<BF16>, blocks_product<Eight>,
-      blocks_product<Four>, norm, quantise, gate, attend, merge, to_half,
-  };
+  static const Kernels kernels = kernels_with("avx2", blocks_product<Eight>, blocks_product<Four>);
   return &kernels;
 }
 

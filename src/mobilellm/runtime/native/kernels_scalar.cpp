@@ -4,10 +4,11 @@
 namespace mobilellm {
 namespace {
 
-typedef float f32x8 __attribute__((vector_size(32)));
-typedef int32_t i32x8 __attribute__((vector_size(32)));
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
-typedef int8_t i8x8 __attribute__((vector_size(8)));
+constexpr int kLanes = 8, kPlainTile = 4;
+typedef float floats __attribute__((vector_size(32)));
+typedef int32_t ints __attribute__((vector_size(32)));
+typedef uint16_t shorts __attribute__((vector_size(16)));
+typedef int8_t chars __attribute__((vector_size(8)));
 
 inline float from_half(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7FFF;
@@ -23,17 +24,17 @@ inline float from_half(uint16_t half) {
   return sign ? -value : value;
 }
 
-inline f32x8 halves(const uint16_t* from) {
-  f32x8 values;
-  for (int i = 0; i < 8; ++i) values[i] = from_half(from[i]);
+inline floats halves(const uint16_t* from) {
+  floats values;
+  for (int i = 0; i < kLanes; ++i) values[i] = from_half(from[i]);
   return values;
 }
 
-inline i8x8 narrowed(i32x8 v) { return __builtin_convertvector(v, i8x8); }
+inline chars narrowed(ints v) { return __builtin_convertvector(v, chars); }
 
-inline f32x8 fused(f32x8 a, f32x8 b, f32x8 c) { return a * b + c; }
+inline floats fused(floats a, floats b, floats c) { return a * b + c; }
 
-uint16_t to_half(float value) {
+inline uint16_t to_half(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, 4);
   const uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
@@ -87,10 +88,7 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
 }  // namespace
 
 const Kernels* scalar_kernels() {
-  static const Kernels kernels = {
-      "scalar", plain_product<F32>, plain_product<F16>, plain_product<BF16>, blocks_product<Eight>,
-      blocks_product<Four>, norm, quantise, gate, attend, merge, to_half,
-  };
+  static const Kernels kernels = kernels_with("scalar", blocks_product<Eight>, blocks_product<Four>);
   return &kernels;
 }
 

@@ -110,7 +110,7 @@ Model::Model(const mobilellm_shape& shape_, const int32_t* schedule_, const mobi
                       shaped(its[5]), shaped(its[6]), its_norms, its_norms + shape.hidden_size});
   }
   head = shaped(tensors.back());
-  arena = Arena(lay_out(nullptr), true);
+  arena = Arena(lay_out(nullptr));
   lay_out(arena.data());
 }
 
@@ -149,15 +149,15 @@ void Model::fill(int part, int piece, int pieces) {
     int64_t piece, pieces;
   } job{team, pairs, piece, pieces};
   team.run(
-      [](void* context, int) {
+      [](void* context, int thread) {
         Job& job = *static_cast<Job*>(context);
         for (const auto& [tensor, matrix] : job.work) {
-          const int first = int(matrix->panels * job.piece / job.pieces), chunk = 16;
+          const int first = int(matrix->panels * job.piece / job.pieces);
           const int end = int(matrix->panels * (job.piece + 1) / job.pieces);
-          for (int panel = first + job.team.take(chunk); panel < end; panel = first + job.team.take(chunk)) {
-            for (int each = panel; each < panel + chunk && each < end; ++each) pack(*tensor, *matrix, each);
+          for (Shares shares(job.team, thread, end - first, 16); shares.next();) {
+            for (int panel = shares.first; panel < shares.end; ++panel) pack(*tensor, *matrix, first + panel);
           }
-          job.team.meet();
+          job.team.meet(thread);
         }
       },
       &job);
@@ -202,18 +202,18 @@ Product Model::product(Type type) const {
 
 Sequence::Sequence(const Model& model, int capacity_)
     : capacity(capacity_),
-      tiles((capacity - 1) / 16 + 1),
+      span(capacity < kSpan ? (capacity + 15) / 16 * 16 : kSpan),
       steps(model.shape.num_steps),
       kv_heads(model.shape.num_kv_heads),
       head_dim(model.shape.head_dim),
       value_stride((head_dim + 15) / 16 * 16) {
-  const unsigned __int128 bytes = (unsigned __int128)(tiles) * 32 * unsigned(head_dim + value_stride) *
-                                  unsigned(steps) * unsigned(kv_heads);
+  const unsigned __int128 bytes = (unsigned __int128)((capacity - 1) / span + 1) * span * 2 *
+                                  unsigned(head_dim + value_stride) * unsigned(steps) * unsigned(kv_heads);
   if (bytes >> 46) throw std::bad_alloc();
-  memory = Arena(size_t(bytes), false);  // small pages: only what is written takes memory
+  memory = Arena(size_t(bytes));
 }
 
-Arena::Arena(size_t bytes, bool huge_pages) : size_(bytes) {
+Arena::Arena(size_t bytes) : size_(bytes) {
   mapped_size_ = bytes + kHugePage;
   mapped_ = mmap(nullptr, mapped_size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped_ == MAP_FAILED) {
@@ -223,9 +223,7 @@ Arena::Arena(size_t bytes, bool huge_pages) : size_(bytes) {
   const uintptr_t aligned = (reinterpret_cast<uintptr_t>(mapped_) + kHugePage - 1) & ~(kHugePage - 1);
   data_ = reinterpret_cast<uint8_t*>(aligned);
 #if defined(MADV_HUGEPAGE)
-  if (huge_pages) madvise(data_, bytes & ~(kHugePage - 1), MADV_HUGEPAGE);  // a wish: refusal is no fault
-#else
-  (void)huge_pages;
+  madvise(data_, bytes & ~(kHugePage - 1), MADV_HUGEPAGE);  // a wish: refusal is no fault
 #endif
 }
 

@@ -10,12 +10,12 @@
 
 namespace mobilellm {
 
-// One allocation that begins as zeros, on huge pages if wished and if the system has them: reading a model
-// crosses tens of thousands of small ones for every token.
+// One allocation that begins as zeros, on huge pages if the system has them: reading a model crosses tens of
+// thousands of small ones for every token. What has never been written takes no memory.
 class Arena {
  public:
   Arena() = default;
-  Arena(size_t bytes, bool huge_pages);  // throws std::bad_alloc
+  explicit Arena(size_t bytes);  // throws std::bad_alloc
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -69,15 +69,25 @@ struct Model {
   size_t lay_out(uint8_t* data);  // the size of all
 };
 
+// Keys and values: all steps and heads of a span of positions, and then those of the next, so that a cache takes
+// the memory of what is in it even where pages are large.
 struct Sequence {
   Sequence(const Model& model, int capacity);
-  uint16_t* keys(int step, int head) { return memory_(step, head); }
-  uint16_t* values(int step, int head) { return memory_(step, head) + size_t(tiles) * 16 * head_dim; }
-  // Of one position and number in a head.
-  size_t key_at(int position, int number) const {
-    return (size_t(position / 16) * head_dim + number) * 16 + position % 16;
+  // Of the span that begins with position index * kSpan.
+  uint16_t* keys(int step, int head, int index) {
+    const size_t each = size_t(span) * (head_dim + value_stride);
+    const size_t place = (size_t(index) * steps + step) * kv_heads + head;
+    return reinterpret_cast<uint16_t*>(memory.data()) + place * each;
   }
-  size_t value_at(int position, int number) const { return size_t(position) * value_stride + number; }
+  uint16_t* values(int step, int head, int index) { return keys(step, head, index) + size_t(span) * head_dim; }
+  // Places of a position's first number; a key's next one stands 16 places on.
+  uint16_t* key(int step, int head, int position) {
+    const int at = position % kSpan;
+    return keys(step, head, position / kSpan) + size_t(at / 16) * head_dim * 16 + at % 16;
+  }
+  uint16_t* value(int step, int head, int position) {
+    return values(step, head, position / kSpan) + size_t(position % kSpan) * value_stride;
+  }
 
   // Call visit(key, value) for all numbers of the first positions, in the order step, position, head, number.
   template <typename Visit>
@@ -86,17 +96,11 @@ struct Sequence {
       for (int position = 0; position < length; ++position)
         for (int head = 0; head < kv_heads; ++head)
           for (int i = 0; i < head_dim; ++i)
-            visit(keys(step, head)[key_at(position, i)], values(step, head)[value_at(position, i)]);
+            visit(key(step, head, position)[i * 16], value(step, head, position)[i]);
   }
 
-  int capacity, tiles, steps, kv_heads, head_dim, value_stride;
+  int capacity, span, steps, kv_heads, head_dim, value_stride;
   Arena memory;
-
- private:
-  uint16_t* memory_(int step, int head) {
-    const size_t each = size_t(tiles) * 16 * (head_dim + value_stride);
-    return reinterpret_cast<uint16_t*>(memory.data()) + (size_t(step) * kv_heads + head) * each;
-  }
 };
 
 }  // namespace mobilellm

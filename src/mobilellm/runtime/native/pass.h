@@ -35,10 +35,10 @@ class Pass {
     if (few()) {
       for (int row = 0; row < count_; ++row) one(row);
     } else {
-      for (int row = m_.team.take(4); row < count_; row = m_.team.take(4)) {
-        for (int each = row; each < row + 4 && each < count_; ++each) one(each);
+      for (Shares shares(m_.team, thread, count_, 4); shares.next();) {
+        for (int row = shares.first; row < shares.end; ++row) one(row);
       }
-      m_.team.meet();
+      m_.team.meet(thread);
     }
     Inputs inputs{source, room.bytes.data(), room.scales.data(), room.sums.data(), stride, size_t(columns), size_t(columns) / kBlock};
     if (norm) inputs.values = room.values.data(), inputs.columns = wide;
@@ -47,17 +47,16 @@ class Pass {
 
   // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
   template <typename Each>
-  void share(int panels, const Each& each) {
-    const int pieces = m_.team.size() * 6;  // evens out what else the processors do, and stays in the cache
-    const int chunk = panels > pieces ? panels / pieces : 1;
-    for (int first = m_.team.take(chunk); first < panels; first = m_.team.take(chunk)) {
-      const int end = first + chunk < panels ? first + chunk : panels;
+  void share(int thread, int panels, const Each& each) {
+    const int pieces = m_.team.size() * 6;  // of many tokens' work; a piece's panels stay in the second cache
+    const int chunk = few() || panels < pieces ? 1 : panels / pieces;
+    for (Shares shares(m_.team, thread, panels, chunk); shares.next();) {
       for (int token = 0; token < count_; token += kTokenBlock) {
         const int tokens = count_ - token < kTokenBlock ? count_ - token : kTokenBlock;
-        for (int panel = first; panel < end; ++panel) each(panel, token, tokens);
+        for (int panel = shares.first; panel < shares.end; ++panel) each(panel, token, tokens);
       }
     }
-    m_.team.meet();
+    m_.team.meet(thread);
   }
 
   // out (count, stride) = or += matrix times inputs.
@@ -65,7 +64,7 @@ class Pass {
   void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
     const Product product = m_.product(matrix.type);
     float* results = s_.own[thread].first.data();
-    share(matrix.panels, [&](int panel, int first, int tokens) {
+    share(thread, matrix.panels, [&](int panel, int first, int tokens) {
       product(matrix.panel(panel), matrix.columns, x, first, tokens, results);
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;

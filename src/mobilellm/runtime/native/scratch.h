@@ -9,7 +9,6 @@ namespace mobilellm {
 
 constexpr int kMostRows = 256;  // of one pass; more are fed one pass after the other
 constexpr int kFewRows = 4;     // so few are prepared by every thread for itself rather than handed over
-constexpr int kSpan = 128;      // positions whose attention is one piece of work; sums are taken span by span
 constexpr int kQueryRows = 16;  // tokens of a sequence whose attention is one piece of work in prefill
 constexpr int kTokenBlock = 64;  // tokens whose inputs stay in the second cache while panels pass
 

@@ -28,7 +28,7 @@ void wait_until(const Done& done) {
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads) {
+Team::Team(int threads) : size_(threads), taken_(size_t(threads)) {
   try {
     for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
   } catch (...) {
@@ -53,7 +53,6 @@ Team::~Team() {
 void Team::run(void (*job)(void*, int), void* context) {
   cancelled_ = false;
   stopped_ = false;
-  taken_ = 0;
   if (size_ > 1) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -63,7 +62,7 @@ void Team::run(void (*job)(void*, int), void* context) {
     called_.notify_all();
   }
   job(context, 0);
-  meet();
+  meet(0);
 }
 
 void Team::work(int thread) {
@@ -76,15 +75,15 @@ void Team::work(int thread) {
     }
     if (leaving_) return;
     job_(context_, thread);
-    meet();
+    meet(thread);
   }
 }
 
-void Team::meet() {
+void Team::meet(int thread) {
   const uint32_t meeting = meeting_.load(std::memory_order_relaxed);
+  taken_[size_t(thread)].of[~meeting & 1].store(0, std::memory_order_relaxed);  // all have left the work before this
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     arrived_.store(0, std::memory_order_relaxed);
-    taken_.store(0, std::memory_order_relaxed);
     stopped_ = cancelled_.load(std::memory_order_relaxed);
     meeting_.store(meeting + 1, std::memory_order_release);
   } else {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -23,10 +24,8 @@ class Team {
 
   // For use within a job, by all threads alike:
 
-  // Wait for the others. Between two meetings the threads share out one piece of work with `take`.
-  void meet();
-  // The first of the next `chunk` pieces that nobody has taken.
-  int take(int chunk) { return taken_.fetch_add(chunk, std::memory_order_relaxed); }
+  // Wait for the others. Between two meetings the threads share out one piece of work with `Shares`.
+  void meet(int thread);
   // Whether `cancel` was called before the last meeting: the same answer for all.
   bool stopped() const { return stopped_; }
 
@@ -34,12 +33,17 @@ class Team {
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
 
  private:
+  friend class Shares;
   void work(int thread);
 
   const int size_;
   std::vector<std::thread> workers_;
 
-  alignas(64) std::atomic<int> taken_{0};
+  // How far a thread's part of the work is taken: by turns one for this work and one that is 0 for the next.
+  struct alignas(64) Taken {
+    std::atomic<int> of[2] = {0, 0};
+  };
+  std::vector<Taken> taken_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> meeting_{0};
   bool stopped_ = false;
@@ -51,6 +55,39 @@ class Team {
   std::atomic<bool> leaving_{false};
   std::mutex mutex_;
   std::condition_variable called_;
+};
+
+// One thread's way through `count` pieces of work, some at a time: its own part of them in order, which is the
+// same whenever the work is, so that it may find in its cache what it left there, and then what others have not
+// come to. Between two meetings there is one work.
+class Shares {
+ public:
+  Shares(Team& team, int thread, int count, int chunk)
+      : team_(team), turn_(team.meeting_.load(std::memory_order_relaxed) & 1), thread_(thread), count_(count),
+        chunk_(chunk) {}
+
+  // Whether there are more: pieces first ... end - 1.
+  bool next() {
+    for (; part_ < team_.size_; ++part_) {
+      const int whose = (thread_ + part_) % team_.size_, begin = start(whose), size = start(whose + 1) - begin;
+      const int taken = team_.taken_[size_t(whose)].of[turn_].fetch_add(chunk_, std::memory_order_relaxed);
+      if (taken >= size) continue;
+      first = begin + taken;
+      end = begin + (taken + chunk_ < size ? taken + chunk_ : size);
+      return true;
+    }
+    return false;
+  }
+
+  int first = 0, end = 0;
+
+ private:
+  int start(int whose) const { return int(int64_t(count_) * whose / team_.size_); }
+
+  Team& team_;
+  const unsigned turn_;
+  const int thread_, count_, chunk_;
+  int part_ = 0;
 };
 
 }  // namespace mobilellm

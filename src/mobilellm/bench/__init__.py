@@ -1,0 +1,1 @@
+"""How fast a model runs here, beside what others make of the same weights: the parts of `mobilellm bench`."""

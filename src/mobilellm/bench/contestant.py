@@ -1,0 +1,69 @@
+"""Who can take part in a benchmark, and what each must be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Contestant(Protocol):
+    """One runtime with one model and one sequence, which is fed tokens that are decided beforehand.
+
+    Made from (source, threads, room): a file or directory, threads to use, most tokens of the sequence.
+    """
+
+    load_seconds: float
+
+    def about(self) -> dict[str, Any]:
+        """version, backends, n_threads, type_k, type_v; and what `runtime.bench.describe` tells of a file."""
+        ...
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds to feed `tokens` at once to an empty sequence, with the logits after the last."""
+        ...
+
+    def decode(self, depth: int, tokens: int) -> float:
+        """Seconds to feed `tokens` one by one after `depth` others, with the logits after each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A runtime that can take part."""
+
+    label: str
+    reads: str
+    """The source it is made from: "gguf", "unrolled" (a .gguf file without sharing), or "directory"."""
+    packages: tuple[str, ...] = ()
+    """What must be installed."""
+    extra: str = ""
+    """The extra that installs it."""
+
+
+KINDS = {
+    "runtime": Kind("mobilellm", "gguf"),
+    "torch": Kind("mobilellm torch", "directory", ("torch",), "torch"),
+    "llama.cpp": Kind("llama.cpp", "unrolled", ("llama_cpp",), "peers"),
+    "transformers": Kind("transformers", "directory", ("torch", "transformers"), "hf"),
+}
+PEERS = ("llama.cpp", "transformers")
+
+
+def maker(kind: str) -> Callable[[str, int, int], Contestant]:
+    """What makes a contestant; only its own packages are imported."""
+    if kind == "runtime":
+        from mobilellm.runtime.bench import RuntimeContestant
+
+        return RuntimeContestant
+    if kind == "torch":
+        from mobilellm.bench.torch_contestant import TorchContestant
+
+        return TorchContestant
+    if kind == "llama.cpp":
+        from mobilellm.bench.llama_cpp_contestant import LlamaCppContestant
+
+        return LlamaCppContestant
+    from mobilellm.bench.transformers_contestant import TransformersContestant
+
+    return TransformersContestant

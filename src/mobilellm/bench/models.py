@@ -1,0 +1,164 @@
+"""What `mobilellm bench` is told to measure, and the same weights as each contestant reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm import gguf_model
+from mobilellm.bench.contestant import KINDS, PEERS
+from mobilellm.gguf import read_gguf
+from mobilellm.gguf_model import Roles
+from mobilellm.layouts import read_config_file
+from mobilellm.runtime.bench import describe
+from mobilellm.runtime.random_model import shape_and_type, write_random_model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contestant with one model."""
+
+    model: str
+    """As it was called on the command line."""
+    kind: str
+    source: Path
+    remark: str = ""
+    """What differs between the model and `source`."""
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What the file tells of itself; a directory's contestant tells it."""
+        return describe(self.source) if self.source.suffix == ".gguf" else {}
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a sequence."""
+        if self.described:
+            return int(self.described["context"])
+        return read_config_file(self.source).config.max_position_embeddings
+
+    @property
+    def label(self) -> str:
+        """As it is shown."""
+        return KINDS[self.kind].label + (f", {self.remark}" if self.remark else "")
+
+    @property
+    def is_ours(self) -> bool:
+        return self.kind not in PEERS
+
+
+def entries(
+    models: Sequence[str], peers: Sequence[str], folder: Path, say: Callable[[str], None]
+) -> list[Entry]:
+    """Who is measured with what. Files that have to be made lie in `folder`, and `say` is told of each.
+
+    A model is a .gguf file, SHAPE:TYPE for random weights, or a model directory. Raises ValueError and
+    FileNotFoundError for what is none of them.
+    """
+    found = []
+    for number, model in enumerate(models):
+        made = folder / str(number)
+        made.mkdir()
+        source = _source(model, made, say)
+        if source.suffix == ".gguf":
+            found.append(Entry(model, "runtime", source))
+            found += _of_peers(peers, model, source, made, say)
+        else:
+            found.append(Entry(model, "torch", source))
+            found += [Entry(model, peer, source) for peer in peers if KINDS[peer].reads == "directory"]
+    return found
+
+
+def _source(model: str, folder: Path, say: Callable[[str], None]) -> Path:
+    path = Path(model)
+    if path.suffix == ".gguf" or path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"{model}: no such file")
+        return path
+    shape, kind = shape_and_type(model)
+    file = folder / f"{shape}-{kind}.gguf"
+    say(f"writing {model} with random weights")
+    write_random_model(file, shape, kind)
+    return file
+
+
+def _of_peers(
+    peers: Sequence[str], model: str, source: Path, folder: Path, say: Callable[[str], None]
+) -> list[Entry]:
+    """The weights of a .gguf file as the peers read them; made once for all that read the same."""
+    found, remark, plain, directory = [], "", source, folder / "directory"
+    if peers and gguf_model.read_config(read_gguf(source)).shares_layers:
+        say(f"{model} shares blocks, which no other runtime reads: it is written unrolled for them")
+        remark, plain = "unrolled", folder / "unrolled.gguf"
+        write_unrolled(source, plain)
+    for peer in peers:
+        if KINDS[peer].reads == "unrolled":
+            found.append(Entry(model, peer, plain, remark))
+            continue
+        if not directory.exists():
+            say(f"writing {model} as a model directory for {KINDS[peer].label}")
+            dtype = write_directory(plain, directory)
+        found.append(Entry(model, peer, directory, ", ".join(filter(None, [remark, dtype]))))
+    return found
+
+
+def write_unrolled(source: Path, target: Path) -> None:
+    """A .gguf file whose shared blocks are there once for every time they run, with the same bytes.
+
+    Raises ValueError where that cannot be: then the file was written with another rounding than ours.
+    """
+    file = read_gguf(source)
+    config = gguf_model.read_config(file)
+
+    def shared(name: str) -> str:
+        return re.sub(r"(?<=layers\.)\d+", lambda step: str(config.schedule[int(step[0])]), name)
+
+    def weight(name: str) -> NDArray[np.float32]:
+        return gguf_model.read_weight(file, config, name)
+
+    roles = Roles(file.tensors["blk.0.attn_q.weight"].type, file.tensors["token_embd.weight"].type)
+    gguf_model.write_model(
+        target, config.unrolled(), lambda name: weight(shared(name)), gguf_model.read_tokenizer(file), roles,
+        source.stem, gguf_model.chat_template(file),
+    )  # fmt: skip
+    written = read_gguf(target)
+    for name in written.tensors:
+        stored = re.sub(r"(?<=blk\.)\d+", lambda step: str(config.schedule[int(step[0])]), name)
+        if not np.array_equal(written.raw(name), file.raw(stored)):
+            raise ValueError(
+                f"{source}: {stored!r} cannot be written again bit for bit; make the other file with "
+                "mobilellm export --unroll, and measure that"
+            )
+
+
+def write_directory(source: Path, directory: Path) -> str:
+    """A .gguf file's weights as a model directory, in float32, or in bfloat16 where that is the quicker here.
+
+    Returns which. A float32 file stays so.
+    """
+    import torch
+
+    from mobilellm.model import checkpoint
+    from mobilellm.model.products import has_bfloat16
+    from mobilellm.model.transformer import MobileLLM
+
+    file = read_gguf(source)
+    config = gguf_model.read_config(file)
+    quick = has_bfloat16() and file.tensors["blk.0.attn_q.weight"].type.name != "F32"
+    dtype = torch.bfloat16 if quick else torch.float32
+    with torch.device("meta"):
+        model = MobileLLM(config)
+    weights = {
+        name: torch.tensor(gguf_model.read_weight(file, config, name), dtype=dtype)
+        for name, _ in model.named_parameters()
+    }
+    model.load_state_dict(weights, assign=True)
+    checkpoint.save(directory, model, gguf_model.read_tokenizer(file))
+    return str(dtype).removeprefix("torch.")

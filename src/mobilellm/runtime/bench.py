@@ -1,0 +1,100 @@
+"""How fast a .gguf file runs here: the measuring of the native engine, which `mobilellm bench` puts in turns.
+
+A measurement starts from a cache of known length and feeds tokens that are decided beforehand: nothing is
+sampled and nothing is read from the clock but the engine's own work, logits of the last token included.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm import __version__
+from mobilellm.accounting import kv_cache_bytes_per_token, stored_parameters
+from mobilellm.gguf import read_gguf
+from mobilellm.gguf_model import read_config
+from mobilellm.runtime import engine
+
+_MEMORY_WORDS = 2**25
+"""Of 64 bits, 268 MB: far more than a cache of processors holds."""
+_CHUNK = 512
+"""Tokens at a time while a cache is filled up to a depth."""
+
+
+class RuntimeContestant:
+    """The native engine with one file and one sequence. Raises what `engine.load` raises."""
+
+    def __init__(self, source: str, threads: int, room: int) -> None:
+        """`room`: most tokens that the sequence will hold."""
+        start = time.perf_counter()
+        self._model = engine.load(source, threads)
+        self.load_seconds = time.perf_counter() - start
+        self._cache = self._model.new_cache(room)
+        self._tokens = fed_tokens(room, self._model.config.vocab_size)
+        self._elsewhere = np.empty(0, np.uint64)
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "backends": self._model.isa,
+            "n_threads": self._model.threads,
+            "type_k": "f16",
+            "type_v": "f16",
+        }
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds to feed `tokens` to an empty cache."""
+        self._cache.truncate(0)
+        start = time.perf_counter()
+        self._model.logits(self._model.forward(self._tokens[:tokens], self._cache)[-1:])
+        return time.perf_counter() - start
+
+    def decode(self, depth: int, tokens: int) -> float:
+        """Seconds to feed `tokens` one by one after `depth` others."""
+        self._fill(depth)
+        start = time.perf_counter()
+        for token in self._tokens[depth : depth + tokens, None]:
+            self._model.logits(self._model.forward(token, self._cache))
+        return time.perf_counter() - start
+
+    def read_memory(self) -> float:
+        """Bytes a second that the engine's threads read of memory that no cache of the processor holds."""
+        if not self._elsewhere.size:
+            self._elsewhere = np.ones(_MEMORY_WORDS, np.uint64)
+        start = time.perf_counter()
+        self._model.read_memory(self._elsewhere)
+        return self._elsewhere.nbytes / (time.perf_counter() - start)
+
+    def _fill(self, depth: int) -> None:
+        self._cache.truncate(min(depth, self._cache.length))
+        for start in range(self._cache.length, depth, _CHUNK):
+            self._model.forward(self._tokens[start : min(start + _CHUNK, depth)], self._cache)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Of a .gguf file, under llama-bench's names, and the bytes that one token reads.
+
+    Those are all weights once, however often a shared block runs, without an embedding that is not the head;
+    and for every token in the cache its keys and values in float16.
+    """
+    file = read_gguf(path)
+    config = read_config(file)
+    sizes = file.bytes_by_type
+    not_read = 0 if config.tie_word_embeddings else file.tensors["token_embd.weight"].nbytes
+    return {
+        "model_type": f"{file.metadata['general.architecture']} {next(iter(sizes))}",
+        "model_size": sum(sizes.values()),
+        "model_n_params": stored_parameters(config).total,
+        "bytes_per_token": sum(sizes.values()) - not_read,
+        "cache_bytes_per_token": kv_cache_bytes_per_token(config),
+        "context": config.max_position_embeddings,
+    }
+
+
+def fed_tokens(count: int, vocabulary: int) -> NDArray[np.int64]:
+    """What every contestant is fed: ids that any vocabulary has, never the same twice in a row."""
+    return np.arange(count) % (vocabulary // 2) + vocabulary // 4

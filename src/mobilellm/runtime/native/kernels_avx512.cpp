@@ -1,0 +1,117 @@
+// AVX-512 (F, BW, VL) with VNNI. Compiled with their flags, and only run where the processor has them.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace mobilellm {
+namespace {
+
+constexpr int kLanes = 16, kTile = 8, kPlainTile = 16;
+typedef float floats __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+typedef uint16_t shorts __attribute__((vector_size(32)));
+typedef int8_t chars __attribute__((vector_size(16)));
+
+inline floats halves(const uint16_t* from) {
+  return floats(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+
+inline chars narrowed(ints v) { return chars(_mm512_cvtepi32_epi8(__m512i(v))); }
+
+inline floats fused(floats a, floats b, floats c) { return floats(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c))); }
+
+inline float sum(floats v) { return _mm512_reduce_add_ps(__m512(v)); }
+inline int32_t sum(ints v) { return _mm512_reduce_add_epi32(__m512i(v)); }
+inline float largest_of(floats v) { return _mm512_reduce_max_ps(__m512(v)); }
+
+inline uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
+
+#include "kernels_body.h"
+
+inline __m512i bytes64(const void* from) { return _mm512_load_si512(from); }
+inline __m512i four(const int8_t* from) { return _mm512_set1_epi32(read<int32_t>(from)); }
+
+// The whole-number sums of one block: N tokens by the panel's 16 rows. One instruction multiplies and adds four
+// unsigned bytes, the weights', and four signed ones, the input's, in 16 places; weights become unsigned by an
+// offset, and the sums begin with what that is too much.
+
+struct Eight {  // w + 128: the sign bit turned
+  static constexpr int bytes = 512, offset = 128;
+  template <int N>
+  static inline void block(const uint8_t* weights, const int8_t* const* x, int at, __m512i* sums) {
+    const __m512i sign = _mm512_set1_epi8(-128);
+#pragma GCC unroll 8
+    for (int group = 0; group < 8; ++group) {
+      const __m512i w = _mm512_xor_si512(bytes64(weights + group * 64), sign);
+#pragma GCC unroll 8
+      for (int t = 0; t < N; ++t) sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x[t] + at * kBlock + group * 4));
+    }
+  }
+};
+
+struct Four {  // nibbles: w + 8
+  static constexpr int bytes = 256, offset = 8;
+  template <int N>
+  static inline void block(const uint8_t* weights, const int8_t* const* x, int at, __m512i* sums) {
+    const __m512i mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+    for (int group = 0; group < 4; ++group) {
+      const __m512i w = bytes64(weights + group * 64);
+      const __m512i low = _mm512_and_si512(w, mask), high = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
+#pragma GCC unroll 8
+      for (int t = 0; t < N; ++t) {
+        const int8_t* from = x[t] + at * kBlock + group * 4;
+        sums[t] = _mm512_dpbusd_epi32(sums[t], low, four(from));
+        sums[t] = _mm512_dpbusd_epi32(sums[t], high, four(from + 16));
+      }
+    }
+  }
+};
+
+// Bytes of weights asked for ahead of use.
+constexpr int kAhead = 1024;
+
+template <typename Kind, int N>
+inline void blocks_tile(const uint8_t* panel, int columns, const Inputs& x, int first, float* out) {
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
+  const uint8_t* weights = panel + scale_bytes(columns);
+  const int8_t* bytes[N];
+  const float* x_scales[N];
+  const int32_t* x_sums[N];
+  for (int t = 0; t < N; ++t) {
+    bytes[t] = x.bytes + (first + t) * x.byte_columns;
+    x_scales[t] = x.scales + (first + t) * x.blocks;
+    x_sums[t] = x.sums + (first + t) * x.blocks;
+  }
+  floats totals[N] = {};
+  for (int block = 0; block < columns / kBlock; ++block, weights += Kind::bytes, scales += kPanelRows) {
+    if constexpr (N == 1) {  // bound by memory
+      for (int line = 0; line < Kind::bytes; line += 64) __builtin_prefetch(weights + kAhead + line);
+    }
+    __m512i sums[N];
+    for (int t = 0; t < N; ++t) sums[t] = _mm512_set1_epi32(-Kind::offset * x_sums[t][block]);
+    Kind::template block<N>(weights, bytes, block, sums);
+    const floats scale = halves(scales);
+#pragma GCC unroll 8
+    for (int t = 0; t < N; ++t) {
+      totals[t] = fused(floats(_mm512_cvtepi32_ps(sums[t])), scale * all(x_scales[t][block]), totals[t]);
+    }
+  }
+  for (int t = 0; t < N; ++t) write(out + t * kPanelRows, totals[t]);
+}
+
+template <typename Kind>
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
+  in_tiles<kTile>(count, [&](int t, auto n) {
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x, first + t, out + t * kPanelRows);
+  });
+}
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+  static const Kernels kernels = kernels_with("avx512", blocks_product<Eight>, blocks_product<Four>);
+  return &kernels;
+}
+
+}  // namespace mobilellm

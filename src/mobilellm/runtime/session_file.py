@@ -1,0 +1,64 @@
+"""A session in a file: the tokens that were read, and the keys and values that came of it.
+
+A .safetensors file: `tokens` int32 (tokens), `keys` and `values` float16 (steps, tokens, K, D); its metadata
+hold the fingerprint of the model and the SHA-256 of the three.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm.atomic import atomic_write
+from mobilellm.runtime.reference import CacheState
+
+_FORMAT = "mobilellm session 1"
+_TYPES = {"tokens": np.dtype(np.int32), "keys": np.dtype(np.float16), "values": np.dtype(np.float16)}
+
+
+def write_session(path: str | Path, model: str, tokens: list[int], state: CacheState) -> None:
+    """The file appears whole or not at all. `model` is the fingerprint of the model that read the tokens."""
+    from safetensors.numpy import save_file
+
+    arrays = {"tokens": np.array(tokens, np.int32), **state._asdict()}
+    with atomic_write(path) as temporary:
+        save_file(arrays, temporary, {"format": _FORMAT, "model": model, "sha256": _digest(arrays)})
+
+
+def read_session(path: str | Path, model: str) -> tuple[list[int], CacheState]:
+    """Raises FileNotFoundError, or ValueError with one line: no session, damaged, of another model."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such session file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            said = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - is no dict
+    except (SafetensorError, TypeError) as error:  # TypeError: numbers that numpy does not have
+        raise ValueError(f"{path}: is no session file, or cut off ({error}); save the session anew") from None
+    if said.get("format") != _FORMAT:
+        raise ValueError(f"{path}: is no session file of this version; save the session anew")
+    if said.get("model") != model:
+        raise ValueError(f"{path}: was saved with another model than this one; save a session of its own")
+    types = {name: array.dtype for name, array in arrays.items()}
+    if types != _TYPES or said.get("sha256") != _digest(arrays):
+        raise ValueError(
+            f"{path}: is damaged: its numbers are not those that were saved; save the session anew"
+        )
+    tokens, state = arrays["tokens"], CacheState(arrays["keys"], arrays["values"])
+    if tokens.ndim != 1 or state.keys.shape[1:2] != tokens.shape:
+        raise ValueError(f"{path}: is damaged: {tokens.shape} tokens, {state.keys.shape} keys")
+    return tokens.tolist(), state
+
+
+def _digest(arrays: dict[str, NDArray[np.generic]]) -> str:
+    digest = hashlib.sha256()
+    for name in _TYPES:
+        digest.update(repr(arrays[name].shape).encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,263 @@
+// Every kernel of every instruction set this processor has, against the portable ones on random and on extreme
+// inputs. Prints a line for each set and ends with 1 at the first that differs.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "kernels.h"
+
+using namespace mobilellm;
+
+namespace {
+
+constexpr size_t kLine = 64;  // panels begin at whole ones
+
+std::mt19937 chance(1);
+
+int whole(int from, int to) { return std::uniform_int_distribution<int>(from, to)(chance); }
+
+float normal() { return std::normal_distribution<float>()(chance); }
+
+std::vector<float> normals(size_t count) {
+  std::vector<float> numbers(count);
+  for (float& each : numbers) each = normal();
+  return numbers;
+}
+
+struct Free {
+  void operator()(uint8_t* memory) const { std::free(memory); }
+};
+using Panel = std::unique_ptr<uint8_t[], Free>;
+
+Panel panel_of(size_t bytes) {
+  const size_t size = (bytes + kLine - 1) / kLine * kLine;
+  Panel panel(static_cast<uint8_t*>(std::aligned_alloc(kLine, size)));
+  std::memset(panel.get(), 0, size);
+  return panel;
+}
+
+const Kernels& portable = *scalar_kernels();
+const Kernels* tested;
+int compared = 0;
+
+void expect(bool right, const char* what, size_t at, double found, double expected) {
+  ++compared;
+  if (right) return;
+  std::printf("%s: %s at %zu: %.9g, expected %.9g\n", tested->name, what, at, found, expected);
+  std::exit(1);
+}
+
+// Sums taken in another order: apart by a share of the largest number at most.
+void expect_close(const std::vector<float>& found, const std::vector<float>& expected, const char* what,
+                  float share = 2e-5f) {
+  float largest = 0;
+  for (float each : expected) largest = std::fmax(largest, std::fabs(each));
+  for (size_t i = 0; i < found.size(); ++i) {
+    expect(std::fabs(found[i] - expected[i]) <= share * largest, what, i, found[i], expected[i]);
+  }
+}
+
+template <typename Number>
+void expect_equal(const std::vector<Number>& found, const std::vector<Number>& expected, const char* what) {
+  for (size_t i = 0; i < found.size(); ++i) expect(found[i] == expected[i], what, i, found[i], expected[i]);
+}
+
+// The inputs of a product: `tokens` rows of `columns` numbers.
+struct Tokens {
+  Tokens(int tokens, int columns) : values(normals(size_t(tokens) * columns)) {
+    const size_t blocks = size_t(columns) / kBlock;
+    bytes.resize(values.size());
+    scales.resize(tokens * blocks), sums.resize(tokens * blocks);
+    if (columns % kBlock == 0) {
+      portable.quantise(values.data(), int(values.size()), bytes.data(), scales.data(), sums.data());
+    }
+    inputs = {values.data(), bytes.data(), scales.data(), sums.data(), size_t(columns), size_t(columns), blocks};
+  }
+  void all_bytes(int8_t byte) {
+    for (int8_t& each : bytes) each = byte;
+    for (int32_t& each : sums) each = byte * kBlock;
+  }
+  std::vector<float> values;
+  std::vector<int8_t> bytes;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+  Inputs inputs;
+};
+
+void compare_product(Product found, Product expected, const uint8_t* panel, int columns, const Tokens& x, int first,
+                     int count, const char* what) {
+  std::vector<float> ours(size_t(count) * kPanelRows), theirs(ours.size());
+  found(panel, columns, x.inputs, first, count, ours.data());
+  expected(panel, columns, x.inputs, first, count, theirs.data());
+  expect_close(ours, theirs, what);
+}
+
+void plain_products() {
+  for (int columns : {1, 7, 32, 172, 577}) {
+    const Panel wide = panel_of(size_t(columns) * kPanelRows * 4), narrow = panel_of(size_t(columns) * kPanelRows * 2);
+    for (int i = 0; i < columns * kPanelRows; ++i) {
+      const float value = normal();
+      std::memcpy(wide.get() + size_t(i) * 4, &value, 4);
+      const uint16_t half = portable.half(value);
+      std::memcpy(narrow.get() + size_t(i) * 2, &half, 2);
+    }
+    for (int count = 1; count <= 37; ++count) {
+      const int first = count % 3;
+      const Tokens x(first + count, columns);
+      compare_product(tested->f32, portable.f32, wide.get(), columns, x, first, count, "f32");
+      compare_product(tested->f16, portable.f16, narrow.get(), columns, x, first, count, "f16");
+      // As bfloat16 the same bits are numbers of very many sizes, down to 2^-126.
+      compare_product(tested->bf16, portable.bf16, narrow.get(), columns, x, first, count, "bf16");
+    }
+  }
+}
+
+// What may stand in a panel of blocks: any bytes, and the largest of one kind, whose sums come nearest to overflow.
+void block_products() {
+  for (int columns : {32, 96, 576}) {
+    const size_t scales = scale_bytes(columns), numbers = size_t(columns) * kPanelRows;
+    const Panel panel = panel_of(scales + numbers);
+    for (int i = 0; i < columns / kBlock * kPanelRows; ++i) {
+      const uint16_t half = portable.half(0.1f * normal());
+      std::memcpy(panel.get() + size_t(i) * 2, &half, 2);
+    }
+    for (int fill : {-1, 0x00, 0x0F, 0x7F, 0x80, 0xF0, 0xFF}) {
+      for (size_t i = 0; i < numbers; ++i) panel[scales + i] = uint8_t(fill < 0 ? whole(0, 255) : fill);
+      for (int count = 1; count <= (fill < 0 ? 37 : 5); ++count) {
+        const int first = count % 3;
+        Tokens x(first + count, columns);
+        if (fill >= 0) x.all_bytes(count % 2 ? 127 : -127);
+        compare_product(tested->q8_0, portable.q8_0, panel.get(), columns, x, first, count, "q8_0");
+        compare_product(tested->q4_0, portable.q4_0, panel.get(), columns, x, first, count, "q4_0");
+      }
+    }
+  }
+}
+
+void norms_and_gates() {
+  for (int count : {1, 3, 16, 72, 576, 577}) {
+    const std::vector<float> x = normals(count), weight = normals(count);
+    std::vector<float> ours(count), theirs(count);
+    tested->norm(x.data(), weight.data(), 1e-5f, count, ours.data());
+    portable.norm(x.data(), weight.data(), 1e-5f, count, theirs.data());
+    expect_close(ours, theirs, "norm");
+  }
+  std::vector<float> gate = normals(4096), up = normals(4096), ours(4096), theirs(4096);
+  const float extremes[] = {0, -0.0f, 20, -20, 88, -88, 1e4f, -1e4f, 3e38f, -3e38f, 1e-40f};
+  for (size_t i = 0; i < std::size(extremes); ++i) gate[i * 7] = extremes[i], up[i * 7] = 1;
+  for (float& each : gate) each *= 4;
+  tested->gate(gate.data(), up.data(), 4096, ours.data());
+  portable.gate(gate.data(), up.data(), 4096, theirs.data());
+  for (size_t i = 0; i < ours.size(); ++i) {  // each by itself: they are of all sizes
+    const bool same = ours[i] == theirs[i] || std::fabs(ours[i] - theirs[i]) <= 2e-6f * std::fabs(theirs[i]) + 1e-37f;
+    expect(same, "gate", i, ours[i], theirs[i]);
+  }
+}
+
+void quantise() {
+  constexpr int kCount = 64 * kBlock;
+  std::vector<float> x = normals(kCount);
+  for (int i = 0; i < kBlock; ++i) {
+    x[i] = 0;                                 // a block without a scale
+    x[kBlock + i] = float(i) + 0.5f;          // halves
+    x[2 * kBlock + i] = -float(i) * 1e-38f;   // numbers below the normal ones
+    x[3 * kBlock + i] *= 1e38f;
+    x[4 * kBlock + i] = i == 5 ? -127.0f : float(i % 4) + 0.5f;  // a scale of 1: halves go to the even number
+  }
+  std::vector<int8_t> bytes(kCount), right_bytes(kCount);
+  std::vector<float> scales(64), right_scales(64);
+  std::vector<int32_t> sums(64), right_sums(64);
+  tested->quantise(x.data(), kCount, bytes.data(), scales.data(), sums.data());
+  portable.quantise(x.data(), kCount, right_bytes.data(), right_scales.data(), right_sums.data());
+  expect_equal(bytes, right_bytes, "quantise: bytes");
+  expect_equal(scales, right_scales, "quantise: scales");
+  expect_equal(sums, right_sums, "quantise: sums");
+  expect(right_bytes[4 * kBlock] == 0 && right_bytes[4 * kBlock + 1] == 2, "halves to even", 0, right_bytes[4 * kBlock], 0);
+}
+
+void attention() {
+  for (int head_dim : {10, 64, 72, 128}) {
+    const int value_stride = (head_dim + 15) / 16 * 16;
+    std::vector<uint16_t> keys(size_t(kSpan) * head_dim), values(size_t(kSpan) * value_stride);
+    for (uint16_t& each : keys) each = portable.half(normal());
+    for (uint16_t& each : values) each = portable.half(normal());
+    for (int positions : {1, 15, 16, 17, 100, kSpan}) {
+      for (int count : {1, 3, 4, 16, 48}) {
+        const std::vector<float> queries = normals(size_t(head_dim) * count);
+        std::vector<int> visible(count);
+        for (int& each : visible) each = whole(-3, positions + 20);
+        struct Result {
+          std::vector<float> out, largest, total;
+          Partial partial() { return {out.data(), largest.data(), total.data()}; }
+        };
+        const size_t size = size_t(count) * value_stride;
+        const auto attended = [&](const Kernels& kernels) {
+          std::vector<float> scores(size_t(count) * kSpan, 7.0f);
+          Result result{std::vector<float>(size, 7.0f), std::vector<float>(count), std::vector<float>(count)};
+          kernels.attend({keys.data(), values.data(), head_dim, value_stride, positions, queries.data(),
+                          visible.data(), count, scores.data()},
+                         result.partial());
+          return result;
+        };
+        Result ours = attended(*tested), theirs = attended(portable);
+        expect_close(ours.out, theirs.out, "attend: out");
+        expect_close(ours.total, theirs.total, "attend: total");
+        for (int i = 0; i < count; ++i) {
+          const bool same = ours.largest[i] == theirs.largest[i] ||
+                            std::fabs(ours.largest[i] - theirs.largest[i]) < 1e-4f * (1 + std::fabs(theirs.largest[i]));
+          expect(same, "attend: largest", i, ours.largest[i], theirs.largest[i]);
+        }
+        Result into{normals(size), normals(count), std::vector<float>(count, 1.5f)};
+        into.total[0] = 0, into.largest[0] = -INFINITY;  // nothing was there
+        for (int i = 0; i < value_stride; ++i) into.out[i] = 0;
+        Result right = into;
+        tested->merge(into.partial(), theirs.partial(), count, value_stride);
+        portable.merge(right.partial(), theirs.partial(), count, value_stride);
+        expect_close(into.out, right.out, "merge: out");
+        expect_close(into.total, right.total, "merge: total");
+        expect_equal(into.largest, right.largest, "merge: largest");
+      }
+    }
+  }
+}
+
+// float16 of every size and of both sides of every rounding.
+void halves() {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    for (int32_t beside : {-1, 0, 1, 0xFFF, 0x1000, 0x1001}) {
+      const uint32_t wide = (bits << 13 & 0x0FFFFFFF) + 0x30000000 + uint32_t(beside);
+      for (uint32_t sign : {0u, 0x80000000u}) {
+        const uint32_t whole = wide | sign;
+        float value;
+        std::memcpy(&value, &whole, 4);
+        expect(tested->half(value) == portable.half(value), "half", whole, tested->half(value), portable.half(value));
+      }
+    }
+  }
+  for (float value : {0.0f, -0.0f, 1e-30f, 2.98e-8f, 65519.0f, 65520.0f, 1e30f, INFINITY, -INFINITY}) {
+    expect(tested->half(value) == portable.half(value), "half", 0, tested->half(value), portable.half(value));
+  }
+  expect((tested->half(NAN) & 0x7FFF) > 0x7C00, "half of no number", 0, tested->half(NAN), 0x7E00);
+}
+
+}  // namespace
+
+int main() {
+  for (const char* isa : {"avx512", "avx2", "dotprod", "neon"}) {
+    tested = kernels_for(isa);
+    if (!tested) continue;
+    compared = 0;
+    plain_products();
+    block_products();
+    norms_and_gates();
+    quantise();
+    attention();
+    halves();
+    std::printf("%s: %d numbers are right\n", tested->name, compared);
+  }
+  std::printf("best: %s\n", kernels_for("")->name);
+}
