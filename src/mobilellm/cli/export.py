@@ -26,8 +26,9 @@ class Arguments:
     """Model directory, training run, or Hub id (org/name)."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.gguf")]
     """File to write; it appears whole or not at all."""
-    type: Kind = "q8_0"
-    """How the blocks' matrices are stored: q8_0 takes 8.5 bits a weight, q4_0 4.5."""
+    type: Kind | None = None
+    """How the blocks' matrices are stored: q8_0 takes 8.5 bits a weight, q4_0 4.5. By default q8_0; a model
+    made by `mobilellm quantize` keeps what it has."""
     embedding_type: Kind | None = None
     """How embedding and head are stored; by default as the rest."""
     unroll: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -58,6 +58,8 @@ def states_at(
         qkv = products.qkv(y)
         kernels("float_rotary", qkv, cos, sin, B * T, H + K, H + 2 * K, D)
         q, k, v = torch.split(qkv.view(B, T, H + 2 * K, D).transpose(1, 2), [H, K, K], dim=1)
+        if (rounding := blocks[step].self_attn.kv_rounding) is not None:
+            k, v = rounding(k), rounding(v)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != K
         )
