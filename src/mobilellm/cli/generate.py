@@ -38,7 +38,7 @@ class Arguments:
     device: str = "cpu"
     """torch device, e.g. cpu or cuda."""
     threads: int | None = None
-    """Of the runtime, for a .gguf file; by default one a core, four at most."""
+    """Of the runtime, for a .gguf file; by default one a fast core, four at most."""
     json: bool = False
     """Print one JSON object with every completion at the end instead of streaming."""
 
