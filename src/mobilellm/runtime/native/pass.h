@@ -53,7 +53,7 @@ class Pass {
         for (int panel = shares.first; panel < shares.end; ++panel) each(panel, token, tokens);
       }
     }
-    for (int line = 0; next && line < kBeginning; line += 64) __builtin_prefetch(next + line);
+    for (int line = 0; next && line < kBeginning; line += 64) __builtin_prefetch(next + line, 0, 2);
     m_.team.meet(thread);
   }
 
