@@ -18,11 +18,12 @@ constexpr int kSpan = 128;  // positions whose attention is one piece of work; s
 
 enum class Type : int32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, BF16 = 30 };  // ggml's numbers
 
-constexpr bool in_blocks(Type type) { return type == Type::Q8_0 || type == Type::Q4_0; }
+static inline constexpr bool in_blocks(Type type) { return type == Type::Q8_0 || type == Type::Q4_0; }
 
 // Where a block's scales (float16, of 16 rows) and its numbers stand in a panel whose blocks have `bytes` bytes.
-constexpr size_t scales_at(int block, int bytes) { return size_t(block / 2) * (64 + 2 * bytes) + block % 2 * 32; }
-constexpr size_t numbers_at(int block, int bytes) { return size_t(block / 2 + 1) * 64 + size_t(block) * bytes; }
+// (Static, as all that is compiled for several processors: versions of one name would be merged into one of them.)
+static inline constexpr size_t scales_at(int block, int bytes) { return size_t(block / 2) * (64 + 2 * bytes) + block % 2 * 32; }
+static inline constexpr size_t numbers_at(int block, int bytes) { return size_t(block / 2 + 1) * 64 + size_t(block) * bytes; }
 
 // Columns in 8 bits, in runs of 32 with a scale each; all tokens' of a run stand together, in the order in which a
 // tile of tokens is multiplied.

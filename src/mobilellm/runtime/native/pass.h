@@ -19,7 +19,7 @@ class Pass {
   Inputs prepare(int thread, const float* source, size_t stride, int columns, const float* norm, bool bytes) {
     Scratch::Prepared& room = few() ? s_.own[thread].prepared : s_.prepared;
     const size_t wide = padded(columns);
-    const Bytes in_bytes = room.bytes(count_);
+    const Bytes in_bytes = room.rounded.bytes(count_);
     const auto one = [&](int row) {
       const float* from = source + row * stride;
       if (norm) {
