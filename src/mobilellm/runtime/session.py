@@ -221,7 +221,7 @@ def load(
     """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault.
 
     `engine`: the compiled one, the readable one, or "auto": the compiled one where it could be compiled, else
-    the readable one and a line to `say`. `threads` of the compiled one: by default one a core, four at most.
+    the readable one and a line to `say`. `threads` of the compiled one: by default as cores.py says.
     """
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"engine = {engine!r} is not known; choose auto, native or reference")
