@@ -6,6 +6,7 @@ model takes. A prompt of some hundred characters has its ids here in a few milli
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -19,7 +20,9 @@ class ShortTexts:
 
     def __init__(self, pieces: Sequence[str], ranked: Sequence[str]) -> None:
         self._ids = {piece: index for index, piece in enumerate(pieces)}
-        self._ranks = {piece: rank << 32 for rank, piece in enumerate(ranked)}
+        self._keys = array("q", [_NEVER]) * len(pieces)
+        for rank, piece in enumerate(ranked):
+            self._keys[self._ids[piece]] = rank << 32
 
     def encode(self, text: str) -> list[int]:
         """Time grows with the square of the length. Raises UnicodeEncodeError for a lone surrogate."""
@@ -40,5 +43,5 @@ class ShortTexts:
 
     def _key(self, left: str, right: str) -> int:
         """Lower is earlier: by the rank of what is made; of two ways to make it, the shorter left side."""
-        rank = self._ranks.get(left + right)
-        return _NEVER if rank is None else rank + len(left)
+        index = self._ids.get(left + right)
+        return _NEVER if index is None else min(_NEVER, self._keys[index] + len(left))
