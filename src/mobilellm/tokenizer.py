@@ -193,10 +193,11 @@ class Tokenizer:
         return [before + ids + after for ids in encoded]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if self._short is not None:
+        short = self._short  # another thread may have done with it meanwhile
+        if short is not None:
             self._short_left -= sum(map(len, texts))
             if self._short_left >= 0:
-                return [self._short.encode(text) for text in texts]
+                return [short.encode(text) for text in texts]
             self._short = None
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]

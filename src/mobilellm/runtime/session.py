@@ -194,6 +194,7 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Keep what is held in a file, for `restore` in this process or another."""
         with self._lock:
+            self._held.cut(len(self._held.tokens))  # a Ctrl-C may have come between the two
             write_session(path, self._model.file.sha256, self._held.tokens, self._held.cache.state())
 
     def restore(self, path: str | Path) -> None:
