@@ -22,7 +22,7 @@ from mobilellm.config import ConfigError, ModelConfig
 from mobilellm.gguf import GGUF
 from mobilellm.gguf_blocks import TYPES, BlockType
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPECIAL_PIECES
-from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, merges_of
+from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
 PLAIN, SHARED = "llama", "mobilellm"
 
@@ -216,7 +216,7 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
         pieces.pop()  # rows of the embedding that no piece uses
     falling = np.argsort(-scores[len(LAYOUT_HEAD) : len(pieces)].astype(np.float64), kind="stable")
     ranked = [pieces[len(LAYOUT_HEAD) + index] for index in falling]  # of equal scores, the lower id
-    return Tokenizer(pieces, merges_of(ranked, pieces))
+    return Tokenizer(pieces, ranked=ranked)
 
 
 def chat_template(file: GGUF) -> str | None:
