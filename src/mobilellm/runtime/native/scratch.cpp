@@ -46,7 +46,7 @@ void Scratch::fit(const Model& model, int rows, int longest) {
 
 void Scratch::Prepared::fit(int rows, int columns) {
   const size_t wide = padded(columns);
-  if (values.size() >= rows * wide) return;
+  if (sums.size() >= rows * wide / kBlock + rows) return;  // the last: there may have been no memory half way
   values.resize(rows * wide);
   bytes.resize(rows * wide);
   scales.resize(rows * wide / kBlock + rows);
