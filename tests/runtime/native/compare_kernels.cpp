@@ -76,30 +76,30 @@ void expect_equal(const std::vector<Number>& found, const std::vector<Number>& e
 // The inputs of a product: `tokens` rows of `columns` numbers.
 struct Tokens {
   Tokens(int tokens, int columns) : values(normals(size_t(tokens) * columns)) {
-    const size_t blocks = size_t(columns) / kBlock;
-    bytes.resize(values.size());
-    scales.resize(tokens * blocks), sums.resize(tokens * blocks);
-    if (columns % kBlock == 0) {
-      portable.quantise(values.data(), int(values.size()), bytes.data(), scales.data(), sums.data());
+    const size_t runs = size_t(columns) / kBlock, apart = size_t(tokens + columns % 3);
+    numbers.resize(apart * runs * kBlock);
+    scales.resize(apart * runs), negated.resize(apart * runs);
+    inputs = {values.data(), size_t(columns), {numbers.data(), scales.data(), negated.data(), apart}};
+    for (int token = 0; token < tokens && columns % kBlock == 0; ++token) {
+      portable.quantise(values.data() + size_t(token) * columns, columns, token, inputs.bytes);
     }
-    inputs = {values.data(), bytes.data(), scales.data(), sums.data(), size_t(columns), size_t(columns), blocks};
   }
   void all_bytes(int8_t byte) {
-    for (int8_t& each : bytes) each = byte;
-    for (int32_t& each : sums) each = byte * kBlock;
+    for (int8_t& each : numbers) each = byte;
+    for (int32_t& each : negated) each = -byte * kBlock;
   }
   std::vector<float> values;
-  std::vector<int8_t> bytes;
+  std::vector<int8_t> numbers;
   std::vector<float> scales;
-  std::vector<int32_t> sums;
+  std::vector<int32_t> negated;
   Inputs inputs;
 };
 
 void compare_product(Product found, Product expected, const uint8_t* panel, int columns, const Tokens& x, int first,
                      int count, const char* what) {
   std::vector<float> ours(size_t(count) * kPanelRows), theirs(ours.size());
-  found(panel, columns, x.inputs, first, count, ours.data());
-  expected(panel, columns, x.inputs, first, count, theirs.data());
+  found(panel, columns, x.inputs, first, count, ours.data(), count % 2 ? panel : nullptr);
+  expected(panel, columns, x.inputs, first, count, theirs.data(), nullptr);
   expect_close(ours, theirs, what);
 }
 
@@ -178,8 +178,8 @@ void quantise() {
   std::vector<int8_t> bytes(kCount), right_bytes(kCount);
   std::vector<float> scales(64), right_scales(64);
   std::vector<int32_t> sums(64), right_sums(64);
-  tested->quantise(x.data(), kCount, bytes.data(), scales.data(), sums.data());
-  portable.quantise(x.data(), kCount, right_bytes.data(), right_scales.data(), right_sums.data());
+  tested->quantise(x.data(), kCount, 0, {bytes.data(), scales.data(), sums.data(), 1});
+  portable.quantise(x.data(), kCount, 0, {right_bytes.data(), right_scales.data(), right_sums.data(), 1});
   expect_equal(bytes, right_bytes, "quantise: bytes");
   expect_equal(scales, right_scales, "quantise: scales");
   expect_equal(sums, right_sums, "quantise: sums");
