@@ -218,7 +218,8 @@ def _log_softmax(logits: Floats) -> Floats:
 
 
 def _kl(first: Floats, second: Floats) -> float:
-    return float((np.exp(first) * (first - second)).sum(axis=1, dtype=np.float64).mean())
+    """Mean over rows; what rounding leaves below zero is zero."""
+    return max(0.0, float((np.exp(first) * (first - second)).sum(axis=1, dtype=np.float64).mean()))
 
 
 def _perplexity(log_likelihoods: Floats, windows: Sequence[Sequence[int]]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,13 @@ class Source:
             whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             whole.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return whole.hexdigest()
+
+    @cached_property
+    def tokenizer_bytes(self) -> int:
+        """Of the tokenizer's files in a directory for transformers."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.tokenizer.save(directory, model_max_length=self.config.max_position_embeddings)
+            return sum(file.stat().st_size for file in Path(directory).iterdir())
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A parameter in float32, by its checkpoint name."""

@@ -48,7 +48,11 @@ class GgufTarget:
             path, config, _weights(source, options), source.tokenizer, _roles(options), source.directory.name,
             source.chat_template,
         )  # fmt: skip
-        notes = [f"{name} is stored as F16: {reason}" for name, reason in wider.items()]
+        notes = []
+        for reason in dict.fromkeys(wider.values()):
+            first, *more = [name for name, told in wider.items() if told == reason]
+            many = f"{first} and {len(more)} more are" if more else f"{first} is"
+            notes.append(f"{many} stored as F16: {reason}")
         if config.shares_layers:
             notes.append(
                 "Blocks are shared: this package runs the file, llama.cpp refuses it. "
