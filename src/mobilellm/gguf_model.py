@@ -98,13 +98,15 @@ def layout(config: ModelConfig, roles: Roles) -> Iterator[tuple[str, Stored]]:
 def write_model(
     path: str | Path,
     config: ModelConfig,
-    weight: Callable[[str], NDArray[np.float32]],
+    weight: Callable[[str], NDArray[np.float32] | NDArray[np.uint8]],
     tokenizer: Tokenizer,
     roles: Roles,
     name: str,
     chat_template: str | None = None,
 ) -> dict[str, str]:
     """Write a file; it appears whole or not at all. `weight` gives a tensor by its checkpoint name.
+
+    It may give a matrix as uint8, the bytes of every row in its type: they are written as they are.
 
     Returns the tensors that stayed in a wider type than their role's, and why. Raises ValueError for a
     tokenizer that does not fit.
@@ -148,11 +150,13 @@ def write_model(
         writer.write_ti_data_to_file()
         for checkpoint_name, stored in planned:
             values = weight(checkpoint_name)
-            if values.shape != stored.shape:
-                raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {stored.shape}")
+            encoded = values.dtype == np.uint8
+            shape = _bytes_shape(stored) if encoded else stored.shape
+            if values.shape != shape:
+                raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {shape}")
             if stored.name.endswith(_ROTATED):
                 values = interleaved(values, config.head_dim)
-            writer.write_tensor_data(stored.type.encode(values))
+            writer.write_tensor_data(values if encoded else stored.type.encode(values))
         writer.close()
     return wider
 
@@ -241,7 +245,7 @@ def _bytes_shape(stored: Stored) -> tuple[int, ...]:
     return (*rows, stored.type.nbytes((row,)))
 
 
-def interleaved(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+def interleaved(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
     rows, columns = values.shape
     heads = values.reshape(rows // head_dim, 2, head_dim // 2, columns)
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)

@@ -24,6 +24,10 @@ from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES, BlockType
 from mobilellm.gguf_model import FILE_TYPES, SHARED, Roles, interleaved, layout
+from mobilellm.model import api, checkpoint
+from mobilellm.model.checkpoint import Weights
+from mobilellm.quant.formats import FORMATS
+from mobilellm.quant.schemes import EMBEDDING_NAMES
 from mobilellm.runtime.reference import round_to_8_bits
 from mobilellm.tokenizer import EOS_ID
 
@@ -160,7 +164,7 @@ TARGET = GgufTarget()
 def export_gguf(
     source: str | Path,
     path: str | Path,
-    kind: str = "Q8_0",
+    kind: str | None = None,
     embedding_kind: str | None = None,
     unroll: bool = False,
     say: Callable[[str], None] = lambda notice: None,
@@ -168,6 +172,55 @@ def export_gguf(
     """Write `path` without comparing it: what `mobilellm export` does first. Returns notes, one line each."""
     options = TARGET.complete(Options(kind, embedding_kind, unroll))
     return TARGET.write(open_source(source, say), Path(path), options)
+
+
+def write_gguf(
+    path: str | Path, weights: Weights, directory: Path, roles: Roles, unroll: bool = False
+) -> dict[str, str]:
+    """Write weights that are in memory, with tokenizer, name and chat template of a model directory.
+
+    Returns and raises as `export_gguf`.
+    """
+    tokenizer = api.read_tokenizer(directory, weights.config)
+    if tokenizer is None:
+        raise FileNotFoundError(f"{directory}: has no tokenizer, and a .gguf file needs one to read text")
+    template = directory / "chat_template.jinja"
+    config, quantized = weights.config, weights.quantized
+    named = dict(checkpoint.build(weights, None, "cpu").named_parameters())
+
+    def weight(name: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+        stored = stored_name(name, config) if unroll else name
+        if quantized is not None and (matrix := quantized.matrices.get(stored)) is not None:
+            role = quantized.quantization
+            kind = role.embedding if stored in EMBEDDING_NAMES else role.linear
+            return FORMATS[kind].file_bytes(matrix)
+        values: NDArray[np.float32] = named[stored].detach().float().numpy()
+        return values
+
+    written = config.unrolled() if unroll else config
+    return gguf_model.write_model(
+        path, written, weight, tokenizer, roles, directory.name,
+        template.read_text(encoding="utf-8") if template.is_file() else None,
+    )  # fmt: skip
+
+
+def roles_of(
+    source: str | Path, weights: Weights, kind: str | None = None, embedding_kind: str | None = None
+) -> Roles:
+    """The types of a file: those asked for, or those a quantised model has. Raises ValueError."""
+    if weights.quantized is None:
+        kind = kind or "Q8_0"
+        return Roles(_type(kind), _type(embedding_kind or kind))
+    own = weights.quantized.quantization
+    for option, asked, has in (("type", kind, own.linear), ("embedding_type", embedding_kind, own.embedding)):
+        if has.upper() not in TYPES:
+            raise ValueError(
+                f"{source}: is quantised as {own.scheme}, which GGUF has no type for; quantise its source "
+                "with --scheme q4_0 or q8_0"
+            )
+        if asked is not None and asked.upper() != has.upper():
+            raise ValueError(f"{option} = {asked} would round {source} again, which is {has}; leave it out")
+    return Roles(_type(own.linear), _type(own.embedding))
 
 
 def _type(name: str) -> BlockType:

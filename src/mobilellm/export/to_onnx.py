@@ -43,8 +43,6 @@ ONE_FILE = 1_900_000_000
 """Bytes of weights that fit in the .onnx file itself: protobuf ends at 2 GB. More lie beside it."""
 
 
-
-
 class OnnxTarget:
     """See `Target`."""
 
@@ -118,7 +116,9 @@ class OnnxTarget:
         ]
         products = sum(node.op_type == "MatMulNBits" for node in there.graph.node)
         return [
-            count_check("graph", "nodes", wrong, f"all {len(expected)} nodes; {products} of quantised products"),
+            count_check(
+                "graph", "nodes", wrong, f"all {len(expected)} nodes; {products} of quantised products"
+            ),
             count_check("weights", "tensors", off, f"all {len(numbers)} tensors byte for byte"),
         ]
 
