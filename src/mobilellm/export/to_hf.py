@@ -32,7 +32,9 @@ class HfTarget:
 
     kind = KINDS["hf"]
 
-    def complete(self, options: Options) -> Options:
+    def complete(self, options: Options, source: Source) -> Options:
+        if source.quantized is not None:
+            raise ValueError(f"{source.name}: {checkpoint.cannot_be_plain(source.quantized.quantization)}")
         if options.type is not None:
             checkpoint.torch_dtype(options.type)
         return options
