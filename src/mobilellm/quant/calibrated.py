@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,10 @@ def calibrated(
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"{name}: there are weights that are not finite")
     return _Calibration(source, scheme, windows, act_order).run(progress)
+
+
+class _Enough(Exception):  # noqa: N818
+    """The last input that is wanted of a window has been seen: the rest of the pass serves nothing."""
 
 
 class _Calibration:
@@ -100,13 +105,20 @@ class _Calibration:
         assert isinstance(linear, Linear)
         total = torch.zeros(linear.in_features, linear.in_features)
 
+        seen = 0
+
         def note(part: nn.Module, inputs: tuple[Tensor]) -> None:
+            nonlocal seen
+            seen += 1
             self._add(inputs[0][0], total)
+            if seen % len(uses) == 0:
+                raise _Enough
 
         handle = linear.register_forward_pre_hook(note)
         try:
             for x in states:
-                self._advanced(x, uses[0], uses[-1] + 1)
+                with suppress(_Enough):
+                    self._advanced(x, uses[0], uses[-1] + 1)
         finally:
             handle.remove()
         return total
