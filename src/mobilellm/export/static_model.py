@@ -40,7 +40,12 @@ class StaticModel(nn.Module):
     """One sequence; `input_pos` says where its new tokens stand, so that an older place can be gone on from."""
 
     def __init__(
-        self, config: ModelConfig, norms: Callable[[str], Tensor], matrices: Matrices, context: int, chunk: int
+        self,
+        config: ModelConfig,
+        norms: Callable[[str], Tensor],
+        matrices: Matrices,
+        context: int,
+        chunk: int,
     ) -> None:
         super().__init__()
         self.config, self.context, self.chunk = config, context, chunk
