@@ -76,21 +76,32 @@ def split_q4_0(raw: Bytes) -> tuple[Floats, NDArray[np.int8]]:
     return _scales(raw), nibbles.astype(np.int8) - np.int8(8)
 
 
+def join_q8_0(scales: Floats, codes: NDArray[np.int8]) -> Bytes:
+    """Blocks (N, 34): the inverse of `split_q8_0`."""
+    return np.concatenate([_half_bytes(scales[:, None]), codes.view(np.uint8)], axis=1)
+
+
+def join_q4_0(scales: Floats, codes: NDArray[np.int8]) -> Bytes:
+    """Blocks (N, 18): the inverse of `split_q4_0`."""
+    half = BLOCK // 2
+    q = (codes + np.int8(8)).view(np.uint8)
+    return np.concatenate([_half_bytes(scales[:, None]), q[:, :half] | (q[:, half:] << 4)], axis=1)
+
+
 def _encode_q8_0(x: Floats) -> Bytes:
     scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
     inverse = _inverse(scale)
     scaled = x * inverse
     q = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
-    return np.concatenate([_half_bytes(scale), q.view(np.uint8)], axis=1)
+    return join_q8_0(scale[:, 0], q)
 
 
 def _encode_q4_0(x: Floats) -> Bytes:
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
     scale = largest / np.float32(-8)
     inverse = _inverse(scale)
-    q = np.minimum(15, np.trunc(x * inverse + np.float32(8.5))).astype(np.uint8)
-    half = BLOCK // 2
-    return np.concatenate([_half_bytes(scale), q[:, :half] | (q[:, half:] << 4)], axis=1)
+    q = np.minimum(15, np.trunc(x * inverse + np.float32(8.5))).astype(np.int8)
+    return join_q4_0(scale[:, 0], q - np.int8(8))
 
 
 def _inverse(scale: Floats) -> Floats:

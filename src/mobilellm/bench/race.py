@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from mobilellm.bench.models import Entry
+from mobilellm.bench.entries import Entry
 from mobilellm.bench.worker import Worker, WorkerError
 
 _REST = 0.03

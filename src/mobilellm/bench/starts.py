@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilellm.bench.cold_start import STEPS
-from mobilellm.bench.models import Entry
+from mobilellm.bench.entries import Entry
 from mobilellm.bench.race import Progress
 from mobilellm.bench.worker import contestants_environment
 

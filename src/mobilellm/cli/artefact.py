@@ -61,11 +61,15 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         ("bits a weight", f"{report.bits_per_weight:.2f}"),
         ("run by", ", ".join(report.runtimes.values()) or "nothing"),
     ]
-    for measured in report.fidelity.values():
+    for runtime, measured in report.fidelity.items():
+        within = f" in {runtime}" if len(report.fidelity) > 1 else ""
         rows.append(
-            ("perplexity", f"{measured.perplexity:.4g}, of the source {measured.source_perplexity:.4g}")
+            (
+                f"perplexity{within}",
+                f"{measured.perplexity:.4g} on the {report.text['name']}, of the source "
+                f"{measured.source_perplexity:.4g}; the same next token {measured.agreement:.1%} of the time",
+            )
         )
-        rows.append(("same next token", f"{measured.agreement:.1%} of {report.text['name']}"))
     return rows
 
 

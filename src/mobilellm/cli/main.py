@@ -32,6 +32,7 @@ VERBS = {
     "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
+    "quantize": "8 or 4 bits a weight, and what that costs beside the model it was made from",
     "export": "a model as what a device runs, compared with its source before it gets its name",
     "verify": "compare what was exported with its source, in its own runtime",
     "bench": "tokens a second, start and memory on this machine, beside other runtimes",

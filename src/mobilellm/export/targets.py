@@ -125,8 +125,8 @@ class Target(Protocol):
 
     kind: Kind
 
-    def complete(self, options: Options) -> Options:
-        """Defaults filled in. Raises ValueError for a value this target does not know."""
+    def complete(self, options: Options, source: Source) -> Options:
+        """Defaults filled in; a quantised source has its own. Raises ValueError for an unknown value."""
 
     def write(self, source: Source, path: Path, options: Options) -> list[str]:
         """Write the artefact at `path`, which is not there (a file) or an empty directory.

@@ -48,7 +48,7 @@ class OnnxTarget:
 
     kind = KINDS["onnx"]
 
-    def complete(self, options: Options) -> Options:
+    def complete(self, options: Options, source: Source) -> Options:
         kind = _known(options.type or "int4")
         return dataclasses.replace(options, type=kind, embedding_type=_known(options.embedding_type or kind))
 

@@ -138,10 +138,10 @@ def write_unrolled(source: Path, target: Path) -> None:
             )
 
 
-def write_directory(source: Path, directory: Path) -> str:
-    """A .gguf file's weights as a model directory, in float32, or in bfloat16 where that is the quicker here.
+def write_directory(source: Path, directory: Path, dtype: str | None = None) -> str:
+    """A .gguf file's weights as a model directory, in `dtype`, which is returned.
 
-    Returns which. A float32 file stays so.
+    By default bfloat16 where this processor multiplies in it, else float32; a float32 file stays so.
     """
     import torch
 
@@ -151,14 +151,15 @@ def write_directory(source: Path, directory: Path) -> str:
 
     file = read_gguf(source)
     config = gguf_model.read_config(file)
-    quick = has_bfloat16() and file.tensors["blk.0.attn_q.weight"].type.name != "F32"
-    dtype = torch.bfloat16 if quick else torch.float32
+    if dtype is None:
+        is_float32 = file.tensors["blk.0.attn_q.weight"].type.name == "F32"
+        dtype = "float32" if is_float32 or not has_bfloat16() else "bfloat16"
     with torch.device("meta"):
         model = MobileLLM(config)
     weights = {
-        name: torch.tensor(gguf_model.read_weight(file, config, name), dtype=dtype)
+        name: torch.tensor(gguf_model.read_weight(file, config, name), dtype=checkpoint.torch_dtype(dtype))
         for name, _ in model.named_parameters()
     }
     model.load_state_dict(weights, assign=True)
     checkpoint.save(directory, model, gguf_model.read_tokenizer(file))
-    return str(dtype).removeprefix("torch.")
+    return dtype
