@@ -2,7 +2,7 @@
 
 It computes what `model/transformer.py` does, written so that everything but attention goes to XNNPACK as few
 large pieces: two of ExecuTorch's own operators (`llama::update_cache`, `llama::custom_sdpa`) keep keys and
-values and attend, and stand between the pieces. Its runners (TextLLMRunner, those of Android and iOS) bring both.
+values and attend, and stand between the pieces. Its runners (TextLLMRunner, on Android, on iOS) bring both.
 
     forward(tokens (1, T), input_pos (1,)) -> logits (1, T, V)
 
@@ -13,31 +13,26 @@ E hidden size, H heads, K key/value heads, D head_dim, S context, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.config import ModelConfig
+from mobilellm.model.quantized import Matrix, packed
 
-
-class Stored(NamedTuple):
-    """A matrix (R, C) as a device holds it: codes * scales; or float32 `codes` and no scales."""
-
-    codes: Tensor
-    """int8 (R, C), in -8 … 7 where `bits` is 4; float32 where there are no scales."""
-    scales: Tensor | None = None
-    """(R, C / G)"""
-    bits: int = 32
-
-
+Stored = Matrix | Tensor
+"""A matrix (R, C) as a device holds it: codes and scales, or float32."""
 Matrices = Callable[[str], Stored]
 """A matrix by its checkpoint name."""
 
 
 class StaticModel(nn.Module):
-    """One sequence; `input_pos` says where its new tokens stand, so that an older place can be gone on from."""
+    """One sequence. `input_pos` says where its new tokens stand: it can be gone on from any earlier place."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(
         self,
@@ -66,19 +61,22 @@ class StaticModel(nn.Module):
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         T = tokens.shape[1]
-        start = input_pos[0].item()
-        torch._check(start >= 0)
-        torch._check(start + T <= self.context)
+        start = cast(int, input_pos[0].item())  # a symbol, while torch.export looks on
+        for known in (start >= 0, start + T <= self.context):
+            torch._check(known)  # type: ignore[no-untyped-call]
         cos, sin = self.cos.narrow(0, start, T), self.sin.narrow(0, start, T)  # (T, 1, D)
         x = self.embedding(tokens)
         for step, index in enumerate(self.config.schedule):
-            block = self.blocks[index]
-            x = block(x, cos, sin, getattr(self, f"keys_{step}"), getattr(self, f"values_{step}"), start)
+            x = self.blocks[index](
+                x, cos, sin, getattr(self, f"keys_{step}"), getattr(self, f"values_{step}"), start
+            )
         logits: Tensor = self.head(self.norm(x))
         return logits
 
 
 class Block(nn.Module):
+    swap: Tensor
+
     def __init__(
         self, config: ModelConfig, name: str, norms: Callable[[str], Tensor], matrices: Matrices
     ) -> None:
@@ -87,10 +85,13 @@ class Block(nn.Module):
         self.register_buffer("swap", _swap(config.head_dim))
         self.input_norm = Norm(norms(f"{name}.input_layernorm.weight"), config.rms_norm_eps)
         self.post_norm = Norm(norms(f"{name}.post_attention_layernorm.weight"), config.rms_norm_eps)
-        for part in ("q", "k", "v", "o"):
-            setattr(self, part, Linear(matrices(f"{name}.self_attn.{part}_proj.weight")))
-        for part in ("gate", "up", "down"):
-            setattr(self, part, Linear(matrices(f"{name}.mlp.{part}_proj.weight")))
+
+        def linear(part: str) -> Linear:
+            return Linear(matrices(f"{name}.{part}_proj.weight"))
+
+        self.q, self.k, self.v = linear("self_attn.q"), linear("self_attn.k"), linear("self_attn.v")
+        self.o = linear("self_attn.o")
+        self.gate, self.up, self.down = linear("mlp.gate"), linear("mlp.up"), linear("mlp.down")
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int
@@ -119,6 +120,9 @@ class Block(nn.Module):
 class Norm(nn.Module):
     """RMSNorm whose mean is a product with a column of 1 / E: XNNPACK has no mean over the last dimension."""
 
+    weight: Tensor
+    share: Tensor
+
     def __init__(self, weight: Tensor, epsilon: float) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
@@ -133,18 +137,22 @@ class Norm(nn.Module):
 class Linear(nn.Module):
     """x W^T. A quantised W has x rounded to 8 bits a token first, as XNNPACK does it: from min to max."""
 
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
     def __init__(self, matrix: Stored) -> None:
         super().__init__()
-        self.bits = matrix.bits
-        self.register_buffer("codes", matrix.codes)
-        if matrix.scales is not None:
+        self.quantised = isinstance(matrix, Matrix)
+        self.register_buffer("codes", matrix.codes if isinstance(matrix, Matrix) else matrix)
+        if isinstance(matrix, Matrix):
             scales = matrix.scales.float()
             scales = scales[:, 0] if scales.shape[1] == 1 else scales
             self.register_buffer("scales", scales)
             self.register_buffer("zeros", torch.zeros(scales.shape, dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bits == 32:
+        if not self.quantised:
             return F.linear(x, self.codes)
         quantised = torch.ops.quantized_decomposed
         scale, zero = quantised.choose_qparams_per_token_asymmetric(x, torch.int8)
@@ -165,14 +173,15 @@ class Linear(nn.Module):
 class Embedding(nn.Module):
     """Rows of a table, made float32 after they are taken out of it, by operators that every runtime has."""
 
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, matrix: Stored) -> None:
         super().__init__()
-        self.bits = matrix.bits
-        codes = matrix.codes
-        if self.bits == 4:  # two in a byte
-            codes = ((codes[:, 1::2] + 8) * 16 + codes[:, 0::2] + 8).to(torch.uint8)
-        self.register_buffer("codes", codes)
-        if matrix.scales is not None:
+        self.bits = matrix.bits if isinstance(matrix, Matrix) else 32
+        codes = matrix.codes if isinstance(matrix, Matrix) else matrix
+        self.register_buffer("codes", packed(codes) if self.bits == 4 else codes)
+        if isinstance(matrix, Matrix):
             self.register_buffer("scales", matrix.scales.float())
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -184,7 +193,8 @@ class Embedding(nn.Module):
             high = torch.floor(rows / 16)
             rows = torch.stack((rows - 16 * high, high), dim=-1).flatten(-2) - 8
         scales = F.embedding(tokens, self.scales)
-        return (rows.unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]).flatten(-2)
+        groups = rows.view(*tokens.shape, scales.shape[-1], -1)
+        return (groups * scales[..., None]).flatten(-2)
 
 
 def _rotary_tables(config: ModelConfig, context: int) -> tuple[Tensor, Tensor]:
