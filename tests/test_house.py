@@ -26,7 +26,7 @@ FLOORS = {
         "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
         "compiled",
     },
-    2: {"model", "hf", "data", "runtime"},
+    2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},
     4: {"export", "serve", "report"},
     5: {"cli", "__main__"},

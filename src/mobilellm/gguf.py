@@ -171,13 +171,28 @@ class _Reader:
         kind, count = self.number("<I"), self.number("<Q")
         if kind == _STRING:
             self.expect_room(count, 8, f"texts in {key!r}")
-            return [self.text(f"a text of {key!r}") for _ in range(count)]
+            return self._texts(count, f"a text of {key!r}")
         if kind not in _NUMBERS:
             raise ValueError(f"{self._path}: {key!r} is an array of type {kind}, which is not read")
         layout = np.dtype(_NUMBERS[kind])
         self.expect_room(count, layout.itemsize, f"numbers in {key!r}")
         numbers = np.frombuffer(self.take(count * layout.itemsize), dtype=layout)
         return numbers.astype(bool) if kind == _BOOL else numbers
+
+    def _texts(self, count: int, what: str) -> list[str]:
+        """As `text` for each of `count`, in a fifth of the time: a vocabulary has tens of thousands."""
+        texts, data, length_at = [], self._data, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            start = self.place + 8
+            end = start + length_at(data, self.place)[0] if start <= self._size else self._size + 1
+            if end > self._size:
+                self.text(what)  # which says what is wrong
+            try:
+                texts.append(data[start:end].decode())
+            except UnicodeDecodeError:
+                self.text(what)
+            self.place = end
+        return texts
 
     def tensor(self) -> tuple[str, tuple[int, ...], BlockType, int]:
         name = self.text("a tensor's name")

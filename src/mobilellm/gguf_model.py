@@ -8,7 +8,9 @@ that rotate together lie side by side (2i, 2i + 1), where Llama checkpoints have
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,13 +98,15 @@ def layout(config: ModelConfig, roles: Roles) -> Iterator[tuple[str, Stored]]:
 def write_model(
     path: str | Path,
     config: ModelConfig,
-    weight: Callable[[str], NDArray[np.float32]],
+    weight: Callable[[str], NDArray[np.float32] | NDArray[np.uint8]],
     tokenizer: Tokenizer,
     roles: Roles,
     name: str,
     chat_template: str | None = None,
 ) -> dict[str, str]:
     """Write a file; it appears whole or not at all. `weight` gives a tensor by its checkpoint name.
+
+    It may give a matrix as uint8, the bytes of every row in its type: they are written as they are.
 
     Returns the tensors that stayed in a wider type than their role's, and why. Raises ValueError for a
     tokenizer that does not fit.
@@ -115,7 +119,7 @@ def write_model(
         )
     architecture = SHARED if config.shares_layers else PLAIN
     wider = {}
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, _full_disks_told():
         writer = gguf.GGUFWriter(temporary, architecture)
         writer.add_name(name)
         writer.add_quantization_version(2)
@@ -146,11 +150,13 @@ def write_model(
         writer.write_ti_data_to_file()
         for checkpoint_name, stored in planned:
             values = weight(checkpoint_name)
-            if values.shape != stored.shape:
-                raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {stored.shape}")
+            encoded = values.dtype == np.uint8
+            shape = _bytes_shape(stored) if encoded else stored.shape
+            if values.shape != shape:
+                raise ValueError(f"{checkpoint_name}: has shape {values.shape}, expected {shape}")
             if stored.name.endswith(_ROTATED):
                 values = interleaved(values, config.head_dim)
-            writer.write_tensor_data(stored.type.encode(values))
+            writer.write_tensor_data(values if encoded else stored.type.encode(values))
         writer.close()
     return wider
 
@@ -203,21 +209,30 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
     if (kind := metadata.get("tokenizer.ggml.model")) != "llama":
         raise ValueError(f"{path}: its tokenizer is {kind!r}; only 'llama' (SentencePiece BPE) is read")
     pieces, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
-    if not isinstance(pieces, list) or scores is None or len(scores) != len(pieces):
+    if not isinstance(pieces, list) or not isinstance(scores, np.ndarray) or len(scores) != len(pieces):
         raise ValueError(f"{path}: the tokenizer's tokens and scores are missing or not equally many")
     pieces = [str(piece) for piece in pieces]
     while len(pieces) > len(LAYOUT_HEAD) and pieces[-1] == _padding(len(pieces) - 1):
         pieces.pop()  # rows of the embedding that no piece uses
-    known = set(pieces)
-    merged = [piece for piece in pieces[len(LAYOUT_HEAD) :] if _can_be_made(piece, known)]
-    score = dict(zip(pieces, np.asarray(scores).tolist(), strict=False))
-    merged.sort(key=lambda piece: -score[piece])  # stable: equal scores stay in the order of their ids
-    return Tokenizer(pieces, merges_of(merged, pieces))
+    falling = np.argsort(-scores[len(LAYOUT_HEAD) : len(pieces)].astype(np.float64), kind="stable")
+    ranked = [pieces[len(LAYOUT_HEAD) + index] for index in falling]  # of equal scores, the lower id
+    return Tokenizer(pieces, merges_of(ranked, pieces))
 
 
 def chat_template(file: GGUF) -> str | None:
     template = file.metadata.get("tokenizer.chat_template")
     return template if isinstance(template, str) else None
+
+
+@contextmanager
+def _full_disks_told() -> Iterator[None]:
+    """numpy writes less than it was given and keeps the reason to itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.EIO, "could not be written whole; is the disk full?") from None
 
 
 def _fitting(kind: BlockType, row: int) -> BlockType:
@@ -230,7 +245,7 @@ def _bytes_shape(stored: Stored) -> tuple[int, ...]:
     return (*rows, stored.type.nbytes((row,)))
 
 
-def interleaved(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+def interleaved(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
     rows, columns = values.shape
     heads = values.reshape(rows // head_dim, 2, head_dim // 2, columns)
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)
@@ -265,10 +280,6 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int, template:
 
 def _padding(index: int) -> str:
     return f"[PAD{index}]"
-
-
-def _can_be_made(piece: str, known: set[str]) -> bool:
-    return any(piece[:cut] in known and piece[cut:] in known for cut in range(1, len(piece)))
 
 
 def _has(file: GGUF, architecture: str, key: str) -> bool:

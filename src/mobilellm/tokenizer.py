@@ -64,12 +64,16 @@ class Tokenizer:
     """
 
     def __init__(self, pieces: Sequence[str], merges: Sequence[Merge], repairs: Sequence[str] = ()) -> None:
-        _check_vocabulary(pieces, merges)
+        _check_vocabulary(pieces)
         self.pieces = tuple(pieces)
         self.merges = tuple(merges)
         self.repairs = tuple(repairs)
         self._bytes = [_token_bytes(index, piece) for index, piece in enumerate(self.pieces)]
-        self._backend = backend(self.pieces, self.merges)
+        try:
+            self._backend = backend(self.pieces, self.merges)
+        except Exception:  # the library raises bare Exception, for merges of what is no piece
+            _check_merges(self.pieces, self.merges)
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -251,10 +255,10 @@ def merges_of(ranked: Iterable[str], pieces: Iterable[str]) -> list[Merge]:
     """
     known = frozenset(pieces)
     return [
-        (piece[:cut], piece[cut:])
+        (left, right)
         for piece in ranked
         for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
+        if (right := piece[cut:]) in known and (left := piece[:cut]) in known
     ]
 
 
@@ -266,7 +270,7 @@ def _token_bytes(index: int, piece: str) -> bytes:
     return piece.replace(SPACE, " ").encode()
 
 
-def _check_vocabulary(pieces: Sequence[str], merges: Sequence[Merge]) -> None:
+def _check_vocabulary(pieces: Sequence[str]) -> None:
     for index, expected in enumerate(LAYOUT_HEAD):
         if index >= len(pieces) or pieces[index] != expected:
             found = f"is {pieces[index]!r}" if index < len(pieces) else "is missing"
@@ -276,6 +280,10 @@ def _check_vocabulary(pieces: Sequence[str], merges: Sequence[Merge]) -> None:
         raise ValueError("the vocabulary holds a piece twice")
     if SPACE not in known:
         raise ValueError(f"the vocabulary has no piece {SPACE!r} for a space")
+
+
+def _check_merges(pieces: Sequence[str], merges: Sequence[Merge]) -> None:
+    known = frozenset(pieces)
     for left, right in merges:
         if not {left, right, left + right} <= known:
             raise ValueError(f"the merge of {left!r} and {right!r} is not made of pieces in the vocabulary")

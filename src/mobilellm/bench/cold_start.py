@@ -27,11 +27,11 @@ def main() -> None:
     for _ in STEPS:
         next(steps)
         seconds.append(time.monotonic() - float(begin))
-        peaks.append(_peak_bytes())
+        peaks.append(peak_bytes())
     print(json.dumps({"seconds": seconds, "peak_bytes": peaks}))
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most memory this process has held: resident, mapped files that were read included."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,16 @@ class Source:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights and tokenizer: equal for equal models wherever they lie."""
+        whole = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            whole.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return whole.hexdigest()
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A parameter in float32, by its checkpoint name."""

@@ -16,12 +16,18 @@ from mobilellm.config import ModelConfig
 from mobilellm.export.arithmetic import Rounding, rounded_logits
 from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import engine_runtime
+from mobilellm.export.llama_cpp_runtime import llama_cpp_runtime
+from mobilellm.export.ollama import modelfile
 from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source, growth_note, open_source, stored_name
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES, BlockType
 from mobilellm.gguf_model import FILE_TYPES, SHARED, Roles, interleaved, layout
+from mobilellm.model import api, checkpoint
+from mobilellm.model.checkpoint import Weights
+from mobilellm.quant.formats import FORMATS
+from mobilellm.quant.schemes import EMBEDDING_NAMES
 from mobilellm.runtime.reference import round_to_8_bits
 from mobilellm.tokenizer import EOS_ID
 
@@ -130,8 +136,22 @@ class GgufTarget:
             Check("weights", worst, _WORST_ROW, "times the error of rounding", where),
         ]
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
-        return {"engine": engine_runtime}
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        """With `ollama`, NAME.Modelfile, and the chat template where there is one."""
+        if not options.ollama:
+            return {}
+        config = _config(source, options)
+        if config.shares_layers:
+            raise ValueError("ollama = True: Ollama knows no shared blocks; add --unroll")
+        stem = name.removesuffix(".gguf")
+        texts = {f"{stem}.Modelfile": modelfile(name, config, source.chat_template)}
+        if source.chat_template is not None:
+            texts[f"{stem}.chat_template.jinja"] = source.chat_template
+        return texts
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
+        shared = gguf_model.stated_config(read_gguf(path)).shares_layers
+        return {"engine": engine_runtime} | ({} if shared else {"llama.cpp": llama_cpp_runtime})
 
 
 TARGET = GgufTarget()
@@ -140,7 +160,7 @@ TARGET = GgufTarget()
 def export_gguf(
     source: str | Path,
     path: str | Path,
-    kind: str = "Q8_0",
+    kind: str | None = None,
     embedding_kind: str | None = None,
     unroll: bool = False,
     say: Callable[[str], None] = lambda notice: None,
@@ -148,6 +168,55 @@ def export_gguf(
     """Write `path` without comparing it: what `mobilellm export` does first. Returns notes, one line each."""
     options = TARGET.complete(Options(kind, embedding_kind, unroll))
     return TARGET.write(open_source(source, say), Path(path), options)
+
+
+def write_gguf(
+    path: str | Path, weights: Weights, directory: Path, roles: Roles, unroll: bool = False
+) -> dict[str, str]:
+    """Write weights that are in memory, with tokenizer, name and chat template of a model directory.
+
+    Returns and raises as `export_gguf`.
+    """
+    tokenizer = api.read_tokenizer(directory, weights.config)
+    if tokenizer is None:
+        raise FileNotFoundError(f"{directory}: has no tokenizer, and a .gguf file needs one to read text")
+    template = directory / "chat_template.jinja"
+    config, quantized = weights.config, weights.quantized
+    named = dict(checkpoint.build(weights, None, "cpu").named_parameters())
+
+    def weight(name: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+        stored = stored_name(name, config) if unroll else name
+        if quantized is not None and (matrix := quantized.matrices.get(stored)) is not None:
+            role = quantized.quantization
+            kind = role.embedding if stored in EMBEDDING_NAMES else role.linear
+            return FORMATS[kind].file_bytes(matrix)
+        values: NDArray[np.float32] = named[stored].detach().float().numpy()
+        return values
+
+    written = config.unrolled() if unroll else config
+    return gguf_model.write_model(
+        path, written, weight, tokenizer, roles, directory.name,
+        template.read_text(encoding="utf-8") if template.is_file() else None,
+    )  # fmt: skip
+
+
+def roles_of(
+    source: str | Path, weights: Weights, kind: str | None = None, embedding_kind: str | None = None
+) -> Roles:
+    """The types of a file: those asked for, or those a quantised model has. Raises ValueError."""
+    if weights.quantized is None:
+        kind = kind or "Q8_0"
+        return Roles(_type(kind), _type(embedding_kind or kind))
+    own = weights.quantized.quantization
+    for option, asked, has in (("type", kind, own.linear), ("embedding_type", embedding_kind, own.embedding)):
+        if has.upper() not in TYPES:
+            raise ValueError(
+                f"{source}: is quantised as {own.scheme}, which GGUF has no type for; quantise its source "
+                "with --scheme q4_0 or q8_0"
+            )
+        if asked is not None and asked.upper() != has.upper():
+            raise ValueError(f"{option} = {asked} would round {source} again, which is {has}; leave it out")
+    return Roles(_type(own.linear), _type(own.embedding))
 
 
 def _type(name: str) -> BlockType:

@@ -123,7 +123,10 @@ class HfTarget:
                     worst, where = off, name
         return [Check("weights", worst, 0.0, "largest difference", where)]
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        return {}
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         return {"transformers": stock_transformers}
 
 

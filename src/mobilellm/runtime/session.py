@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -225,9 +226,10 @@ def load(
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"engine = {engine!r} is not known; choose auto, native or reference")
     file = read_gguf(path)
-    tokenizer = gguf_model.read_tokenizer(file)
-    if engine == "auto" and (fault := native.missing()) is not None:
-        say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
-        engine = "reference"
-    runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
-    return RuntimeModel(runs, tokenizer, str(path), file, gguf_model.chat_template(file))
+    with ThreadPoolExecutor(1) as beside:  # while the engine brings the weights to memory, without the GIL
+        tokenizer = beside.submit(gguf_model.read_tokenizer, file)
+        if engine == "auto" and (fault := native.missing()) is not None:
+            say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
+            engine = "reference"
+        runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
+        return RuntimeModel(runs, tokenizer.result(), str(path), file, gguf_model.chat_template(file))

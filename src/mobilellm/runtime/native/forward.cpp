@@ -25,22 +25,25 @@ class Forward : public Pass {
   void run(int thread) {
     const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
     begin(thread);
-    for (int step = 0; step < shape().num_steps; ++step) {
-      const Block& block = m_.blocks[m_.schedule[step]];
+    for (int number = 0; number < shape().num_steps; ++number) {
+      const Step step(m_, number);
+      const Block& block = step.block;
       Inputs x = prepare(thread, s_.x.data(), hidden, hidden, block.attention_norm,
                          in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
-      project(thread, step, block, x);
-      attend(thread, step);
+      project(thread, step, x);
+      attend(thread, number);
       if (few()) mix(thread);
       x = prepare(thread, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
                   in_blocks(block.output.type));
-      multiply<true>(thread, block.output, x, s_.x.data(), hidden);
+      multiply<true>(thread, block.output, x, s_.x.data(), hidden, part(thread, block.gate),
+                     [&](int panel, int first) { return fetched(step, &Block::output, panel, first); });
       x = prepare(thread, s_.x.data(), hidden, hidden, block.feed_forward_norm,
                   in_blocks(block.gate.type) || in_blocks(block.up.type));
-      gate(thread, block, x);
+      gate(thread, step, x);
       x = prepare(thread, s_.hidden.data(), padded(shape().intermediate_size), shape().intermediate_size, nullptr,
                   in_blocks(block.down.type));
-      multiply<true>(thread, block.down, x, s_.x.data(), hidden);
+      multiply<true>(thread, block.down, x, s_.x.data(), hidden, step.next ? projections_part(thread, *step.next) : nullptr,
+                     [&](int panel, int first) { return fetched(step, &Block::down, panel, first); });
       if (m_.team.stopped()) return;
     }
     const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
@@ -66,15 +69,56 @@ class Forward : public Pass {
     m_.team.meet(thread);
   }
 
+  // A step of the schedule. A block that runs several times on end is in a near cache after the first time, and
+  // memory has nothing to do: meanwhile the block after it comes there, a part of it each time.
+  struct Step {
+    Step(const Model& model, int number_) : number(number_), block(model.blocks[model.schedule[number_]]) {
+      const auto& schedule = model.schedule;
+      const int steps = int(schedule.size());
+      int first = number, end = number + 1;
+      while (first > 0 && schedule[first - 1] == schedule[number]) --first;
+      while (end < steps && schedule[end] == schedule[number]) ++end;
+      turn = number - first, turns = end - first;
+      if (number + 1 < steps) next = &model.blocks[schedule[number + 1]];
+      if (turns > 1 && end < steps) coming = &model.blocks[schedule[end]];
+    }
+    const int number;
+    const Block& block;
+    const Block *next = nullptr, *coming = nullptr;
+    int turn, turns;
+  };
+
+  // What a product with panel `panel` of one of a step's matrices brings to the cache meanwhile.
+  const uint8_t* fetched(const Step& step, Matrix Block::*matrix, int panel, int first) const {
+    if (!few() || !step.coming) return ahead(step.block.*matrix, panel, first);
+    return panel % step.turns == step.turn ? (step.coming->*matrix).panel(panel) : nullptr;
+  }
+
+  static constexpr Matrix Block::*kProjections[] = {&Block::q, &Block::k, &Block::v};
+
+  // Which of queries, keys and values a panel of all three belongs to; `panel` becomes its place there.
+  static int projection(const Block& block, int& panel) {
+    int which = 0;
+    while (panel >= (block.*kProjections[which]).panels) panel -= (block.*kProjections[which++]).panels;
+    return which;
+  }
+
+  static int projections(const Block& block) { return block.q.panels + block.k.panels + block.v.panels; }
+
+  const uint8_t* projections_part(int thread, const Block& block) const {
+    int panel = Shares::start(projections(block), thread, m_.team.size());
+    const int which = projection(block, panel);
+    return (block.*kProjections[which]).panel(panel);
+  }
+
   // Queries, keys and values; queries and keys rotated, keys and values into the cache.
-  void project(int thread, int step, const Block& block, const Inputs& x) {
-    const Matrix* matrices[] = {&block.q, &block.k, &block.v};
+  void project(int thread, const Step& step, const Inputs& x) {
     float* results = s_.own[thread].first.data();
-    share(thread, block.q.panels + block.k.panels + block.v.panels, [&](int panel, int first, int tokens) {
-      int which = 0;
-      while (panel >= matrices[which]->panels) panel -= matrices[which++]->panels;
-      const Matrix& matrix = *matrices[which];
-      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+    share(thread, projections(step.block), part(thread, step.block.output), [&](int panel, int first, int tokens) {
+      const int which = projection(step.block, panel);
+      const Matrix& matrix = step.block.*kProjections[which];
+      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results,
+                              fetched(step, kProjections[which], panel, first));
       const int begin = panel * kPanelRows;
       const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
       for (int t = 0; t < tokens; ++t) {
@@ -83,7 +127,7 @@ class Forward : public Pass {
         if (which == 0) {
           keep_queries(result, first + t, begin, end);
         } else {
-          store(result, rows_[first + t], step, begin, end, which == 1);
+          store(result, rows_[first + t], step.number, begin, end, which == 1);
         }
       }
     });
@@ -233,13 +277,16 @@ class Forward : public Pass {
   }
 
   // hidden = silu(gate) * up, panel by panel.
-  void gate(int thread, const Block& block, const Inputs& x) {
+  void gate(int thread, const Step& step, const Inputs& x) {
+    const Block& block = step.block;
     const Product gate = m_.product(block.gate.type), up = m_.product(block.up.type);
     float *first_results = s_.own[thread].first.data(), *second_results = s_.own[thread].second.data();
     const size_t stride = padded(shape().intermediate_size);
-    share(thread, block.gate.panels, [&](int panel, int first, int tokens) {
-      gate(block.gate.panel(panel), block.gate.columns, x, first, tokens, first_results);
-      up(block.up.panel(panel), block.up.columns, x, first, tokens, second_results);
+    share(thread, block.gate.panels, part(thread, block.down), [&](int panel, int first, int tokens) {
+      gate(block.gate.panel(panel), block.gate.columns, x, first, tokens, first_results,
+           fetched(step, &Block::gate, panel, first));
+      up(block.up.panel(panel), block.up.columns, x, first, tokens, second_results,
+         fetched(step, &Block::up, panel, first));
       for (int t = 0; t < tokens; ++t) {
         m_.kernels.gate(first_results + t * kPanelRows, second_results + t * kPanelRows, kPanelRows,
                         s_.hidden.data() + size_t(first + t) * stride + panel * kPanelRows);
@@ -261,7 +308,8 @@ class Logits : public Pass {
   void run(int thread) {
     const int hidden = shape().hidden_size;
     const Inputs x = prepare(thread, states_, hidden, hidden, nullptr, in_blocks(m_.head.type));
-    multiply<false>(thread, m_.head, x, out_, shape().vocab_size);
+    multiply<false>(thread, m_.head, x, out_, shape().vocab_size, nullptr,
+                    [this](int panel, int first) { return ahead(m_.head, panel, first); });
   }
 
  private:

@@ -24,17 +24,26 @@ constexpr size_t scale_bytes(int columns) {
   return (size_t(columns) / kBlock * kPanelRows * 2 + 63) / 64 * 64;
 }
 
-// The inputs of a product, a row a token: as they are, and in 8 bits where matrices in blocks need them.
-struct Inputs {
-  const float* values;
-  const int8_t* bytes;
-  const float* scales;  // of every run of 32 bytes
-  const int32_t* sums;  // of every run of 32 bytes
-  size_t columns, byte_columns, blocks;  // from one token to the next
+// Columns in 8 bits, in runs of 32 with a scale each; all tokens' of a run stand together, in the order in which a
+// tile of tokens is multiplied.
+struct Bytes {
+  int8_t* numbers;   // (runs, tokens, 32)
+  float* scales;     // (runs, tokens)
+  int32_t* negated;  // (runs, tokens): minus the sum of a run, for weights that are stored with an offset
+  size_t tokens;
 };
 
-// out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1.
-using Product = void (*)(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out);
+// The inputs of a product: as they are, and in 8 bits where matrices in blocks need them.
+struct Inputs {
+  const float* values;  // (tokens, columns)
+  size_t columns;       // from one token to the next
+  Bytes bytes;
+};
+
+// out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1. Meanwhile as many bytes
+// as a panel has are fetched from `ahead`, where it is not null: what will be read next but does not follow here.
+using Product = void (*)(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
+                         const uint8_t* ahead);
 
 // One span of positions of one key/value head of one executed step, and the queries that look at it.
 struct Attention {
@@ -60,8 +69,8 @@ struct Kernels {
   Product f32, f16, bf16, q8_0, q4_0;
   // out = x / sqrt(mean of squares + epsilon) * weight
   void (*norm)(const float* x, const float* weight, float epsilon, int count, float* out);
-  // 8 bits as the readable definition says; count is a multiple of 32
-  void (*quantise)(const float* x, int count, int8_t* bytes, float* scales, int32_t* sums);
+  // A token's columns in 8 bits, as the readable definition says; count is a multiple of 32.
+  void (*quantise)(const float* x, int count, int token, const Bytes& bytes);
   void (*gate)(const float* gate, const float* up, int count, float* out);  // out = silu(gate) * up
   void (*attend)(const Attention& attention, const Partial& partial);       // of these positions alone
   void (*merge)(const Partial& into, const Partial& part, int count, int value_stride);

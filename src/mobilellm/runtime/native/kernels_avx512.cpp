@@ -36,31 +36,31 @@ inline __m512i four(const int8_t* from) { return _mm512_set1_epi32(read<int32_t>
 // offset, and the sums begin with what that is too much.
 
 struct Eight {  // w + 128: the sign bit turned
-  static constexpr int bytes = 512, offset = 128;
+  static constexpr int bytes = 512, offset_bits = 7;
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* const* x, int at, __m512i* sums) {
+  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums) {
     const __m512i sign = _mm512_set1_epi8(-128);
 #pragma GCC unroll 8
     for (int group = 0; group < 8; ++group) {
       const __m512i w = _mm512_xor_si512(bytes64(weights + group * 64), sign);
-#pragma GCC unroll 8
-      for (int t = 0; t < N; ++t) sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x[t] + at * kBlock + group * 4));
+#pragma GCC unroll 16
+      for (int t = 0; t < N; ++t) sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x + t * kBlock + group * 4));
     }
   }
 };
 
 struct Four {  // nibbles: w + 8
-  static constexpr int bytes = 256, offset = 8;
+  static constexpr int bytes = 256, offset_bits = 3;
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* const* x, int at, __m512i* sums) {
+  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums) {
     const __m512i mask = _mm512_set1_epi8(15);
 #pragma GCC unroll 4
     for (int group = 0; group < 4; ++group) {
       const __m512i w = bytes64(weights + group * 64);
       const __m512i low = _mm512_and_si512(w, mask), high = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int t = 0; t < N; ++t) {
-        const int8_t* from = x[t] + at * kBlock + group * 4;
+        const int8_t* from = x + t * kBlock + group * 4;
         sums[t] = _mm512_dpbusd_epi32(sums[t], low, four(from));
         sums[t] = _mm512_dpbusd_epi32(sums[t], high, four(from + 16));
       }
@@ -68,42 +68,33 @@ struct Four {  // nibbles: w + 8
   }
 };
 
-// Bytes of weights asked for ahead of use.
-constexpr int kAhead = 1024;
-
 template <typename Kind, int N>
-inline void blocks_tile(const uint8_t* panel, int columns, const Inputs& x, int first, float* out) {
+inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
+                        const uint8_t* ahead) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
   const uint8_t* weights = panel + scale_bytes(columns);
-  const int8_t* bytes[N];
-  const float* x_scales[N];
-  const int32_t* x_sums[N];
-  for (int t = 0; t < N; ++t) {
-    bytes[t] = x.bytes + (first + t) * x.byte_columns;
-    x_scales[t] = x.scales + (first + t) * x.blocks;
-    x_sums[t] = x.sums + (first + t) * x.blocks;
-  }
+  size_t at = size_t(first);
   floats totals[N] = {};
-  for (int block = 0; block < columns / kBlock; ++block, weights += Kind::bytes, scales += kPanelRows) {
-    if constexpr (N == 1) {  // bound by memory
-      for (int line = 0; line < Kind::bytes; line += 64) __builtin_prefetch(weights + kAhead + line);
-    }
+  for (int block = 0; block < columns / kBlock; ++block, at += x.tokens, weights += Kind::bytes, scales += kPanelRows) {
+    fetch<N, Kind::bytes>(weights, ahead);
     __m512i sums[N];
-    for (int t = 0; t < N; ++t) sums[t] = _mm512_set1_epi32(-Kind::offset * x_sums[t][block]);
-    Kind::template block<N>(weights, bytes, block, sums);
+#pragma GCC unroll 16
+    for (int t = 0; t < N; ++t) sums[t] = _mm512_slli_epi32(_mm512_set1_epi32(x.negated[at + t]), Kind::offset_bits);
+    Kind::template block<N>(weights, x.numbers + at * kBlock, sums);
     const floats scale = halves(scales);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int t = 0; t < N; ++t) {
-      totals[t] = fused(floats(_mm512_cvtepi32_ps(sums[t])), scale * all(x_scales[t][block]), totals[t]);
+      totals[t] = fused(floats(_mm512_cvtepi32_ps(sums[t])), scale * all(x.scales[at + t]), totals[t]);
     }
   }
   for (int t = 0; t < N; ++t) write(out + t * kPanelRows, totals[t]);
 }
 
 template <typename Kind>
-void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
+                    const uint8_t* ahead) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x, first + t, out + t * kPanelRows);
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows, t ? nullptr : ahead);
   });
 }
 

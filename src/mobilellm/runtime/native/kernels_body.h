@@ -91,14 +91,18 @@ struct BF16 {
   }
 };
 
+// Bytes that are asked for ahead of their use where memory is read in order.
+constexpr int kAhead = 1024;
+
 // out (N, Panels * 16) = panels side by side, a column (Panels * 16) every `stride` numbers, times x(token,
-// column).
+// column). As much memory as they take is fetched from `ahead`.
 template <typename Kind, int N, int Panels, typename Input>
-inline void plain_tile(const typename Kind::Number* panel, size_t stride, int columns, const Input& x, float* out,
-                       size_t out_stride) {
+inline void plain_tile(const typename Kind::Number* panel, const typename Kind::Number* ahead, size_t stride,
+                       int columns, const Input& x, float* out, size_t out_stride) {
   constexpr int vectors = Panels * kPanelRows / kLanes;
   floats sums[vectors][N] = {};
-  for (int column = 0; column < columns; ++column, panel += stride) {
+  for (int column = 0; column < columns; ++column, panel += stride, ahead += stride) {
+    __builtin_prefetch(ahead);
     floats w[vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; ++i) w[i] = Kind::some(panel + i * kLanes);
@@ -115,13 +119,28 @@ inline void plain_tile(const typename Kind::Number* panel, size_t stride, int co
 }
 
 template <typename Kind>
-void plain_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
+void plain_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
+                   const uint8_t* ahead) {
+  using Numbers = const typename Kind::Number*;
   in_tiles<kPlainTile>(count, [&](int t, auto n) {
     const float* values = x.values + (first + t) * x.columns;
+    const uint8_t* fetched = ahead && !t ? ahead : panel + kAhead;
     plain_tile<Kind, decltype(n)::value, 1>(
-        reinterpret_cast<const typename Kind::Number*>(panel), kPanelRows, columns,
+        reinterpret_cast<Numbers>(panel), reinterpret_cast<Numbers>(fetched), kPanelRows, columns,
         [&](int token, int column) { return values[token * x.columns + column]; }, out + t * kPanelRows, kPanelRows);
   });
+}
+
+// What a block of weights asks for: a single token's product is bound by memory.
+template <int N, int Bytes>
+inline void fetch(const uint8_t* weights, const uint8_t*& ahead) {
+  if constexpr (N == 1) {
+    for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(weights + kAhead + line);
+  }
+  if (ahead) {
+    for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(ahead + line);
+    ahead += Bytes;
+  }
 }
 
 void norm(const float* x, const float* weight, float epsilon, int count, float* out) {
@@ -135,9 +154,10 @@ void norm(const float* x, const float* weight, float epsilon, int count, float* 
   for (; i < count; ++i) out[i] = x[i] / root * weight[i];
 }
 
-void quantise(const float* x, int count, int8_t* bytes, float* scales, int32_t* sums) {
+void quantise(const float* x, int count, int token, const Bytes& bytes) {
   const floats round = all(12582912.0f);  // adding 1.5 * 2^23 rounds to a whole number, halves to even
-  for (int block = 0; block < count / kBlock; ++block, x += kBlock, bytes += kBlock) {
+  size_t at = size_t(token);
+  for (int done = 0; done < count; done += kBlock, x += kBlock, at += bytes.tokens) {
     floats largest = {};
     for (int i = 0; i < kBlock; i += kLanes) {
       const floats value = read<floats>(x + i);
@@ -150,11 +170,11 @@ void quantise(const float* x, int count, int8_t* bytes, float* scales, int32_t* 
       const floats rounded = read<floats>(x + i) * inverse + round;
       const ints whole = read<ints>(&rounded) - 0x4B400000;  // the bits of 1.5 * 2^23
       const chars narrow = narrowed(whole);
-      __builtin_memcpy(bytes + i, &narrow, sizeof narrow);
-      total += __builtin_convertvector(narrow, ints);  // bounded whatever x was, where `whole` is not
+      __builtin_memcpy(bytes.numbers + at * kBlock + i, &narrow, sizeof narrow);
+      total -= __builtin_convertvector(narrow, ints);  // bounded whatever x was, where `whole` is not
     }
-    scales[block] = scale;
-    sums[block] = sum(total);
+    bytes.scales[at] = scale;
+    bytes.negated[at] = sum(total);
   }
 }
 
@@ -174,11 +194,11 @@ inline void mix(const Attention& a, int positions, float* out) {
     const auto weight = [&](int q, int position) { return scores[q * kSpan + position]; };
     int done = 0;
     for (; done + Most * kPanelRows <= a.value_stride; done += Most * kPanelRows) {
-      plain_tile<F16, N, Most>(a.values + done, a.value_stride, positions, weight,
+      plain_tile<F16, N, Most>(a.values + done, a.values + done + kAhead, a.value_stride, positions, weight,
                                out + size_t(query) * a.value_stride + done, a.value_stride);
     }
     for (; done < a.value_stride; done += kPanelRows) {
-      plain_tile<F16, N, 1>(a.values + done, a.value_stride, positions, weight,
+      plain_tile<F16, N, 1>(a.values + done, a.values + done + kAhead, a.value_stride, positions, weight,
                             out + size_t(query) * a.value_stride + done, a.value_stride);
     }
   });
@@ -188,13 +208,14 @@ void attend(const Attention& a, const Partial& partial) {
   const int width = (a.positions + 15) / 16 * 16;
   for (int tile = 0; tile < width; tile += 16) {
     in_tiles<kPlainTile>(a.count, [&](int query, auto n) {
+      const uint16_t* keys = a.keys + size_t(tile) * a.head_dim;
       plain_tile<F16, decltype(n)::value, 1>(
-          a.keys + size_t(tile) * a.head_dim, 16, a.head_dim,
+          keys, keys + kAhead, 16, a.head_dim,
           [&](int q, int number) { return a.queries[size_t(number) * a.count + query + q]; },
           a.scores + size_t(query) * kSpan + tile, kSpan);
     });
   }
-  const float scale = __builtin_sqrtf(float(a.head_dim));
+  const floats inverse = all(1 / __builtin_sqrtf(float(a.head_dim)));
   for (int query = 0; query < a.count; ++query) {
     float* scores = a.scores + size_t(query) * kSpan;
     const int seen = a.visible[query] < a.positions ? a.visible[query] : a.positions;
@@ -206,19 +227,15 @@ void attend(const Attention& a, const Partial& partial) {
     }
     for (int i = seen; i < width; ++i) scores[i] = -__builtin_inff();
     floats most = all(-__builtin_inff());
+    for (int i = 0; i < width; i += kLanes) most = larger(most, read<floats>(scores + i));
+    const floats largest = all(largest_of(most));
     for (int i = 0; i < width; i += kLanes) {
-      const floats scaled = read<floats>(scores + i) / all(scale);
-      write(scores + i, scaled);
-      most = larger(most, scaled);
-    }
-    const float largest = largest_of(most);
-    for (int i = 0; i < width; i += kLanes) {
-      write(scores + i, exponential(read<floats>(scores + i) - all(largest)));
+      write(scores + i, exponential((read<floats>(scores + i) - largest) * inverse));
     }
     for (int i = seen; i < width; ++i) scores[i] = 0;
     floats total = {};
     for (int i = 0; i < width; i += kLanes) total += read<floats>(scores + i);
-    partial.largest[query] = largest;
+    partial.largest[query] = largest[0] * inverse[0];
     partial.total[query] = sum(total);
   }
   mix(a, a.positions, partial.out);

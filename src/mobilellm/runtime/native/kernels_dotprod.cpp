@@ -16,10 +16,7 @@ inline int32x4_t dot(int32x4_t sums, int8x16_t w, int8x16_t x) {
 }  // namespace
 
 const Kernels* dotprod_kernels() {
-  static const Kernels kernels = {
-      "dotprod", plain_product<F32>, plain_product<F16>, plain_product<BF16>, blocks_product<Eight>,
-      blocks_product<Four>, norm, quantise, gate, attend, merge, to_half,
-  };
+  static const Kernels kernels = kernels_with("dotprod", blocks_product<Eight>, blocks_product<Four>);
   return &kernels;
 }
 

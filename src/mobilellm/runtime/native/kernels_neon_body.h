@@ -24,7 +24,7 @@ inline floats fused(floats a, floats b, floats c) {
   return floats(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
 }
 
-uint16_t to_half(float value) {
+inline uint16_t to_half(float value) {
   const __fp16 half = __fp16(value);
   uint16_t bits;
   __builtin_memcpy(&bits, &half, sizeof bits);
@@ -46,10 +46,10 @@ struct Eight {
     }
   }
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* const* x, int at, int32x4_t (*sums)[N]) {
+  static inline void block(const uint8_t* weights, const int8_t* x, int32x4_t (*sums)[N]) {
     for (int half = 0; half < 2; ++half, weights += 256) {
       int8x16_t numbers[N];
-      for (int t = 0; t < N; ++t) numbers[t] = vld1q_s8(x[t] + at * kBlock + half * 16);
+      for (int t = 0; t < N; ++t) numbers[t] = vld1q_s8(x + t * kBlock + half * 16);
       group<0>(weights, numbers, sums);
       group<1>(weights, numbers, sums);
       group<2>(weights, numbers, sums);
@@ -74,11 +74,11 @@ struct Four {  // nibbles: w + 8
     }
   }
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* const* x, int at, int32x4_t (*sums)[N]) {
+  static inline void block(const uint8_t* weights, const int8_t* x, int32x4_t (*sums)[N]) {
     int8x16_t first[N], second[N];
     for (int t = 0; t < N; ++t) {
-      first[t] = vld1q_s8(x[t] + at * kBlock);
-      second[t] = vld1q_s8(x[t] + at * kBlock + 16);
+      first[t] = vld1q_s8(x + t * kBlock);
+      second[t] = vld1q_s8(x + t * kBlock + 16);
     }
     group<0>(weights, first, second, sums);
     group<1>(weights, first, second, sums);
@@ -88,30 +88,25 @@ struct Four {  // nibbles: w + 8
 };
 
 template <typename Kind, int N>
-inline void blocks_tile(const uint8_t* panel, int columns, const Inputs& x, int first, float* out) {
+inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
+                        const uint8_t* ahead) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
   const uint8_t* weights = panel + scale_bytes(columns);
-  const int8_t* bytes[N];
-  const float* x_scales[N];
-  const int32_t* x_sums[N];
-  for (int t = 0; t < N; ++t) {
-    bytes[t] = x.bytes + (first + t) * x.byte_columns;
-    x_scales[t] = x.scales + (first + t) * x.blocks;
-    x_sums[t] = x.sums + (first + t) * x.blocks;
-  }
+  size_t at = size_t(first);
   floats totals[4][N] = {};
-  for (int block = 0; block < columns / kBlock; ++block, weights += Kind::bytes, scales += kPanelRows) {
+  for (int block = 0; block < columns / kBlock; ++block, at += x.tokens, weights += Kind::bytes, scales += kPanelRows) {
+    fetch<N, Kind::bytes>(weights, ahead);
     int32x4_t sums[4][N];
     for (int t = 0; t < N; ++t) {
-      const int32x4_t offset = vdupq_n_s32(-Kind::offset * x_sums[t][block]);
+      const int32x4_t offset = vdupq_n_s32(Kind::offset * x.negated[at + t]);
       for (int quarter = 0; quarter < 4; ++quarter) sums[quarter][t] = offset;
     }
-    Kind::template block<N>(weights, bytes, block, sums);
+    Kind::template block<N>(weights, x.numbers + at * kBlock, sums);
     for (int quarter = 0; quarter < 4; ++quarter) {
       const floats scale = halves(scales + quarter * 4);
       for (int t = 0; t < N; ++t) {
         const floats whole = floats(vcvtq_f32_s32(sums[quarter][t]));
-        totals[quarter][t] = fused(whole, scale * all(x_scales[t][block]), totals[quarter][t]);
+        totals[quarter][t] = fused(whole, scale * all(x.scales[at + t]), totals[quarter][t]);
       }
     }
   }
@@ -121,8 +116,9 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Inputs& x, int 
 }
 
 template <typename Kind>
-void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
+                    const uint8_t* ahead) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x, first + t, out + t * kPanelRows);
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows, t ? nullptr : ahead);
   });
 }

@@ -67,18 +67,19 @@ struct Four {
 };
 
 template <typename Kind>
-void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
+                    const uint8_t*) {
   const int blocks = columns / kBlock;
   for (int token = first; token < first + count; ++token) {
-    const int8_t* bytes = x.bytes + token * x.byte_columns;
     for (int row = 0; row < kPanelRows; ++row) {
       float total = 0;
       for (int block = 0; block < blocks; ++block) {
         const uint8_t* weights = panel + scale_bytes(columns) + size_t(block) * Kind::bytes;
+        const size_t at = block * x.bytes.tokens + token;
         int32_t whole = 0;
-        for (int i = 0; i < kBlock; ++i) whole += Kind::number(weights, row, i) * bytes[block * kBlock + i];
+        for (int i = 0; i < kBlock; ++i) whole += Kind::number(weights, row, i) * x.bytes.numbers[at * kBlock + i];
         const float scale = from_half(reinterpret_cast<const uint16_t*>(panel)[block * kPanelRows + row]);
-        total += float(whole) * (scale * x.scales[token * x.blocks + block]);
+        total += float(whole) * (scale * x.bytes.scales[at]);
       }
       *out++ = total;
     }

@@ -19,6 +19,7 @@ class Pass {
   Inputs prepare(int thread, const float* source, size_t stride, int columns, const float* norm, bool bytes) {
     Scratch::Prepared& room = few() ? s_.own[thread].prepared : s_.prepared;
     const size_t wide = padded(columns);
+    const Bytes in_bytes = room.bytes(count_);
     const auto one = [&](int row) {
       const float* from = source + row * stride;
       if (norm) {
@@ -26,11 +27,7 @@ class Pass {
         m_.kernels.norm(from, norm, shape().rms_norm_eps, columns, to);
         from = to;
       }
-      if (bytes) {
-        const size_t blocks = columns / kBlock;
-        m_.kernels.quantise(from, columns, room.bytes.data() + size_t(row) * columns,
-                            room.scales.data() + row * blocks, room.sums.data() + row * blocks);
-      }
+      if (bytes) m_.kernels.quantise(from, columns, row, in_bytes);
     };
     if (few()) {
       for (int row = 0; row < count_; ++row) one(row);
@@ -40,14 +37,14 @@ class Pass {
       }
       m_.team.meet(thread);
     }
-    Inputs inputs{source, room.bytes.data(), room.scales.data(), room.sums.data(), stride, size_t(columns), size_t(columns) / kBlock};
-    if (norm) inputs.values = room.values.data(), inputs.columns = wide;
-    return inputs;
+    if (norm) return {room.values.data(), wide, in_bytes};
+    return {source, stride, in_bytes};
   }
 
-  // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
+  // Share out `panels` panels and call each(panel, first token, number of tokens); then meet. Meanwhile the
+  // beginning of what this thread reads next, at `next`, comes to its cache.
   template <typename Each>
-  void share(int thread, int panels, const Each& each) {
+  void share(int thread, int panels, const uint8_t* next, const Each& each) {
     const int pieces = m_.team.size() * 6;  // of many tokens' work; a piece's panels stay in the second cache
     const int chunk = few() || panels < pieces ? 1 : panels / pieces;
     for (Shares shares(m_.team, thread, panels, chunk); shares.next();) {
@@ -56,16 +53,29 @@ class Pass {
         for (int panel = shares.first; panel < shares.end; ++panel) each(panel, token, tokens);
       }
     }
+    for (int line = 0; next && line < kBeginning; line += 64) __builtin_prefetch(next + line);
     m_.team.meet(thread);
   }
 
-  // out (count, stride) = or += matrix times inputs.
-  template <bool Add>
-  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
+  // Where a thread's own part of a matrix begins.
+  const uint8_t* part(int thread, const Matrix& matrix) const {
+    return matrix.panel(Shares::start(matrix.panels, thread, m_.team.size()));
+  }
+
+  // What a product fetches ahead: of a single token, or few, nothing but what follows, which it does by itself; of
+  // many, whose panels are read once and used for long, the next panel.
+  const uint8_t* ahead(const Matrix& matrix, int panel, int first) const {
+    return few() || first || panel + 1 == matrix.panels ? nullptr : matrix.panel(panel + 1);
+  }
+
+  // out (count, stride) = or += matrix times inputs. `fetched(panel, first token)` is what comes to the cache meanwhile.
+  template <bool Add, typename Fetched>
+  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride, const uint8_t* next,
+                const Fetched& fetched) {
     const Product product = m_.product(matrix.type);
     float* results = s_.own[thread].first.data();
-    share(thread, matrix.panels, [&](int panel, int first, int tokens) {
-      product(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+    share(thread, matrix.panels, next, [&](int panel, int first, int tokens) {
+      product(matrix.panel(panel), matrix.columns, x, first, tokens, results, fetched(panel, first));
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
       for (int t = 0; t < tokens; ++t) {

@@ -3,6 +3,13 @@
 #include <algorithm>
 
 namespace mobilellm {
+namespace {
+
+// Tokens' places left free between runs of a token's numbers: at a distance of 2^n bytes all would fall on the same
+// few places of the first cache.
+constexpr int kApart = 2;
+
+}  // namespace
 
 Scratch::Scratch(const Model& model) : own(size_t(model.team.size())) { fit(model, kFewRows, 1); }
 
@@ -45,12 +52,16 @@ void Scratch::fit(const Model& model, int rows, int longest) {
 }
 
 void Scratch::Prepared::fit(int rows, int columns) {
-  const size_t wide = padded(columns);
-  if (values.size() >= rows * wide) return;
-  values.resize(rows * wide);
-  bytes.resize(rows * wide);
-  scales.resize(rows * wide / kBlock + rows);
-  sums.resize(rows * wide / kBlock + rows);
+  const size_t size = size_t(rows + kApart) * padded(columns);
+  if (numbers.size() >= size) return;
+  values.resize(size);
+  numbers.resize(size);
+  scales.resize(size / kBlock + 1);
+  negated.resize(size / kBlock + 1);
+}
+
+Bytes Scratch::Prepared::bytes(int rows) {
+  return {numbers.data(), scales.data(), negated.data(), size_t(rows <= kFewRows ? rows : rows + kApart)};
 }
 
 }  // namespace mobilellm

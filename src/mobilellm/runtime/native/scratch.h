@@ -12,6 +12,8 @@ constexpr int kFewRows = 4;     // so few are prepared by every thread for itsel
 constexpr int kQueryRows = 16;  // tokens of a sequence whose attention is one piece of work in prefill
 constexpr int kTokenBlock = 64;  // tokens whose inputs stay in the second cache while panels pass
 
+constexpr int kBeginning = 1 << 14;  // bytes of a thread's next work that come to its cache while it waits
+
 // Rows of a matrix, whole panels of them.
 inline size_t padded(int rows) { return size_t(rows + kPanelRows - 1) / kPanelRows * kPanelRows; }
 
@@ -23,10 +25,11 @@ struct Scratch {
   // What a product reads, for `rows` tokens.
   struct Prepared {
     std::vector<float> values;
-    std::vector<int8_t> bytes;
+    std::vector<int8_t> numbers;
     std::vector<float> scales;
-    std::vector<int32_t> sums;
+    std::vector<int32_t> negated;
     void fit(int rows, int columns);
+    Bytes bytes(int rows);
   };
   struct Own {  // a thread's
     Prepared prepared;
