@@ -190,6 +190,23 @@ def test_models_that_are_not_ours_are_refused(tmp_path: Path, capsys: pytest.Cap
     assert "model_type = 'gpt2' is not one we can run" in capsys.readouterr().err
 
 
+def test_a_quantised_model_keeps_its_own_numbers(model: Path, tmp_path: Path) -> None:
+    quantised, out = tmp_path / "q", tmp_path / "q.gguf"
+    command = ["quantize", str(model), str(quantised), "--scheme", "q4_0", "--embedding", "q8_0"]
+    assert _main([*command, "--eval-tokens", "0"]) == 0
+    exported = export(quantised, out, GGUF, Options(), SETTINGS)
+    assert exported.report is not None
+    assert exported.report.failed == []
+    assert exported.report.options["type"] == "Q4_0"
+    assert exported.report.options["embedding_type"] == "Q8_0"
+    (weights,) = [check for check in exported.report.checks if check.name == "weights"]
+    assert weights.figure == 0
+    with pytest.raises(ValueError, match="q: the model is quantised"):
+        export(quantised, tmp_path / "hf", HF, Options(), SETTINGS)
+    with pytest.raises(ValueError, match="would round .* again"):
+        export(quantised, tmp_path / "f.gguf", GGUF, Options("f16"), SETTINGS)
+
+
 def test_an_option_without_meaning_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shares no layers; leave it out"):
         export(model, tmp_path / "m.gguf", GGUF, Options(unroll=True), SETTINGS)

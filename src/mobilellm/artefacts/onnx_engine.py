@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.config import ModelConfig
-from mobilellm.runtime.reference import Room
+from mobilellm.runtime.reference import CancelledError, Room
 
 Floats = NDArray[np.float32]
 GENAI_CONFIG = "genai_config.json"
@@ -35,6 +35,7 @@ class OnnxModel:
             )
         except Exception as error:  # onnxruntime raises classes of its own, without a common base
             raise ValueError(f"{self.file}: onnxruntime cannot load it: {_first_line(error)}") from None
+        self._run: Any = None
         described = self._session.get_modelmeta().custom_metadata_map
         if "mobilellm.config" not in described:
             raise ValueError(f"{self.file}: was not written by mobilellm export; only such files are run")
@@ -50,6 +51,8 @@ class OnnxModel:
 
     def forward(self, tokens: NDArray[np.integer], cache: OnnxCache) -> Floats:
         """Feed tokens (T,) and return the logits after each (T, V); the cache grows by T."""
+        import onnxruntime
+
         cache.reserve(tokens, self.config.vocab_size)
         binding = self._session.io_binding()
         fed = np.asarray(tokens, np.int64)[None]
@@ -59,7 +62,13 @@ class OnnxModel:
             binding.bind_ortvalue_input(name, values)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), values)
         binding.bind_output("logits")
-        self._session.run_with_iobinding(binding)
+        self._run = onnxruntime.RunOptions()
+        try:
+            self._session.run_with_iobinding(binding, self._run)
+        except Exception:  # a class of onnxruntime's own
+            if self._run.terminate:
+                raise CancelledError from None
+            raise
         cache.length += len(tokens)
         logits: Floats = binding.get_outputs()[-1].numpy()[0]
         return logits
@@ -71,6 +80,11 @@ class OnnxModel:
     def logits(self, states: Floats) -> Floats:
         """The states (T, V) themselves."""
         return states
+
+    def cancel(self) -> None:
+        """From any thread: the `forward` that runs raises CancelledError after its current node."""
+        if self._run is not None:
+            self._run.terminate = True
 
 
 class OnnxCache(Room):

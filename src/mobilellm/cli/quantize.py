@@ -137,10 +137,13 @@ def _write(
         save(out, loaded.model, result.stored, loaded.tokenizer, report, arguments.overwrite, directory)
         return (out / WEIGHTS).stat().st_size
     from mobilellm.atomic import atomic_write
-    from mobilellm.export.to_gguf import roles_of, write_gguf
+    from mobilellm.export.source import source_of
+    from mobilellm.export.targets import Options
+    from mobilellm.export.to_gguf import TARGET
 
     weights = Weights(loaded.model.config, result.stored.tensors(), "", (), result.stored)
-    write_gguf(out, weights, directory, roles_of(arguments.model, weights))
+    source = source_of(arguments.model, directory, weights)
+    TARGET.write(source, out, TARGET.complete(Options(), source))
     with atomic_write(out.with_suffix(".quantization.json")) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return out.stat().st_size

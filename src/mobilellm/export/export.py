@@ -49,9 +49,9 @@ def export(
     """
     check_options(kind, options)
     target = target_of(kind.name)
-    options = target.complete(options)
     check_out(out, kind, overwrite)
     opened = open_source(source, say)
+    options = target.complete(options, opened)
     if options.unroll and not opened.config.shares_layers:
         raise ValueError(f"unroll = True: {source} shares no layers; leave it out")
     texts = target.beside(out.name, opened, options)

@@ -29,10 +29,11 @@ class GenaiRuntime:
         self.name = f"onnxruntime-genai {self._genai.__version__}"
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """A typed "</s>" is the special token to it, and cannot be anything else: such texts are read here."""
+        """What it cannot be asked is read by this package: a typed "</s>" is the special token to it, and a
+        text ends for it at a NUL."""
         return [
             self._ours.encode(text)
-            if any(piece in text for piece in SPECIAL_PIECES)
+            if any(piece in text for piece in (*SPECIAL_PIECES, "\0"))
             else [int(token) for token in self._tokenizer.encode(text)]
             for text in texts
         ]

@@ -2,7 +2,7 @@
 
 It computes what `model/transformer.py` does, written so that everything but attention goes to XNNPACK as few
 large pieces: two of ExecuTorch's own operators (`llama::update_cache`, `llama::custom_sdpa`) keep keys and
-values and attend, and stand between the pieces. Its runners (TextLLMRunner, those of Android and iOS) bring both.
+values and attend, and stand between the pieces. Its runners (TextLLMRunner, on Android, on iOS) bring both.
 
     forward(tokens (1, T), input_pos (1,)) -> logits (1, T, V)
 
@@ -13,7 +13,7 @@ E hidden size, H heads, K key/value heads, D head_dim, S context, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,10 @@ Matrices = Callable[[str], Stored]
 
 
 class StaticModel(nn.Module):
-    """One sequence; `input_pos` says where its new tokens stand, so that an older place can be gone on from."""
+    """One sequence. `input_pos` says where its new tokens stand: it can be gone on from any earlier place."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(
         self,
@@ -66,19 +69,22 @@ class StaticModel(nn.Module):
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         T = tokens.shape[1]
-        start = input_pos[0].item()
-        torch._check(start >= 0)
-        torch._check(start + T <= self.context)
+        start = cast(int, input_pos[0].item())  # a symbol, while torch.export looks on
+        for known in (start >= 0, start + T <= self.context):
+            torch._check(known)  # type: ignore[no-untyped-call]
         cos, sin = self.cos.narrow(0, start, T), self.sin.narrow(0, start, T)  # (T, 1, D)
         x = self.embedding(tokens)
         for step, index in enumerate(self.config.schedule):
-            block = self.blocks[index]
-            x = block(x, cos, sin, getattr(self, f"keys_{step}"), getattr(self, f"values_{step}"), start)
+            x = self.blocks[index](
+                x, cos, sin, getattr(self, f"keys_{step}"), getattr(self, f"values_{step}"), start
+            )
         logits: Tensor = self.head(self.norm(x))
         return logits
 
 
 class Block(nn.Module):
+    swap: Tensor
+
     def __init__(
         self, config: ModelConfig, name: str, norms: Callable[[str], Tensor], matrices: Matrices
     ) -> None:
@@ -87,10 +93,13 @@ class Block(nn.Module):
         self.register_buffer("swap", _swap(config.head_dim))
         self.input_norm = Norm(norms(f"{name}.input_layernorm.weight"), config.rms_norm_eps)
         self.post_norm = Norm(norms(f"{name}.post_attention_layernorm.weight"), config.rms_norm_eps)
-        for part in ("q", "k", "v", "o"):
-            setattr(self, part, Linear(matrices(f"{name}.self_attn.{part}_proj.weight")))
-        for part in ("gate", "up", "down"):
-            setattr(self, part, Linear(matrices(f"{name}.mlp.{part}_proj.weight")))
+
+        def linear(part: str) -> Linear:
+            return Linear(matrices(f"{name}.{part}_proj.weight"))
+
+        self.q, self.k, self.v = linear("self_attn.q"), linear("self_attn.k"), linear("self_attn.v")
+        self.o = linear("self_attn.o")
+        self.gate, self.up, self.down = linear("mlp.gate"), linear("mlp.up"), linear("mlp.down")
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int
@@ -119,6 +128,9 @@ class Block(nn.Module):
 class Norm(nn.Module):
     """RMSNorm whose mean is a product with a column of 1 / E: XNNPACK has no mean over the last dimension."""
 
+    weight: Tensor
+    share: Tensor
+
     def __init__(self, weight: Tensor, epsilon: float) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
@@ -132,6 +144,10 @@ class Norm(nn.Module):
 
 class Linear(nn.Module):
     """x W^T. A quantised W has x rounded to 8 bits a token first, as XNNPACK does it: from min to max."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
 
     def __init__(self, matrix: Stored) -> None:
         super().__init__()
@@ -165,6 +181,9 @@ class Linear(nn.Module):
 class Embedding(nn.Module):
     """Rows of a table, made float32 after they are taken out of it, by operators that every runtime has."""
 
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, matrix: Stored) -> None:
         super().__init__()
         self.bits = matrix.bits
@@ -184,7 +203,8 @@ class Embedding(nn.Module):
             high = torch.floor(rows / 16)
             rows = torch.stack((rows - 16 * high, high), dim=-1).flatten(-2) - 8
         scales = F.embedding(tokens, self.scales)
-        return (rows.unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]).flatten(-2)
+        groups = rows.view(*tokens.shape, scales.shape[-1], -1)
+        return (groups * scales[..., None]).flatten(-2)
 
 
 def _rotary_tables(config: ModelConfig, context: int) -> tuple[Tensor, Tensor]:

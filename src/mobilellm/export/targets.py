@@ -33,9 +33,11 @@ class Options:
 
     type: str | None = None
     """How matrices are stored. gguf: f32, f16, bf16, q8_0 (default), q4_0; hf: float32, bfloat16, float16,
-    by default as in the source; onnx: fp32, int8, int4 (default)."""
+    by default as in the source; onnx, executorch: fp32, int8, int4 (default)."""
     embedding_type: str | None = None
-    """gguf, onnx: how embedding and head are stored; by default as the rest."""
+    """How embedding and head are stored. gguf, onnx: by default as the rest; executorch: int8."""
+    context: int | None = None
+    """executorch: most tokens of a text, for which memory is planned; by default the model's context."""
     unroll: bool = False
     """Store a shared block once for every time it runs, for readers without sharing: it grows as often."""
 
@@ -92,6 +94,8 @@ KINDS = {
         Kind("onnx", "mobilellm.export.to_onnx", frozenset({"type", "embedding_type"}),
              ("torch", "onnx", "onnxruntime"), "onnx", marker="genai_config.json", contents=(
                  "onnx/model*.onnx", "onnx/model*.onnx_data", *DESCRIPTIONS)),
+        Kind("executorch", "mobilellm.export.to_executorch", frozenset({"type", "embedding_type", "context"}),
+             ("torch", "executorch"), "executorch", marker="model.pte", contents=DESCRIPTIONS),
     )
 }  # fmt: skip
 
@@ -121,8 +125,8 @@ class Target(Protocol):
 
     kind: Kind
 
-    def complete(self, options: Options) -> Options:
-        """Defaults filled in. Raises ValueError for a value this target does not know."""
+    def complete(self, options: Options, source: Source) -> Options:
+        """Defaults filled in; a quantised source has its own. Raises ValueError for an unknown value."""
 
     def write(self, source: Source, path: Path, options: Options) -> list[str]:
         """Write the artefact at `path`, which is not there (a file) or an empty directory.

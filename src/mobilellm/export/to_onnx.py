@@ -48,7 +48,7 @@ class OnnxTarget:
 
     kind = KINDS["onnx"]
 
-    def complete(self, options: Options) -> Options:
+    def complete(self, options: Options, source: Source) -> Options:
         kind = _known(options.type or "int4")
         return dataclasses.replace(options, type=kind, embedding_type=_known(options.embedding_type or kind))
 
@@ -65,7 +65,7 @@ class OnnxTarget:
         _write_json(path / "config.json", _javascript_config(config, kind, external))
         ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
         _write_json(path / "generation_config.json", ids)
-        source.tokenizer.save(path, model_max_length=config.max_position_embeddings)
+        _write_tokenizer(source.tokenizer, path, config)
         if source.chat_template is not None:
             (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
         return _notes(graph)
@@ -101,9 +101,7 @@ class OnnxTarget:
     def checks(self, path: Path, source: Source, options: Options) -> list[Check]:
         """Every node must be the one that is written for such a model, and every number."""
         there = _read(path)
-        wanted, graph = model_proto(
-            source.config, source.weight, str(options.type), str(options.embedding_type)
-        )
+        wanted, _ = model_proto(source.config, source.weight, str(options.type), str(options.embedding_type))
         nodes = {node.name: node.SerializeToString() for node in there.graph.node}
         expected = {node.name: node.SerializeToString() for node in wanted.graph.node}
         wrong = [f"{name} differs" for name in expected if nodes.get(name) != expected[name]]
@@ -122,7 +120,10 @@ class OnnxTarget:
             count_check("weights", "tensors", off, f"all {len(numbers)} tensors byte for byte"),
         ]
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        return {}
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         return {"onnxruntime-genai": genai_runtime, "onnxruntime": onnxruntime}
 
 
@@ -134,7 +135,7 @@ def onnxruntime(path: Path) -> Iterator[EngineRuntime]:
     """Raises ValueError for a directory that cannot be run."""
     from onnxruntime import __version__
 
-    runtime = EngineRuntime(RuntimeModel(OnnxModel(path), Tokenizer.load(path), str(path)))
+    runtime = EngineRuntime(RuntimeModel(OnnxModel(path), Tokenizer.load(path), str(path), None))
     runtime.name = f"onnxruntime {__version__}"
     yield runtime
 
@@ -151,6 +152,18 @@ def _notes(graph: Graph) -> list[str]:
         total = len(graph.quantised) + len(graph.wider)
         notes.append(f"{len(graph.quantised)} of {total} matrices are quantised")
     return notes
+
+
+def _write_tokenizer(tokenizer: Tokenizer, path: Path, config: ModelConfig) -> None:
+    """The usual files, under the one class for which onnxruntime-genai merges runs of spaces by their rank.
+
+    For all others it cuts a text before the last space of a run, which changes the ids of any text with two
+    spaces in a row. transformers.js does the same whatever the class.
+    """
+    tokenizer.save(path, model_max_length=config.max_position_embeddings)
+    file = path / "tokenizer_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    _write_json(file, {**values, "tokenizer_class": "GemmaTokenizer"})
 
 
 def _read(directory: Path) -> Any:

@@ -105,7 +105,7 @@ def verify(
     seen = _Seen(target, path, source, settings, text)
     try:
         found = target.inventory(path)
-        chosen = target.complete(options or _stated(seen) or target.options_of(path, source))
+        chosen = target.complete(options or _stated(seen) or target.options_of(path, source), source)
     except (ValueError, TypeError, OSError, KeyError) as error:
         return seen.report([_failed("file", error)], options)
     expected = target.expected(source, chosen)
