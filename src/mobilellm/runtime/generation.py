@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ PREFILL_CHUNK = 256
 
 
 class Engine(Protocol):
-    """What runs a model: ReferenceModel or NativeModel, whose caches are their own."""
+    """What runs a model, ReferenceModel or NativeModel say, with caches of its own."""
 
     config: ModelConfig
 
@@ -40,7 +40,18 @@ class Engine(Protocol):
 
     def logits(self, states: Floats) -> Floats: ...
 
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """An engine whose running call another thread can end: it raises CancelledError, no cache grown."""
+
     def cancel(self) -> None: ...
+
+
+def interrupt(engine: Engine) -> None:
+    """End the pass that runs, where the engine can: `advance` repeats it for those that still want it."""
+    if isinstance(engine, Interruptible):
+        engine.cancel()
 
 
 class HeldTokens:
