@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from mobilellm.completion import FinishReason, NewToken
 from mobilellm.config import ModelConfig
 from mobilellm.runtime.decoding import Decoding, Limit, window, window_start
+from mobilellm.runtime.engine import CancelledError
 from mobilellm.runtime.prompt_lookup import PromptLookup
-from mobilellm.runtime.reference import CacheState, CancelledError, Floats
+from mobilellm.runtime.reference import CacheState, Floats
 from mobilellm.sampling import Sampler
 from mobilellm.tokenizer import EOS_ID
 

@@ -184,7 +184,8 @@ class Session:
     def cancel(self) -> None:
         """From any thread: what is being generated ends now, with what there is; its `finish` is "cancelled".
 
-        A prompt that is being read is left after the current block. The session can be used on.
+        A prompt that is being read is left after the current block, in numpy after the current piece of it.
+        The session can be used on.
         """
         if self._current is not None and not self._current.finish:
             self._current.cancel()
