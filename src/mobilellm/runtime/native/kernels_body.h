@@ -152,7 +152,9 @@ void norm(const float* x, const float* weight, float epsilon, int count, float* 
   float total = sum(squares);
   for (; i < count; ++i) total += x[i] * x[i];
   const float root = __builtin_sqrtf(total / float(count) + epsilon);
-  for (i = 0; i + kLanes <= count; i += kLanes) write(out + i, read<floats>(x + i) / all(root) * read<floats>(weight + i));
+  for (i = 0; i + kLanes <= count; i += kLanes) {
+    write(out + i, read<floats>(x + i) / all(root) * read<floats>(weight + i));
+  }
   for (; i < count; ++i) out[i] = x[i] / root * weight[i];
 }
 
