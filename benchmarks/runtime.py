@@ -20,7 +20,7 @@ from typing import Any
 import machine
 
 from mobilellm.bench.contestant import PEERS
-from mobilellm.bench.models import entries
+from mobilellm.bench.entries import entries
 from mobilellm.bench.race import Timing, race_decode, race_prefill, times_faster
 from mobilellm.bench.starts import Start, cold_starts
 from mobilellm.runtime.cores import default_threads

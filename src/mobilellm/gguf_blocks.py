@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 32
+_NUMBERS_AT_ONCE = 2**17
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -51,10 +52,14 @@ class BlockType:
             raise ValueError(
                 f"{self.name}: rows of {values.shape[-1]} numbers are no multiple of {self.block}, its block"
             )
-        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, self.block)
-        if not np.isfinite(flat).all():
-            raise ValueError(f"{self.name}: there are numbers that are not finite")
-        return self._encode(flat).reshape(-1)
+        flat, rows = values.reshape(-1, self.block), _NUMBERS_AT_ONCE // self.block
+        encoded = np.empty((len(flat), self.block_bytes), np.uint8)
+        for start in range(0, len(flat), rows):  # what lies between stays in the processor's cache
+            some = np.ascontiguousarray(flat[start : start + rows], dtype=np.float32)
+            if not np.isfinite(some).all():
+                raise ValueError(f"{self.name}: there are numbers that are not finite")
+            encoded[start : start + rows] = self._encode(some).reshape(-1, self.block_bytes)
+        return encoded.reshape(-1)
 
     def decode(self, raw: Bytes, shape: Sequence[int]) -> Floats:
         return self._decode(raw.reshape(-1, self.block_bytes)).reshape(tuple(shape))
@@ -71,21 +76,32 @@ def split_q4_0(raw: Bytes) -> tuple[Floats, NDArray[np.int8]]:
     return _scales(raw), nibbles.astype(np.int8) - np.int8(8)
 
 
+def join_q8_0(scales: Floats, codes: NDArray[np.int8]) -> Bytes:
+    """Blocks (N, 34): the inverse of `split_q8_0`."""
+    return np.concatenate([_half_bytes(scales[:, None]), codes.view(np.uint8)], axis=1)
+
+
+def join_q4_0(scales: Floats, codes: NDArray[np.int8]) -> Bytes:
+    """Blocks (N, 18): the inverse of `split_q4_0`."""
+    half = BLOCK // 2
+    q = (codes + np.int8(8)).view(np.uint8)
+    return np.concatenate([_half_bytes(scales[:, None]), q[:, :half] | (q[:, half:] << 4)], axis=1)
+
+
 def _encode_q8_0(x: Floats) -> Bytes:
     scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
     inverse = _inverse(scale)
     scaled = x * inverse
     q = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
-    return np.concatenate([_half_bytes(scale), q.view(np.uint8)], axis=1)
+    return join_q8_0(scale[:, 0], q)
 
 
 def _encode_q4_0(x: Floats) -> Bytes:
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
     scale = largest / np.float32(-8)
     inverse = _inverse(scale)
-    q = np.minimum(15, np.trunc(x * inverse + np.float32(8.5))).astype(np.uint8)
-    half = BLOCK // 2
-    return np.concatenate([_half_bytes(scale), q[:, :half] | (q[:, half:] << 4)], axis=1)
+    q = np.minimum(15, np.trunc(x * inverse + np.float32(8.5))).astype(np.int8)
+    return join_q4_0(scale[:, 0], q - np.int8(8))
 
 
 def _inverse(scale: Floats) -> Floats:

@@ -11,7 +11,8 @@ from pathlib import Path
 EXTRAS = {
     "torch": "torch", "matplotlib": "plots", "tensorboardX": "train", "transformers": "hf", "pyarrow": "data",
     "zstandard": "data", "datasets": "data", "datasketch": "data", "datatrove": "datatrove",
-    "lm_eval": "eval", "gguf": "export", "llama_cpp": "peers",
+    "lm_eval": "eval", "gguf": "export", "onnx": "onnx", "onnxruntime": "onnx", "onnxruntime_genai": "onnx",
+    "executorch": "executorch", "llama_cpp": "peers",
 }  # fmt: skip
 """A package that the base install does without -> the extra that brings it."""
 

@@ -63,6 +63,7 @@ _MODEL_FILES = (
     "pytorch_model*.bin", "pytorch_model.bin.index.json", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "configuration_mobilellm.py", "modeling_mobilellm.py", "README.md", ".gitattributes",
+    "quantized.safetensors", "quantization.json",
     ".cache/huggingface/*",  # what a download by huggingface_hub leaves behind
     *LICENCE_FILES,
 )  # fmt: skip

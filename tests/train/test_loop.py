@@ -289,6 +289,7 @@ def same_checkpoint(a: Path, b: Path) -> bool:
 IN_BACKGROUND = pytest.mark.parametrize("asynchronous", [False, True], ids=["", "in the background"])
 
 
+@pytest.mark.slow
 @IN_BACKGROUND
 def test_killed_at_every_file_it_touches(
     tmp_path: Path, runner: Runner, unkilled: Path, asynchronous: bool

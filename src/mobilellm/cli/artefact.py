@@ -57,12 +57,19 @@ def print_exported(exported: Exported, kind: Kind) -> None:
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:
-    rows = [("bits a weight", f"{report.bits_per_weight:.2f}"), ("run by", report.runtime or "nothing")]
-    if measured := report.fidelity:
+    rows = [
+        ("bits a weight", f"{report.bits_per_weight:.2f}"),
+        ("run by", ", ".join(report.runtimes.values()) or "nothing"),
+    ]
+    for runtime, measured in report.fidelity.items():
+        within = f" in {runtime}" if len(report.fidelity) > 1 else ""
         rows.append(
-            ("perplexity", f"{measured.perplexity:.4g}, of the source {measured.source_perplexity:.4g}")
+            (
+                f"perplexity{within}",
+                f"{measured.perplexity:.4g} on the {report.text['name']}, of the source "
+                f"{measured.source_perplexity:.4g}; the same next token {measured.agreement:.1%} of the time",
+            )
         )
-        rows.append(("same next token", f"{measured.agreement:.1%} of {report.text['name']}"))
     return rows
 
 

@@ -20,7 +20,7 @@ import tyro
 
 from mobilellm.atomic import atomic_write
 from mobilellm.bench.contestant import KINDS, PEERS
-from mobilellm.bench.models import Entry, entries
+from mobilellm.bench.entries import Entry, entries
 from mobilellm.bench.race import Progress, race_decode, race_prefill
 from mobilellm.bench.starts import cold_starts
 from mobilellm.cli.bench_output import Results, of_starts, of_timings
@@ -147,8 +147,8 @@ def _fitting(
         return tuple(length for length in usual if length + beyond <= context) or (context - beyond,)
     for length in asked:
         if length + beyond > context:
-            further = f" and {beyond} tokens after it" if beyond else ""
-            raise ValueError(f"{name} = {length}{further}: {model} has a context of {context}; take fewer")
+            needed = f"{length} and {beyond} tokens after it" if beyond else str(length)
+            raise ValueError(f"{name} = {needed} do not fit {model}, whose context is {context}; take fewer")
     return asked
 
 

@@ -36,7 +36,7 @@ class Arguments:
     tokens: int | None = None
     """Tokens of it whose logits are compared (default 512)."""
     runtime: str | None = None
-    """What runs it for the comparison; by default the first that its target names."""
+    """What runs it for the comparison; by default all that can and are installed."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT if it is there."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False

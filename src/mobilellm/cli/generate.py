@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
+from mobilellm.completion import Piece
 from mobilellm.completion import completions as put_together
+from mobilellm.runtime.decoding import Decoding
 from mobilellm.sampling import Sampling
-
-if TYPE_CHECKING:
-    from mobilellm.model.api import LoadedModel
-    from mobilellm.runtime.session import RuntimeModel
 
 
 @dataclass
@@ -34,11 +35,16 @@ class Arguments:
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End at this text and leave it out; may be given several times."""
     dtype: str | None = None
-    """float32, bfloat16 or float16; by default as stored (float16 becomes float32 on a CPU)."""
+    """float32, bfloat16 or float16; by default as stored (float16 becomes float32 on a CPU). Not for
+    .gguf."""
     device: str = "cpu"
-    """torch device, e.g. cpu or cuda."""
+    """torch device, e.g. cpu or cuda. Not for .gguf."""
+    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
     threads: int | None = None
-    """Of the runtime, for a .gguf file; by default one a fast core, four at most."""
+    """Of a .gguf file's engine; by default one a fast core, four at most."""
+    session: Path | None = None
+    """Keep in this file what a .gguf file's engine has read: where the next prompt given with it begins
+    alike, only the rest is computed. The text is the same as without."""
     json: bool = False
     """Print one JSON object with every completion at the end instead of streaming."""
 
@@ -47,22 +53,25 @@ def run(arguments: Arguments) -> None:
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise ValueError(f"max_tokens = {arguments.max_tokens} must be at least 1")
     prompts = arguments.prompts or (sys.stdin.read().removesuffix("\n"),)
-    loaded = _load(arguments)
-    options = (arguments.sampling, arguments.max_tokens, arguments.stop)
-    if arguments.json or len(prompts) > 1:
-        completions = put_together(loaded.stream(prompts, *options), len(prompts))
-        if arguments.json:
-            rows = [
-                {"prompt": prompt, **completion._asdict()}
-                for prompt, completion in zip(prompts, completions, strict=True)
-            ]
-            print(json.dumps({"sampling": dataclasses.asdict(arguments.sampling), "completions": rows}))
+    with _opened(arguments, prompts) as (pieces, usage):
+        if arguments.json or len(prompts) > 1:
+            completions = put_together(pieces, len(prompts))
+            if arguments.json:
+                rows = [
+                    {"prompt": prompt, **completion._asdict(), **usage()}
+                    for prompt, completion in zip(prompts, completions, strict=True)
+                ]
+                print(json.dumps({"sampling": dataclasses.asdict(arguments.sampling), "completions": rows}))
+            else:
+                for prompt, completion in zip(prompts, completions, strict=True):
+                    print(f"{prompt}{completion.text}\n")
         else:
-            for prompt, completion in zip(prompts, completions, strict=True):
-                print(f"{prompt}{completion.text}\n")
-        return
-    pieces, finish = loaded.stream(prompts[0], *options), None  # what is refused is refused before any output
-    print(prompts[0], end="", flush=True)
+            _show(prompts[0], pieces)
+
+
+def _show(prompt: str, pieces: Iterator[Piece]) -> None:
+    print(prompt, end="", flush=True)
+    finish = None
     for piece in pieces:
         print(piece.text, end="", flush=True)
         finish = piece.finish
@@ -71,23 +80,52 @@ def run(arguments: Arguments) -> None:
         _say("the model's context is full")
 
 
-def _load(arguments: Arguments) -> LoadedModel | RuntimeModel:
+@contextmanager
+def _opened(
+    arguments: Arguments, prompts: Sequence[str]
+) -> Iterator[tuple[Iterator[Piece], Callable[[], dict[str, Any]]]]:
+    """The pieces of all prompts, and what they cost, where that is known. What is refused is refused here."""
+    options = (arguments.sampling, arguments.max_tokens, arguments.stop)
     if not arguments.model.endswith(".gguf"):
-        if arguments.threads is not None:
-            raise ValueError(
-                f"threads = {arguments.threads} is for .gguf files; for PyTorch set OMP_NUM_THREADS"
-            )
+        _refuse([("threads", arguments.threads, None)], "is for .gguf files; for PyTorch set OMP_NUM_THREADS")
+        decoding = [
+            (each.name, getattr(arguments.decoding, each.name), each.default)
+            for each in dataclasses.fields(Decoding)
+        ]
+        _refuse([("session", arguments.session, None), *decoding], "is for .gguf files; leave it out")
         from mobilellm.model.api import load
 
-        return load(arguments.model, arguments.dtype, arguments.device, say=_say)
-    for name, value, only in (("dtype", arguments.dtype, None), ("device", arguments.device, "cpu")):
-        if value != only:
-            raise ValueError(
-                f"{name} = {value} does not go with {arguments.model}, a .gguf file; leave it out"
-            )
+        loaded = load(arguments.model, arguments.dtype, arguments.device, say=_say)
+        yield loaded.stream(prompts, *options), dict
+        return
+    _refuse(
+        [("dtype", arguments.dtype, None), ("device", arguments.device, "cpu")],
+        f"does not go with {arguments.model}, a .gguf file; leave it out",
+    )
+    if arguments.session is not None and len(prompts) > 1:
+        raise ValueError(f"session = {arguments.session} goes with one prompt; {len(prompts)} were given")
     from mobilellm.runtime.session import load as open_file
 
-    return open_file(arguments.model, arguments.threads, say=_say)
+    model = open_file(arguments.model, arguments.threads, say=_say)
+    if len(prompts) > 1:
+        yield model.stream(prompts, *options, arguments.decoding), dict
+        return
+    session = model.session()
+    if arguments.session is not None and arguments.session.exists():
+        session.restore(arguments.session)
+    pieces = session.stream(prompts[0], *options, arguments.decoding)
+    try:
+        yield pieces, lambda: {"usage": dataclasses.asdict(session.usage)} if session.usage else {}
+    finally:  # also of what was read by the time of a Ctrl-C
+        if arguments.session is not None:
+            session.save(arguments.session)
+
+
+def _refuse(options: Iterable[tuple[str, object, object]], why: str) -> None:
+    """Refuse what would do nothing for this kind of model: (name, value, default)."""
+    for name, value, default in options:
+        if value != default:
+            raise ValueError(f"{name} = {value} {why}")
 
 
 def _say(message: str) -> None:

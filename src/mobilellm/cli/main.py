@@ -32,6 +32,7 @@ VERBS = {
     "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",
+    "quantize": "8 or 4 bits a weight, and what that costs beside the model it was made from",
     "export": "a model as what a device runs, compared with its source before it gets its name",
     "verify": "compare what was exported with its source, in its own runtime",
     "bench": "tokens a second, start and memory on this machine, beside other runtimes",
@@ -39,6 +40,9 @@ VERBS = {
 
 _EXTRAS_OF_VERBS = {"eval": "eval"}
 """Where one extra brings all a verb needs: else it would be told package by package."""
+
+_WITH_A_WORD = {("report", "artefacts"): "report_artefacts"}
+"""Module of a verb whose first argument is this word."""
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
@@ -63,7 +67,7 @@ def _main(arguments: list[str]) -> int:
             return _INTERRUPTED
         except BrokenPipeError:  # the reader of a pipe has seen enough
             _silence(sys.stdout)
-        except (ImportError, ValueError, OSError) as error:
+        except (ImportError, ValueError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.filename == _StandardOutput.name:
                 _silence(sys.stdout)
             if os.environ.get("MOBILELLM_DEBUG"):
@@ -89,7 +93,10 @@ def _run(verb: str, rest: list[str]) -> None:
     # sixth. Spinning briefly and then sleeping costs nothing on an idle machine and most of that is saved
     # (docs/log.md). OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    module = import_module(f"mobilellm.cli.{verb.replace('-', '_')}")
+    name = _WITH_A_WORD.get((verb, rest[0] if rest else ""))
+    if name is not None:
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
+    module = import_module(f"mobilellm.cli.{name or verb.replace('-', '_')}")
     module.run(_parse(verb, module, rest))
 
 

@@ -1,7 +1,7 @@
 """Draw what a run did, or several compared: loss, learning rate, gradient norm, tokens/s and MFU over tokens.
 
 Writes PNG files, one self-contained HTML page and the numbers as JSON. Runs that go on or were cut off are
-read as far as they are.
+read as far as they are. `mobilellm report artefacts DIR` compares the formats one model was exported to.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Arguments:
     tokens: int | None = None
     """Tokens of it whose logits are compared (default 512)."""
     runtime: str | None = None
-    """What runs it; by default the first that its target names."""
+    """What runs it, e.g. engine or llama.cpp; by default all that can and are installed."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Let NAME.unverified take the name of a NAME that is there."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False

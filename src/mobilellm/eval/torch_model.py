@@ -65,14 +65,17 @@ class TorchModel:
         """
         stored = list(self._stored.parameters())
         dtype, arithmetic = (_name(model.head_weight.dtype) for model in (self._stored, self._model))
+        size = sum(parameter.numel() * parameter.element_size() for parameter in stored)
+        if (quantization := self._stored.quantization) is not None:
+            dtype, size = f"{dtype} of {quantization.scheme}", quantization.bytes
         return ModelIdentity(
             name=self._name,
             backend="mobilellm",
-            dtype=dtype if dtype == arithmetic else f"{dtype} (computed in {arithmetic})",
+            dtype=dtype if dtype.startswith(arithmetic) else f"{dtype} (computed in {arithmetic})",
             device=str(self._stored.head_weight.device),
             fingerprint=fingerprint(self._stored, self.tokenizer),
             parameters=sum(parameter.numel() for parameter in stored),
-            bytes=sum(parameter.numel() * parameter.element_size() for parameter in stored),
+            bytes=size,
             config=self._stored.config.to_dict(),
         )
 
@@ -139,8 +142,10 @@ class TorchModel:
 
 
 def fingerprint(model: MobileLLM, tokenizer: Tokenizer) -> str:
-    """SHA-256 over configuration, tokenizer, and the name, dtype, shape and bytes of every weight."""
+    """SHA-256 over configuration, scheme, tokenizer, and the name, dtype, shape and bytes of every weight."""
     digest = hashlib.sha256(model.config.to_json().encode())
+    if model.quantization is not None:
+        digest.update(repr(model.quantization).encode())
     digest.update(tokenizer.fingerprint.encode())
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"\n{name} {_name(weight.dtype)} {tuple(weight.shape)}\n".encode())

@@ -20,7 +20,6 @@ from mobilellm.export.targets import (
     unverified_name,
 )
 from mobilellm.export.verify import Report, Settings, report_path, verify, write_report
-from mobilellm.layouts import not_a_model_directory
 
 Say = Callable[[str], None]
 
@@ -50,14 +49,22 @@ def export(
     """
     check_options(kind, options)
     target = target_of(kind.name)
-    options = target.complete(options)
     check_out(out, kind, overwrite)
     opened = open_source(source, say)
+    options = target.complete(options, opened)
     if options.unroll and not opened.config.shares_layers:
         raise ValueError(f"unroll = True: {source} shares no layers; leave it out")
+    texts = target.beside(out.name, opened, options)
+    for name in texts:
+        if (out.parent / name).exists() and not overwrite:
+            raise FileExistsError(f"{out.parent / name}: exists; choose another name or pass --overwrite")
     path = unverified_name(out)
     say(f"writing {path}")
     notes = _write(target, opened, path, options)
+    for name, text in texts.items():
+        with atomic_write(out.parent / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        notes.append(f"Beside it: {out.parent / name}")
     report_path(path).unlink(missing_ok=True)  # of what had this name before
     if not compare:
         return Exported(path, notes, None)
@@ -93,14 +100,14 @@ def check_out(out: Path, kind: Kind, overwrite: bool) -> None:
         if out.exists() and not overwrite:
             raise FileExistsError(f"{out}: exists; choose another name or pass --overwrite")
     else:
-        check_destination(out, overwrite, not_a_model_directory)
+        check_destination(out, overwrite, kind.objection)
 
 
 def _write(target: Target, source: Source, path: Path, options: Options) -> list[str]:
     if target.kind.suffix:
         with atomic_write(path) as temporary:
             return target.write(source, temporary, options)
-    with atomic_directory(path, True, not_a_model_directory) as temporary:
+    with atomic_directory(path, True, target.kind.objection) as temporary:
         return target.write(source, temporary, options)
 
 
@@ -125,6 +132,6 @@ def _compared(
         os.replace(path, named)
         sync(named.resolve().parent)
     else:
-        take_name(path, named, overwrite, not_a_model_directory)
+        take_name(path, named, overwrite, target.kind.objection)
     report_path(path).unlink(missing_ok=True)
     return named, notes, report

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from mobilellm.config import ModelConfig
 from mobilellm.model import api, checkpoint, hub
+from mobilellm.model.quantized import Quantized
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer
 
@@ -30,10 +34,29 @@ class Source:
     tokenizer: Tokenizer
     chat_template: str | None
     repairs: tuple[str, ...]
+    quantized: Quantized | None = None
+    """Of a model made by `mobilellm quantize`: the codes and scales that `tensors` are the values of."""
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights and tokenizer: equal for equal models wherever they lie."""
+        whole = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            whole.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return whole.hexdigest()
+
+    @cached_property
+    def tokenizer_bytes(self) -> int:
+        """Of the tokenizer's files in a directory for transformers."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.tokenizer.save(directory, model_max_length=self.config.max_position_embeddings)
+            return sum(file.stat().st_size for file in Path(directory).iterdir())
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A parameter in float32, by its checkpoint name."""
@@ -41,7 +64,10 @@ class Source:
         return values
 
     def model(self, rounded: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor) -> MobileLLM:
-        """In PyTorch, float32; `rounded` may change each parameter (name, values) on the way."""
+        """In PyTorch, float32; `rounded` may change each parameter (name, values) on the way.
+
+        Of a quantised model the weights alone: what it rounds before products is left as it is.
+        """
         tensors = {name: rounded(name, tensor.float()) for name, tensor in self.tensors.items()}
         return checkpoint.build(checkpoint.Weights(self.config, tensors, "llama", ()), torch.float32)
 
@@ -53,15 +79,21 @@ def open_source(source: str | Path, say: Callable[[str], None]) -> Source:
     not finite, and for a model without a tokenizer.
     """
     directory = hub.resolve(source, say)
-    weights = checkpoint.read_weights(directory)
+    opened = source_of(str(source), directory, checkpoint.read_weights(directory))
+    for repair in opened.repairs:
+        say(f"{source}: repaired: {repair}")
+    return opened
+
+
+def source_of(name: str, directory: Path, weights: checkpoint.Weights) -> Source:
+    """Weights that are in memory, with tokenizer and chat template of a model directory; `name` tells it."""
     tokenizer = api.read_tokenizer(directory, weights.config)
     if tokenizer is None:
-        raise FileNotFoundError(f"{source}: has no tokenizer, and an artefact needs one to read text")
+        raise FileNotFoundError(f"{name}: has no tokenizer, and an artefact needs one to read text")
     repairs = weights.repairs + tokenizer.repairs
-    for repair in repairs:
-        say(f"{source}: repaired: {repair}")
+    template = _chat_template(directory)
     return Source(
-        str(source), directory, weights.config, weights.tensors, tokenizer, _chat_template(directory), repairs
+        name, directory, weights.config, weights.tensors, tokenizer, template, repairs, weights.quantized
     )
 
 

@@ -13,7 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
+from mobilellm.atomic import made_of
 from mobilellm.installation import install_command, missing_packages
+from mobilellm.layouts import not_a_model_directory
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
@@ -31,11 +33,16 @@ class Options:
 
     type: str | None = None
     """How matrices are stored. gguf: f32, f16, bf16, q8_0 (default), q4_0; hf: float32, bfloat16, float16,
-    by default as in the source."""
+    by default as in the source; onnx, executorch: fp32, int8, int4 (default)."""
     embedding_type: str | None = None
-    """gguf: how embedding and head are stored; by default as the rest."""
+    """How embedding and head are stored. gguf, onnx: by default as the rest; executorch: int8."""
+    context: int | None = None
+    """executorch: most tokens of a text, for which memory is planned; by default the model's context."""
     unroll: bool = False
     """Store a shared block once for every time it runs, for readers without sharing: it grows as often."""
+
+    ollama: bool = False
+    """gguf: write a Modelfile for Ollama and the chat template beside the file."""
 
     def chosen(self) -> dict[str, object]:
         """Those that are not left at their default, by name."""
@@ -61,6 +68,20 @@ class Kind:
     """Of its files; a directory has none."""
     marker: str = ""
     """The file by which a directory of this kind is told from others."""
+    contents: tuple[str, ...] = ()
+    """Patterns of what else such a directory holds, where it is no plain model directory."""
+
+    def objection(self, directory: Path) -> str:
+        """What shows that a directory about to be replaced is none of this kind, in words, or ""."""
+        if not self.contents:
+            return not_a_model_directory(directory)
+        return made_of(self.marker, *self.contents)(directory)
+
+
+DESCRIPTIONS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 KINDS = {
@@ -68,8 +89,13 @@ KINDS = {
     for kind in (
         Kind("hf", "mobilellm.export.to_hf", frozenset({"type", "unroll"}), ("torch", "transformers"), "hf",
              marker="model.safetensors"),
-        Kind("gguf", "mobilellm.export.to_gguf", frozenset({"type", "embedding_type", "unroll"}),
+        Kind("gguf", "mobilellm.export.to_gguf", frozenset({"type", "embedding_type", "unroll", "ollama"}),
              ("torch", "gguf"), "export", suffix=".gguf"),
+        Kind("onnx", "mobilellm.export.to_onnx", frozenset({"type", "embedding_type"}),
+             ("torch", "onnx", "onnxruntime"), "onnx", marker="genai_config.json", contents=(
+                 "onnx/model*.onnx", "onnx/model*.onnx_data", *DESCRIPTIONS)),
+        Kind("executorch", "mobilellm.export.to_executorch", frozenset({"type", "embedding_type", "context"}),
+             ("torch", "executorch"), "executorch", marker="model.pte", contents=DESCRIPTIONS),
     )
 }  # fmt: skip
 
@@ -99,8 +125,8 @@ class Target(Protocol):
 
     kind: Kind
 
-    def complete(self, options: Options) -> Options:
-        """Defaults filled in. Raises ValueError for a value this target does not know."""
+    def complete(self, options: Options, source: Source) -> Options:
+        """Defaults filled in; a quantised source has its own. Raises ValueError for an unknown value."""
 
     def write(self, source: Source, path: Path, options: Options) -> list[str]:
         """Write the artefact at `path`, which is not there (a file) or an empty directory.
@@ -122,7 +148,13 @@ class Target(Protocol):
     def checks(self, path: Path, source: Source, options: Options) -> list[Check]:
         """Comparisons that only make sense for this target: values tensor by tensor, delegated layers."""
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        """Text files that go beside an artefact of this final name, by their names. Mostly none.
+
+        Raises ValueError for a wish that cannot be fulfilled; asked before anything is written.
+        """
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         """What can run this very artefact here, the first by default. May be more than are installed."""
 
 

@@ -16,12 +16,16 @@ from mobilellm.config import ModelConfig
 from mobilellm.export.arithmetic import Rounding, rounded_logits
 from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import engine_runtime
+from mobilellm.export.llama_cpp_runtime import llama_cpp_runtime
+from mobilellm.export.ollama import modelfile
 from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source, growth_note, open_source, stored_name
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES, BlockType
 from mobilellm.gguf_model import FILE_TYPES, SHARED, Roles, interleaved, layout
+from mobilellm.quant.formats import FORMATS
+from mobilellm.quant.schemes import EMBEDDING_NAMES
 from mobilellm.runtime.reference import round_to_8_bits
 from mobilellm.tokenizer import EOS_ID
 
@@ -34,19 +38,22 @@ class GgufTarget:
 
     kind = KINDS["gguf"]
 
-    def complete(self, options: Options) -> Options:
-        kind = _type(options.type or "Q8_0").name
-        return dataclasses.replace(
-            options, type=kind, embedding_type=_type(options.embedding_type or kind).name
-        )
+    def complete(self, options: Options, source: Source) -> Options:
+        """A model quantised in GGUF's formats keeps its own."""
+        roles = _roles_of(source, options)
+        return dataclasses.replace(options, type=roles.linear.name, embedding_type=roles.embedding.name)
 
     def write(self, source: Source, path: Path, options: Options) -> list[str]:
         config = _config(source, options)
         wider = gguf_model.write_model(
-            path, config, _weights(source, options), source.tokenizer, _roles(options), source.directory.name,
-            source.chat_template,
+            path, config, _stored_weights(source, options), source.tokenizer, _roles(options),
+            source.directory.name, source.chat_template,
         )  # fmt: skip
-        notes = [f"{name} is stored as F16: {reason}" for name, reason in wider.items()]
+        notes = []
+        for reason in dict.fromkeys(wider.values()):
+            first, *more = [name for name, told in wider.items() if told == reason]
+            many = f"{first} and {len(more)} more are" if more else f"{first} is"
+            notes.append(f"{many} stored as F16: {reason}")
         if config.shares_layers:
             notes.append(
                 "Blocks are shared: this package runs the file, llama.cpp refuses it. "
@@ -98,7 +105,13 @@ class GgufTarget:
     def reference(self, source: Source, options: Options) -> Callable[[Sequence[int]], Floats]:
         """Weights to the file's types and back; inputs of a matrix in blocks to 8 bits, as reference.py."""
         types = {name: stored.type for name, stored in layout(source.config, _roles(options))}
-        model = source.model(lambda name, values: torch.from_numpy(_rounded(types[name], values.numpy())))
+
+        def rounded(name: str, values: Tensor) -> Tensor:
+            if source.quantized is not None and name in source.quantized.matrices:
+                return values
+            return torch.from_numpy(_rounded(types[name], values.numpy()))
+
+        model = source.model(rounded)
         in_blocks = {name for name, kind in types.items() if kind.block > 1}
 
         def inputs(name: str) -> Rounding | None:
@@ -110,6 +123,7 @@ class GgufTarget:
         file = read_gguf(path)
         weights = _weights(source, options)
         config = _config(source, options)
+        exact = source.quantized is not None
         turned: list[str] = []
         worst, where = 0.0, ""
         for checkpoint_name, stored in layout(config, _roles(options)):
@@ -122,7 +136,7 @@ class GgufTarget:
                 if _distance(there, wanted) > _distance(there, given):
                     turned.append(f"{stored.name}: its rows lie half a head apart")
                     wanted = given
-            excess, row = _worst_row(there, wanted, stored.type)
+            excess, row = _worst_row(there, wanted, TYPES["F32"] if exact else stored.type)
             if excess > worst:
                 worst, where = excess, f"{stored.name}, row {row}"
         return [
@@ -130,8 +144,22 @@ class GgufTarget:
             Check("weights", worst, _WORST_ROW, "times the error of rounding", where),
         ]
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
-        return {"engine": engine_runtime}
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        """With `ollama`, NAME.Modelfile, and the chat template where there is one."""
+        if not options.ollama:
+            return {}
+        config = _config(source, options)
+        if config.shares_layers:
+            raise ValueError("ollama = True: Ollama knows no shared blocks; add --unroll")
+        stem = name.removesuffix(".gguf")
+        texts = {f"{stem}.Modelfile": modelfile(name, config, source.chat_template)}
+        if source.chat_template is not None:
+            texts[f"{stem}.chat_template.jinja"] = source.chat_template
+        return texts
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
+        shared = gguf_model.stated_config(read_gguf(path)).shares_layers
+        return {"engine": engine_runtime} | ({} if shared else {"llama.cpp": llama_cpp_runtime})
 
 
 TARGET = GgufTarget()
@@ -140,14 +168,37 @@ TARGET = GgufTarget()
 def export_gguf(
     source: str | Path,
     path: str | Path,
-    kind: str = "Q8_0",
+    kind: str | None = None,
     embedding_kind: str | None = None,
     unroll: bool = False,
     say: Callable[[str], None] = lambda notice: None,
 ) -> list[str]:
     """Write `path` without comparing it: what `mobilellm export` does first. Returns notes, one line each."""
-    options = TARGET.complete(Options(kind, embedding_kind, unroll))
-    return TARGET.write(open_source(source, say), Path(path), options)
+    opened = open_source(source, say)
+    options = TARGET.complete(Options(kind, embedding_kind, unroll), opened)
+    return TARGET.write(opened, Path(path), options)
+
+
+def _roles_of(source: Source, options: Options) -> Roles:
+    """The types asked for, or those a quantised model has. Raises ValueError."""
+    if source.quantized is None:
+        kind = options.type or "Q8_0"
+        return Roles(_type(kind), _type(options.embedding_type or kind))
+    own = source.quantized.quantization
+    for option, asked, has in (
+        ("type", options.type, own.linear),
+        ("embedding_type", options.embedding_type, own.embedding),
+    ):
+        if has.upper() not in TYPES:
+            raise ValueError(
+                f"{source.name}: is quantised as {own.scheme}, which GGUF has no type for; "
+                "quantise its source with --scheme q4_0 or q8_0"
+            )
+        if asked is not None and asked.upper() != has.upper():
+            raise ValueError(
+                f"{option} = {asked} would round {source.name} again, which is {has}; leave it out"
+            )
+    return Roles(_type(own.linear), _type(own.embedding))
 
 
 def _type(name: str) -> BlockType:
@@ -166,9 +217,28 @@ def _config(source: Source, options: Options) -> ModelConfig:
 
 
 def _weights(source: Source, options: Options) -> Callable[[str], NDArray[np.float32]]:
+    """Every parameter's values by the name it has in the file's model."""
     if not options.unroll:
         return source.weight
     return lambda name: source.weight(stored_name(name, source.config))
+
+
+def _stored_weights(
+    source: Source, options: Options
+) -> Callable[[str], NDArray[np.float32] | NDArray[np.uint8]]:
+    """The same; of a quantised model a matrix's bytes in the file, which are not rounded again."""
+    values, quantized = _weights(source, options), source.quantized
+    if quantized is None:
+        return values
+
+    def weight(name: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+        parameter = stored_name(name, source.config) if options.unroll else name
+        if (matrix := quantized.matrices.get(parameter)) is None:
+            return values(name)
+        own = quantized.quantization
+        return FORMATS[own.embedding if name in EMBEDDING_NAMES else own.linear].file_bytes(matrix)
+
+    return weight
 
 
 def _rounded(kind: BlockType, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -32,7 +32,9 @@ class HfTarget:
 
     kind = KINDS["hf"]
 
-    def complete(self, options: Options) -> Options:
+    def complete(self, options: Options, source: Source) -> Options:
+        if source.quantized is not None:
+            raise ValueError(f"{source.name}: {checkpoint.cannot_be_plain(source.quantized.quantization)}")
         if options.type is not None:
             checkpoint.torch_dtype(options.type)
         return options
@@ -72,8 +74,6 @@ class HfTarget:
             }
         weights = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
         header = sum(len(name) + 100 for name in shapes)
-        tokenizer = sum(len(json.dumps(piece)) + 14 for piece in source.tokenizer.pieces)
-        tokenizer += sum(len(json.dumps(pair)) + 10 for pair in source.tokenizer.merges)
         further = sum(file.stat().st_size for file in licence_files(source.directory))
         if config.shares_layers:
             further += sum(
@@ -83,7 +83,7 @@ class HfTarget:
             config,
             {name: Stored(shape, kind) for name, shape in shapes.items()},
             frozenset({EOS_ID}),
-            weights + header + tokenizer + further + len((source.chat_template or "").encode()),
+            weights + header + source.tokenizer_bytes + further + len((source.chat_template or "").encode()),
         )
 
     def inventory(self, path: Path) -> Inventory:
@@ -123,7 +123,10 @@ class HfTarget:
                     worst, where = off, name
         return [Check("weights", worst, 0.0, "largest difference", where)]
 
-    def runtimes(self, path: Path, source: Source) -> Mapping[str, Opener]:
+    def beside(self, name: str, source: Source, options: Options) -> Mapping[str, str]:
+        return {}
+
+    def runtimes(self, path: Path) -> Mapping[str, Opener]:
         return {"transformers": stock_transformers}
 
 

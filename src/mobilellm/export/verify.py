@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mobilellm.environment import environment
 from mobilellm.export.arithmetic import float_logits
 from mobilellm.export.check import Check
 from mobilellm.export.comparisons import Fidelity, answer_checks, fidelity, inventory_checks, stop_check
-from mobilellm.export.questions import ask
+from mobilellm.export.questions import Answers, Questions, ask
 from mobilellm.export.source import Source
 from mobilellm.export.targets import Options, Target, final_name
 from mobilellm.export.text import SampleText, questions, sample_text
@@ -37,7 +37,7 @@ class Settings:
     tokens: int = TOKENS
     """Tokens of the text whose logits are compared."""
     runtime: str | None = None
-    """What runs the artefact; by default the first its target names."""
+    """What runs the artefact; by default all that can and are installed."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,17 @@ class Report:
     sha256: str
     bytes: int
     source: str
+    source_sha256: str
+    """Over the source's weights and tokenizer, wherever it lies."""
     parameters: int
     """Of the source, a shared one counted once."""
     options: dict[str, Any]
-    runtime: str | None
+    runtimes: dict[str, str]
+    """What ran it, with version, by the names of `--runtime`."""
     text: dict[str, Any]
     checks: list[Check]
-    fidelity: Fidelity | None
+    fidelity: dict[str, Fidelity]
+    """By runtime."""
 
     @property
     def passed(self) -> bool:
@@ -74,7 +78,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         values["checks"] = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        values["fidelity"] = self.fidelity._asdict() if self.fidelity else None
+        values["fidelity"] = {name: each._asdict() for name, each in self.fidelity.items()}
         return {
             "format": FORMAT, "passed": self.passed, "failed": self.failed,
             "bits_per_weight": self.bits_per_weight, **values, "mobilellm": __version__,
@@ -101,36 +105,64 @@ def verify(
     seen = _Seen(target, path, source, settings, text)
     try:
         found = target.inventory(path)
-        chosen = target.complete(options or _stated(seen) or target.options_of(path, source))
-    except (ValueError, OSError, KeyError) as error:
+        chosen = target.complete(options or _stated(seen) or target.options_of(path, source), source)
+    except (ValueError, TypeError, OSError, KeyError) as error:
         return seen.report([_failed("file", error)], options)
     expected = target.expected(source, chosen)
     checks = [Check("file", 0, 0, "faults", "reads whole"), *inventory_checks(found, expected)]
     checks += _report_check(seen)
     checks += target.checks(path, source, chosen)
-    openers = target.runtimes(path, source)
-    name = settings.runtime or next(iter(openers))
-    if name not in openers:
-        raise ValueError(f"runtime = {name} cannot run this artefact; choose one of {', '.join(openers)}")
-    say(f"running {path.name} on {sum(map(len, asked.windows))} tokens in {name}")
-    try:
-        with openers[name](path) as runtime:
-            answers = ask(runtime, asked)
-    except (ValueError, OSError, RuntimeError) as error:
-        return seen.report([*checks, _failed("runtime", error)], chosen)
+    answers, failures = _answers(target, path, settings.runtime, asked, say)
+    checks += failures
+    if not answers:
+        return seen.report(checks, chosen)
     say("comparing with the reference arithmetic")
     model = source.model()
     of_source = [float_logits(model, window) for window in asked.windows]
     del model
     reference = target.reference(source, chosen)
     of_reference = [reference(window) for window in asked.windows]
-    if [each.shape for each in answers.logits] != [each.shape for each in of_source]:
-        wrong = ValueError(f"logits have shape {answers.logits[0].shape}, expected {of_source[0].shape}")
-        return seen.report([*checks, _failed("runtime", wrong)], chosen, answers.runtime)
-    measured = fidelity(answers, asked, of_source, of_reference)
-    checks += answer_checks(answers, asked, source.tokenizer, reference, of_reference, measured)
-    checks.append(stop_check(found, expected, answers, asked))
-    return seen.report(checks, chosen, answers.runtime, measured)
+    measured: dict[str, Fidelity] = {}
+    for name, given in answers.items():
+        if [each.shape for each in given.logits] != [each.shape for each in of_source]:
+            wrong = ValueError(f"logits have shape {given.logits[0].shape}, expected {of_source[0].shape}")
+            made = [_failed("runtime", wrong)]
+        else:
+            measured[name] = fidelity(given, asked, of_source, of_reference)
+            made = answer_checks(given, asked, source.tokenizer, reference, of_reference, measured[name])
+            made.append(stop_check(found, expected, given, asked))
+        checks += [_in(check, name, answers) for check in made]
+    return seen.report(checks, chosen, {name: given.runtime for name, given in answers.items()}, measured)
+
+
+def _answers(
+    target: Target, path: Path, only: str | None, asked: Questions, say: Callable[[str], None]
+) -> tuple[dict[str, Answers], list[Check]]:
+    """Of all runtimes that are installed, or of `only` one, and a failed check for each that broke off."""
+    openers = target.runtimes(path)
+    if only is not None and only not in openers:
+        raise ValueError(f"runtime = {only} cannot run this artefact; choose one of {', '.join(openers)}")
+    answers, failures = {}, []
+    for name, opener in openers.items():
+        if only not in (None, name):
+            continue
+        try:
+            with opener(path) as runtime:
+                say(f"running {path.name} on {sum(map(len, asked.windows))} tokens in {runtime.name}")
+                answers[name] = ask(runtime, asked)
+        except ImportError:
+            if name in (only, next(iter(openers))):
+                raise
+        except (ValueError, OSError, RuntimeError) as error:
+            failures.append(_failed("runtime", error))
+            if name != next(iter(openers)):
+                failures[-1] = replace(failures[-1], name=f"runtime in {name}")
+    return answers, failures
+
+
+def _in(check: Check, runtime: str, answers: Mapping[str, Answers]) -> Check:
+    """Checks of a second runtime say so in their names."""
+    return check if runtime == next(iter(answers)) else replace(check, name=f"{check.name} in {runtime}")
 
 
 def report_path(artefact: Path) -> Path:
@@ -184,8 +216,8 @@ class _Seen:
         self,
         checks: list[Check],
         options: Options | None,
-        runtime: str | None = None,
-        measured: Fidelity | None = None,
+        runtimes: dict[str, str] | None = None,
+        measured: dict[str, Fidelity] | None = None,
     ) -> Report:
         return Report(
             artefact=final_name(self.path).name,
@@ -193,12 +225,13 @@ class _Seen:
             sha256=self.sha256,
             bytes=_size(self.path),
             source=self._source.name,
+            source_sha256=self._source.fingerprint,
             parameters=sum(tensor.numel() for tensor in self._source.tensors.values()),
             options=asdict(options) if options else {},
-            runtime=runtime,
+            runtimes=runtimes or {},
             text={"name": self._text.name, "sha256": self._text.sha256, "tokens": self._tokens},
             checks=checks,
-            fidelity=measured,
+            fidelity=measured or {},
         )
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from mobilellm.atomic import atomic_directory
 from mobilellm.config import ModelConfig
 from mobilellm.layouts import ConfigFile, config_json, not_a_model_directory, read_config_file
+from mobilellm.model.quantized import Quantization, Quantized, attach, is_quantized, read_quantized
 from mobilellm.model.tensor_files import CheckpointError, read_tensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
@@ -48,6 +49,8 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     model_type: str
     repairs: tuple[str, ...]
+    quantized: Quantized | None = None
+    """Of a quantised model: what `tensors`, in float32, are the values of."""
 
 
 def read_weights(directory: str | Path) -> Weights:
@@ -57,13 +60,14 @@ def read_weights(directory: str | Path) -> Weights:
     """
     directory = Path(directory)
     described = read_config_file(directory)
-    source, tensors = read_tensors(directory)
+    quantized = read_quantized(directory) if is_quantized(directory) else None
+    source, tensors = read_tensors(directory) if quantized is None else (str(directory), quantized.tensors())
     tensors, repairs = _repair(tensors, described, source)
     if problems := _problems(tensors, described.config):
         raise CheckpointError(
             f"{source}: {problems}; weights and config.json must be of one model, fetch both again"
         )
-    return Weights(described.config, tensors, described.model_type, described.repairs + repairs)
+    return Weights(described.config, tensors, described.model_type, described.repairs + repairs, quantized)
 
 
 def stored_dtype(weights: Weights) -> torch.dtype:
@@ -94,6 +98,8 @@ def build(weights: Weights, dtype: torch.dtype | None = None, device: str = "cpu
         tensors[name] = tensor
     model.load_state_dict(tensors, strict=True, assign=True)
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    if weights.quantized is not None:
+        attach(model, weights.quantized.quantization, set(weights.quantized.matrices))
     return model.eval()
 
 
@@ -114,6 +120,8 @@ def save(
     """
     config = model.config
     layout = layout or ("mobilellm" if config.shares_layers else "llama")
+    if model.quantization is not None:
+        raise CheckpointError(f"{directory}: {cannot_be_plain(model.quantization)}")
     check_fit(tokenizer, config, str(directory))
     dtype = str(model.head_weight.dtype).removeprefix("torch.")
     values = config_json(config, layout, dtype)
@@ -147,6 +155,14 @@ def _compare(directory: Path, model: MobileLLM, tokenizer: Tokenizer | None) -> 
         raise CheckpointError(f"{directory}: reads back different ({different or written.repairs}); not kept")
     if tokenizer is not None and Tokenizer.load(directory).fingerprint != tokenizer.fingerprint:
         raise CheckpointError(f"{directory}: the tokenizer reads back different; not kept")
+
+
+def cannot_be_plain(quantization: Quantization) -> str:
+    """Why a quantised model is not written as plain weights, and what to do instead."""
+    return (
+        f"the model is quantised ({quantization.scheme}), which a directory of plain weights cannot say; "
+        "export it, or convert what it was made from"
+    )
 
 
 def check_fit(tokenizer: Tokenizer | None, config: ModelConfig, source: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from mobilellm.model import checkpoint, hub
 from mobilellm.model.api import read_tokenizer
 from mobilellm.model.licence import licence_files, stated_licence
+from mobilellm.model.tensor_files import CheckpointError
 
 
 def convert(
@@ -28,6 +29,8 @@ def convert(
     """
     directory = hub.resolve(source, say)
     weights = checkpoint.read_weights(directory)
+    if weights.quantized is not None:
+        raise CheckpointError(f"{source}: {checkpoint.cannot_be_plain(weights.quantized.quantization)}")
     tokenizer = read_tokenizer(directory, weights.config)
     repairs = weights.repairs + (tokenizer.repairs if tokenizer else ())
     if tokenizer is None:

@@ -15,26 +15,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilellm.model.products import has_bfloat16
-from mobilellm.model.transformer import Attention, MobileLLM, SwiGLU
+from mobilellm.model.rounding import Rounding
+from mobilellm.model.transformer import Attention, Linear, MobileLLM, SwiGLU
 
-Linear = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]
 
 
 class FusedBlock(NamedTuple):
-    qkv: Linear  # (…, E) -> (…, (H + 2K) * D)
-    o: Linear
-    gate_up: Linear  # (…, E) -> (…, 2F)
-    down: Linear
+    qkv: Product  # (…, E) -> (…, (H + 2K) * D)
+    o: Product
+    gate_up: Product  # (…, E) -> (…, 2F)
+    down: Product
 
 
 class FusedWeights(NamedTuple):
     """One entry per stored block, and the head."""
 
     blocks: tuple[FusedBlock, ...]
-    head: Linear
+    head: Product
     sources: tuple[Tensor, ...]
     """The weights these are a copy of. Holding them keeps their addresses from being given to others."""
-    key: tuple[tuple[int, ...], ...]
+    key: tuple[object, ...]
     """What the sources were like when they were copied: `_key`."""
 
 
@@ -42,7 +43,7 @@ class FusedWeights(NamedTuple):
 def fuse(model: MobileLLM, reuse: FusedWeights | None = None) -> FusedWeights:
     """Build the inference layout of a model's weights, or return `reuse` if they have not changed since."""
     sources = tuple(parameter.detach() for parameter in model.parameters() if parameter.ndim == 2)
-    key = _key(sources)
+    key = (*_key(sources), *_roundings(model))
     if reuse is not None and reuse.key == key:
         return reuse
     blocks = []
@@ -52,13 +53,18 @@ def fuse(model: MobileLLM, reuse: FusedWeights | None = None) -> FusedWeights:
         assert isinstance(mlp, SwiGLU)
         blocks.append(
             FusedBlock(
-                qkv=_linear(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
-                o=_linear(attention.o_proj.weight),
-                gate_up=_linear(mlp.gate_proj.weight, mlp.up_proj.weight),
-                down=_linear(mlp.down_proj.weight),
+                qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+                o=_joined(attention.o_proj),
+                gate_up=_joined(mlp.gate_proj, mlp.up_proj),
+                down=_joined(mlp.down_proj),
             )
         )
-    return FusedWeights(tuple(blocks), _linear(model.head_weight), sources, key)
+    return FusedWeights(tuple(blocks), _product(model.head_rounding, model.head_weight), sources, key)
+
+
+def _roundings(model: MobileLLM) -> tuple[Rounding | None, ...]:
+    linears = (part for part in model.modules() if isinstance(part, Linear))
+    return (model.head_rounding, *(part.rounding for part in linears))
 
 
 def _key(weights: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
@@ -84,8 +90,20 @@ def _words(weight: Tensor) -> Tensor:
     return flat.view(torch.int8)
 
 
-def _linear(*weights: Tensor) -> Linear:
-    """A function x -> concatenated x @ weight.T, with the fastest kernel for the device and dtype."""
+def _joined(*parts: Linear) -> Product:
+    rounding = parts[0].rounding
+    assert all(part.rounding == rounding for part in parts), "what has one input rounds it in one way"
+    return _product(rounding, *(part.weight for part in parts))
+
+
+def _product(rounding: Rounding | None, *weights: Tensor) -> Product:
+    """A function x -> concatenated x @ weight.T of the rounded x."""
+    product = _linear(*weights)
+    return product if rounding is None else lambda x: product(rounding(x))
+
+
+def _linear(*weights: Tensor) -> Product:
+    """The same of x as it is, with the fastest kernel for the device and dtype."""
     weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return lambda x: F.linear(x, weight)

@@ -51,10 +51,11 @@ def states_at(
     """
     kernels = _kernels(model.head_weight)
     config = model.config
-    if kernels is None or config.head_dim % KERNEL_HEAD_DIM:
+    blocks = [_block(model, index) for index in config.schedule]
+    rounds = any(block.self_attn.kv_rounding is not None for block in blocks)
+    if kernels is None or config.head_dim % KERNEL_HEAD_DIM or rounds:
         mask = None if ends is None else _mask(ends)
         return model.hidden(tokens, positions=positions, mask=mask, fused=fused).flatten(0, 1)[places]
-    blocks = [_block(model, index) for index in config.schedule]
     (B, T), H, K, D = tokens.shape, config.num_heads, config.num_kv_heads, config.head_dim
     dtype = model.head_weight.dtype
     narrowed = int(dtype == torch.bfloat16)

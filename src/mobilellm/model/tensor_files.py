@@ -24,7 +24,7 @@ class CheckpointError(ValueError):
 
 def read_tensors(directory: Path) -> tuple[str, dict[str, Tensor]]:
     """Every tensor of the directory and the name of the file they came from (for messages)."""
-    for whole, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickle)):
+    for whole, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", _read_pickle)):
         index = directory / f"{whole}.index.json"
         if (directory / whole).is_file():
             return str(directory / whole), read(directory / whole)
@@ -72,7 +72,8 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor of one file. Raises CheckpointError."""
     _refuse_pointer(file)
     try:
         return safetensors.torch.load_file(file)

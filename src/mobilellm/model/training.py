@@ -109,7 +109,7 @@ class Runner:
         known = all(_known(part, Linear) for part in linears) and all(
             _known(part, nn.RMSNorm) for part in norms
         )
-        if not known or x.dtype != torch.float32:
+        if not known or attention.kv_rounding is not None or x.dtype != torch.float32:
             return None
         weights: list[Any] = [part.weight for part in linears]
         function: Any = Attention.apply
@@ -129,8 +129,8 @@ class Runner:
 
 
 def _known(part: Any, kind: type[nn.Module]) -> bool:
-    """Neither wrapped nor replaced (adapters, quantisation), no hooks, its weight a plain one in training."""
-    if type(part) is not kind:
+    """Neither wrapped nor replaced (adapters), no rounding, no hooks, its weight a plain one in training."""
+    if type(part) is not kind or getattr(part, "rounding", None) is not None:
         return False
     hooked = (
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks

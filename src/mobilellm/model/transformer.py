@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
     from mobilellm.model.fused import FusedBlock, FusedWeights
+    from mobilellm.model.quantized import Quantization
+    from mobilellm.model.rounding import Rounding
     from mobilellm.model.training import Runner
 
 
@@ -38,6 +40,8 @@ class MobileLLM(nn.Module):
         self.config = config
         self.model = Decoder(config)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.head_rounding: Rounding | None = None
+        self.quantization: Quantization | None = None  # what it was read from; the roundings follow from it
         self.inference_layout: FusedWeights | None = None  # kept by model/generate.py; never saved
         if not self.head_weight.is_meta:
             self.initialize(generator)
@@ -107,7 +111,9 @@ class MobileLLM(nn.Module):
 
     def logits(self, hidden: Tensor, fused: FusedWeights | None = None) -> Tensor:
         """Logits (..., V) of hidden states (..., E); compute only the rows you need."""
-        return F.linear(hidden, self.head_weight) if fused is None else fused.head(hidden)
+        if fused is not None:
+            return fused.head(hidden)
+        return F.linear(_rounded(hidden, self.head_rounding), self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:
@@ -181,6 +187,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_width)
         self.v_proj = Linear(config.hidden_size, kv_width)
         self.o_proj = Linear(width, config.hidden_size)
+        self.kv_rounding: Rounding | None = None
 
     def forward(
         self,
@@ -201,6 +208,7 @@ class Attention(nn.Module):
             qkv = fused.qkv(x).view(B, T, H + 2 * K, D)
             rotated, v = rotate(qkv[:, :, : H + K], rope), qkv[:, :, H + K :]
             q, k = rotated[:, :, :H], rotated[:, :, H:]
+        k, v = _rounded(k, self.kv_rounding), _rounded(v, self.kv_rounding)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D)
         if cache is not None:
             k, v = cache.append(step, k, v)
@@ -227,10 +235,14 @@ class SwiGLU(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear without bias, its weight left to `MobileLLM.initialize`."""
+    """nn.Linear without bias, its weight left to `MobileLLM.initialize`; it rounds its input if told to."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self.rounding: Rounding | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_rounded(x, self.rounding), self.weight)
 
     def reset_parameters(self) -> None:
         """Draw nothing: on the meta device drawing makes torch import its compiler, which takes 1.7 s."""
@@ -241,6 +253,10 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Draw nothing, as in Linear."""
+
+
+def _rounded(x: Tensor, rounding: Rounding | None) -> Tensor:
+    return x if rounding is None else rounding(x)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:

@@ -79,7 +79,7 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str], theme: Theme) -> No
     axes.set_ylim(places[-1] + 0.7, -0.7)  # the first on top
     axes.set_xlim(0, widest * 1.22)  # room for what is written at the longest bar
     axes.set_title(panel.title, fontsize=9.5, color=theme.ink, loc="left", parse_math=False)
-    axes.set_xlabel(panel.unit, color=theme.faint, fontsize=9)
+    axes.set_xlabel(panel.unit, color=theme.faint, fontsize=9, parse_math=False)
     axes.tick_params(axis="x", colors=theme.faint, labelsize=9)
     axes.tick_params(length=0)
     axes.grid(axis="x", color=theme.faint, alpha=0.2, linewidth=0.7)
@@ -93,11 +93,15 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str], theme: Theme) -> No
 def _legend(axes: Axes, names: Sequence[str], colours: dict[str, str], theme: Theme) -> None:
     from matplotlib.patches import Patch
 
-    axes.legend(
-        [Patch(color=colours[name]) for name in names], names, frameon=False, fontsize=8,
-        labelcolor=theme.ink, ncols=len(names), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2,
-        handlelength=1, handleheight=1,
+    # Names come last: matplotlib gives a meaning to dollars, and leaves out a leading underscore.
+    legend = axes.legend(
+        [Patch(color=colours[name]) for name in names], [str(number) for number in range(len(names))],
+        frameon=False, fontsize=8, labelcolor=theme.ink, ncols=len(names), loc="lower right",
+        bbox_to_anchor=(1, 1), borderaxespad=0.2, handlelength=1, handleheight=1,
     )  # fmt: skip
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
 
 
 def _places(bars: Sequence[Bar]) -> list[float]:

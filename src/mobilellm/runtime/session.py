@@ -30,7 +30,8 @@ class RuntimeModel:
     engine: Engine
     tokenizer: Tokenizer
     source: str
-    file: GGUF
+    file: GGUF | None
+    """None where it came from no .gguf file; its sessions are then not kept in files."""
     chat_template: str | None = None
 
     def stream(
@@ -194,14 +195,21 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Keep what is held in a file, for `restore` in this process or another."""
         with self._lock:
-            write_session(path, self._model.file.sha256, self._held.tokens, self._held.cache.state())
+            self._held.cut(len(self._held.tokens))  # a Ctrl-C may have come between the two
+            write_session(path, self._of(), self._held.tokens, self._held.cache.state())
 
     def restore(self, path: str | Path) -> None:
         """Hold what `save` kept, and nothing else. Raises FileNotFoundError, or ValueError with one line."""
-        tokens, state = read_session(path, self._model.file.sha256)
+        tokens, state = read_session(path, self._of())
         self.cancel()
         with self._lock:
             self._held.restore(tokens, state)
+
+    def _of(self) -> str:
+        """What a session's file belongs to."""
+        if self._model.file is None:
+            raise ValueError(f"{self._model.source}: only sessions of a .gguf file can be kept")
+        return self._model.file.sha256
 
     def _drawn(self, generation: Generation) -> Iterator[NewToken]:
         while not generation.finish:

@@ -33,6 +33,8 @@ def read_session(path: str | Path, model: str) -> tuple[list[int], CacheState]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory; name a session file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such session file")
     try:

@@ -54,7 +54,7 @@ void Scratch::fit(const Model& model, int rows, int longest) {
 
 void Scratch::Rounded::fit(int rows, int columns) {
   const size_t size = size_t(rows + kApart) * padded(columns);
-  if (numbers.size() >= size) return;
+  if (negated.size() > size / kBlock) return;  // the last to grow: memory may have ended half way
   numbers.resize(size);
   scales.resize(size / kBlock + 1);
   negated.resize(size / kBlock + 1);

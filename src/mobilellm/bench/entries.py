@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm import gguf_model
-from mobilellm.bench.contestant import KINDS, PEERS
+from mobilellm.bench.contestant import KINDS
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import Roles
+from mobilellm.installation import missing_packages
 from mobilellm.layouts import read_config_file
 from mobilellm.runtime.bench import describe
 from mobilellm.runtime.random_model import shape_and_type, write_random_model
+
+_ARTEFACTS = {"model.pte": "executorch", "genai_config.json": "onnx"}
+"""A file in a directory that mobilellm export wrote -> what runs it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Entry:
         """Most tokens of a sequence."""
         if self.described:
             return int(self.described["context"])
+        if self.kind in _ARTEFACTS.values():
+            tokenizer = json.loads((self.source / "tokenizer_config.json").read_text(encoding="utf-8"))
+            return int(tokenizer["model_max_length"])
         return read_config_file(self.source).config.max_position_embeddings
 
     @property
@@ -51,7 +59,8 @@ class Entry:
 
     @property
     def is_ours(self) -> bool:
-        return self.kind not in PEERS
+        """Run by this package itself."""
+        return self.kind in ("runtime", "torch")
 
 
 def entries(
@@ -59,8 +68,9 @@ def entries(
 ) -> list[Entry]:
     """Who is measured with what. Files that have to be made lie in `folder`, and `say` is told of each.
 
-    A model is a .gguf file, SHAPE:TYPE for random weights, or a model directory. Raises ValueError and
-    FileNotFoundError for what is none of them.
+    A model is a .gguf file, SHAPE:TYPE for random weights, a model directory, or one for ExecuTorch or
+    onnxruntime. Raises ValueError and FileNotFoundError for what is none of them, and ModuleNotFoundError
+    where its runtime is not installed.
     """
     found = []
     for number, model in enumerate(models):
@@ -70,6 +80,10 @@ def entries(
         if source.suffix == ".gguf":
             found.append(Entry(model, "runtime", source))
             found += _of_peers(peers, model, source, made, say)
+        elif artefact := next((_ARTEFACTS[name] for name in _ARTEFACTS if (source / name).is_file()), None):
+            for package in missing_packages(*KINDS[artefact].packages):
+                raise ModuleNotFoundError(f"no module named {package!r}", name=package)
+            found.append(Entry(model, artefact, source))
         else:
             found.append(Entry(model, "torch", source))
             found += [Entry(model, peer, source) for peer in peers if KINDS[peer].reads == "directory"]
@@ -138,10 +152,10 @@ def write_unrolled(source: Path, target: Path) -> None:
             )
 
 
-def write_directory(source: Path, directory: Path) -> str:
-    """A .gguf file's weights as a model directory, in float32, or in bfloat16 where that is the quicker here.
+def write_directory(source: Path, directory: Path, dtype: str | None = None) -> str:
+    """A .gguf file's weights as a model directory, in `dtype`, which is returned.
 
-    Returns which. A float32 file stays so.
+    By default bfloat16 where this processor multiplies in it, else float32; a float32 file stays so.
     """
     import torch
 
@@ -151,14 +165,15 @@ def write_directory(source: Path, directory: Path) -> str:
 
     file = read_gguf(source)
     config = gguf_model.read_config(file)
-    quick = has_bfloat16() and file.tensors["blk.0.attn_q.weight"].type.name != "F32"
-    dtype = torch.bfloat16 if quick else torch.float32
+    if dtype is None:
+        is_float32 = file.tensors["blk.0.attn_q.weight"].type.name == "F32"
+        dtype = "float32" if is_float32 or not has_bfloat16() else "bfloat16"
     with torch.device("meta"):
         model = MobileLLM(config)
     weights = {
-        name: torch.tensor(gguf_model.read_weight(file, config, name), dtype=dtype)
+        name: torch.tensor(gguf_model.read_weight(file, config, name), dtype=checkpoint.torch_dtype(dtype))
         for name, _ in model.named_parameters()
     }
     model.load_state_dict(weights, assign=True)
     checkpoint.save(directory, model, gguf_model.read_tokenizer(file))
-    return str(dtype).removeprefix("torch.")
+    return dtype
