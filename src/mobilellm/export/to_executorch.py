@@ -198,14 +198,16 @@ def _known(kind: str) -> str:
 def _own_types(source: Source, options: Options) -> Options:
     assert source.quantized is not None
     own = source.quantized.quantization
+    if own.kv is not None:
+        raise ValueError(f"{source.name}: rounds keys and values, which this lowering does not; quantise without --kv")
     for option, asked, has in (
         ("type", options.type, own.linear),
         ("embedding_type", options.embedding_type, own.embedding),
     ):
         if has not in FORMATS:
             raise ValueError(
-                f"{source.name}: is quantised as {own.scheme}, which XNNPACK does not multiply with; "
-                "quantise its source with --scheme 8da4w"
+                f"{source.name}: is quantised as {own.scheme}, which is not lowered to XNNPACK; "
+                "quantise its source with --scheme 8da4w, in groups of 32"
             )
         if asked not in (None, has):
             raise ValueError(

@@ -158,6 +158,8 @@ def _known(kind: str) -> str:
 def _own_types(source: Source, options: Options) -> Options:
     assert source.quantized is not None
     own, names = source.quantized.quantization, {"q8_0": "int8", "q4_0": "int4"}
+    if own.kv is not None:
+        raise ValueError(f"{source.name}: rounds keys and values, which the graph does not; quantise without --kv")
     for option, asked, has in (
         ("type", options.type, own.linear),
         ("embedding_type", options.embedding_type, own.embedding),
