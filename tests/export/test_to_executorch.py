@@ -6,14 +6,10 @@ Lowering takes seconds for every executed step, so what needs a program is slow.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
-pytest.importorskip("executorch", reason="needs the extra executorch")
 
 from mobilellm.artefacts.executorch_engine import load_operators
 from mobilellm.artefacts.opening import open_artefact
@@ -27,9 +23,10 @@ from mobilellm.export.to_executorch import TARGET, _matrices
 from mobilellm.export.verify import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared
+from gguf_files import saved, shared
 
-SHORT = replace(SHAPE, vocab_size=300, num_layers=2)
+pytest.importorskip("executorch", reason="needs the extra executorch")
+
 SHARED = shared("immediate", 2, vocab_size=300, num_layers=1)
 
 

@@ -14,10 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
-pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-pytest.importorskip("onnxruntime_genai", reason="needs the extra onnx")
-
 from mobilellm.artefacts.opening import open_artefact
 from mobilellm.eval.interface import Request
 from mobilellm.eval.models import open_model
@@ -33,6 +29,10 @@ from mobilellm.quant.schemes import SCHEMES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from gguf_files import SHAPE, saved, shared, small_tokenizer
+
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime_genai", reason="needs the extra onnx")
 
 SHORT = replace(SHAPE, vocab_size=300, num_layers=2)
 SHAPES = {
