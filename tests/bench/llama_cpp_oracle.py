@@ -22,7 +22,7 @@ FILE_TYPES = {
 
 
 @contextlib.contextmanager
-def opened(file: Path, context: int = 512) -> Iterator[llama_cpp.Llama]:
+def opened(file: Path, context: int = 256) -> Iterator[llama_cpp.Llama]:
     model = llama_cpp.Llama(
         str(file), n_ctx=context, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
     )
@@ -39,12 +39,13 @@ def logits(model: llama_cpp.Llama, tokens: Sequence[int]) -> np.ndarray:
     return np.array(model.scores[: len(tokens)])
 
 
-def greedy(model: llama_cpp.Llama, prompt: Sequence[int], count: int) -> list[int]:
+def greedy(model: llama_cpp.Llama, prompt: Sequence[int], count: int, vocabulary: int) -> list[int]:
+    """Up to </s>. Ids from `vocabulary` on are rows of the embedding without a piece."""
     model.reset()
     model.eval(list(prompt))
     drawn: list[int] = []
-    while len(drawn) < count:
-        drawn.append(int(model.scores[model.n_tokens - 1].argmax()))
+    while len(drawn) < count and drawn[-1:] != [2]:
+        drawn.append(int(model.scores[model.n_tokens - 1, :vocabulary].argmax()))
         model.eval(drawn[-1:])
     return drawn
 

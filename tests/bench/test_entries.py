@@ -101,3 +101,25 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             entries([model], [], tmp_path / str(number), ignore)
+
+
+@pytest.mark.parametrize(
+    ("marker", "label"), [("model.pte", "executorch"), ("genai_config.json", "onnxruntime")]
+)
+def test_artefacts_for_other_runtimes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: str, label: str
+) -> None:
+    from mobilellm.bench import entries as module
+
+    directory = tmp_path / "artefact"
+    directory.mkdir()
+    (directory / marker).write_text("{}")
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+    monkeypatch.setattr(module, "missing_packages", lambda *names: [])
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (entry,) = entries([str(directory)], ["transformers"], tmp_path / "a", ignore)
+    assert (entry.label, entry.context, entry.is_ours) == (label, 77, False)
+    monkeypatch.setattr(module, "missing_packages", lambda *names: list(names))
+    with pytest.raises(ModuleNotFoundError, match=label):
+        entries([str(directory)], [], tmp_path / "b", ignore)

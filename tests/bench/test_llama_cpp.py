@@ -30,8 +30,14 @@ pytestmark = pytest.mark.peers
 LONG = replace(SHAPE, max_position_embeddings=256)
 TOKENS = np.random.default_rng(0).integers(3, 300, 120)
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-TOLERANCE = {"F32": 4e-3, "F16": 8e-3, "BF16": 3e-2, "Q8_0": 8e-2, "Q4_0": 8e-2}
-"""Of logits, relative to their spread. llama.cpp rounds activations too: to float16, bfloat16 or 8 bits."""
+TOLERANCE = {"F32": 1e-3, "F16": 2e-3, "BF16": 1.2e-2, "Q8_0": 4e-2, "Q4_0": 4e-2}
+"""Of the difference of logits, root mean square, in their spread. llama.cpp rounds activations to the file's type,
+and to 8 bits with another scale than ours: one number that falls to the other side moves all after it, and two
+such roundings are as far from each other as each is from none (2 % in a model as narrow as this)."""
+
+
+def apart(theirs: np.ndarray, ours: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((theirs - ours) ** 2)) / ours.std())
 
 
 def our_logits(file: Path) -> np.ndarray:
@@ -39,14 +45,13 @@ def our_logits(file: Path) -> np.ndarray:
     return engine.logits(engine.forward(TOKENS, engine.new_cache()))
 
 
-def our_greedy(file: Path, prompt: list[int], count: int) -> list[int]:
+def assert_greedy_text_is_the_same(
+    file: Path, theirs: llama_cpp.Llama, prompt: list[int], count: int
+) -> None:
     model = mobilellm.runtime.load(file)
-    return [each.token for each in model.generate_tokens([prompt], max_new_tokens=count)]
-
-
-def until_the_end(tokens: list[int]) -> list[int]:
-    """llama.cpp's loop goes on after </s>."""
-    return tokens[: tokens.index(2) + 1] if 2 in tokens else tokens
+    ours = [each.token for each in model.generate_tokens([prompt], max_new_tokens=count)]
+    assert len(ours) > 20
+    assert greedy(theirs, prompt, count, model.tokenizer.vocab_size) == ours
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -55,14 +60,9 @@ def test_our_files_compute_the_same_in_llama_cpp(tmp_path: Path, kind: str, tied
     file, _ = exported(tmp_path, kind, replace(LONG, tie_word_embeddings=tied))
     ours = our_logits(file)
     with opened(file) as theirs:
-        found = logits(theirs, TOKENS)
-        apart = np.abs(found - ours).max() / ours.std()
-        assert apart < TOLERANCE[kind], apart
+        assert apart(logits(theirs, TOKENS), ours) < TOLERANCE[kind]
         if kind == "F32":
-            prompt = [1, *range(20, 30)]
-            expected = our_greedy(file, prompt, 200)
-            assert len(expected) > 20
-            assert until_the_end(greedy(theirs, prompt, 200)) == expected
+            assert_greedy_text_is_the_same(file, theirs, [1, *range(20, 30)], 200)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +87,7 @@ def test_files_of_its_quantiser_run_as_they_come(tmp_path: Path, kind: str) -> N
     quantise(full, file, kind, pure=False)
     ours = our_logits(file)
     with opened(file) as theirs:
-        assert np.abs(logits(theirs, TOKENS) - ours).max() / ours.std() < TOLERANCE[kind]
+        assert apart(logits(theirs, TOKENS), ours) < TOLERANCE[kind]
 
 
 @pytest.mark.parametrize("order", ["immediate", "all-over", "reverse"])
@@ -101,7 +101,7 @@ def test_a_shared_file_is_refused_and_its_unrolled_one_runs(tmp_path: Path, orde
     write_unrolled(file, plain)
     ours = our_logits(file)
     with opened(plain) as theirs:
-        assert np.abs(logits(theirs, TOKENS) - ours).max() / ours.std() < TOLERANCE["F32"]
+        assert apart(logits(theirs, TOKENS), ours) < TOLERANCE["F32"]
 
 
 def test_its_tokenizer_gives_our_ids(tmp_path: Path, small_text: Path) -> None:
@@ -161,9 +161,7 @@ def test_a_model_of_125m(tmp_path: Path, kind: str) -> None:
     write_random_model(file, "125m", kind)
     ours = our_logits(file)
     with opened(file) as theirs:
-        found = logits(theirs, TOKENS)
-        apart = np.abs(found - ours).max() / ours.std()
-        assert apart < 4 * TOLERANCE[kind], apart
+        print(kind, apart(logits(theirs, TOKENS), ours))
+        assert apart(logits(theirs, TOKENS), ours) < 4 * TOLERANCE[kind]
         if kind == "F32":
-            prompt = [1, *range(300, 310)]
-            assert until_the_end(greedy(theirs, prompt, 60)) == our_greedy(file, prompt, 60)
+            assert_greedy_text_is_the_same(file, theirs, [1, *range(300, 310)], 60)

@@ -90,11 +90,15 @@ def test_a_prompt_has_no_share_of_bandwidth() -> None:
     assert timing.deviation == 0
 
 
-def test_ratios_are_of_the_same_model_and_length() -> None:
-    other = Entry("other", "llama.cpp", Path("o"))
-    timings = race_decode([OURS, THEIRS, other], [0, 8], 4, 3, 2, ignore).timings
+def test_ratios_are_of_the_same_length_and_of_the_same_model_if_it_was_measured() -> None:
+    program = Entry("program", "executorch", Path("p"))
+    slow = Entry("slow", "torch", Path("s"))
+    beside = Entry("slow", "transformers", Path("s"))
+    entries = [OURS, THEIRS, slow, beside, program]
+    timings = race_decode(entries, [0, 8], 4, 3, 2, ignore).timings
     ratios = [times_faster(timings, timing) for timing in timings]
-    assert ratios == [None, pytest.approx(3), None] * 2
+    assert ratios == [None, pytest.approx(3), None, pytest.approx(1), pytest.approx(3)] * 2
+    assert times_faster([timing for timing in timings if not timing.entry.is_ours], timings[1]) is None
 
 
 def test_a_peer_that_refuses_the_file_is_named() -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 PROMPT = "The quick brown fox"
 STEPS = ("import", "load", "first_token", "full")
@@ -103,11 +104,43 @@ def _transformers(source: str, threads: int, context: int) -> Iterator[None]:
     yield
 
 
+def _executorch(source: str, threads: int, context: int) -> Iterator[None]:
+    from executorch.extension.pybindings import portable_lib
+
+    from mobilellm.artefacts.executorch_engine import PROGRAM, ExecutorchModel
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    return _artefact(source, context, lambda: ExecutorchModel(Path(source) / PROGRAM))
+
+
+def _onnx(source: str, threads: int, context: int) -> Iterator[None]:
+    import onnxruntime  # noqa: F401  # counts as import, not as loading
+
+    from mobilellm.artefacts.onnx_engine import OnnxModel
+
+    return _artefact(source, context, lambda: OnnxModel(Path(source), threads))
+
+
+def _artefact(source: str, context: int, load: Callable[[], Any]) -> Iterator[None]:
+    from mobilellm.runtime.session import RuntimeModel
+    from mobilellm.tokenizer import Tokenizer
+
+    yield
+    model = RuntimeModel(load(), Tokenizer.load(source), source, None)
+    yield
+    model.generate(PROMPT, max_new_tokens=1)
+    yield
+    list(model.generate_tokens([_ids(context, model.engine.config.vocab_size)], max_new_tokens=1))
+    yield
+
+
 _STARTS: dict[str, Callable[[str, int, int], Iterator[None]]] = {
     "runtime": _runtime,
     "torch": _torch,
     "llama.cpp": _llama_cpp,
     "transformers": _transformers,
+    "executorch": _executorch,
+    "onnx": _onnx,
 }
 
 

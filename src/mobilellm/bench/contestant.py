@@ -46,8 +46,11 @@ KINDS = {
     "torch": Kind("mobilellm torch", "directory", ("torch",), "torch"),
     "llama.cpp": Kind("llama.cpp", "unrolled", ("llama_cpp",), "peers"),
     "transformers": Kind("transformers", "directory", ("torch", "transformers"), "hf"),
+    "executorch": Kind("executorch", "directory", ("executorch",), "executorch"),
+    "onnx": Kind("onnxruntime", "directory", ("onnxruntime",), "onnx"),
 }
 PEERS = ("llama.cpp", "transformers")
+"""Who can be given the weights of a .gguf file."""
 
 
 def maker(kind: str) -> Callable[[str, int, int], Contestant]:
@@ -64,6 +67,10 @@ def maker(kind: str) -> Callable[[str, int, int], Contestant]:
         from mobilellm.bench.llama_cpp_contestant import LlamaCppContestant
 
         return LlamaCppContestant
+    if kind in ("executorch", "onnx"):
+        from mobilellm.bench.artefact_contestants import ExecutorchContestant, OnnxContestant
+
+        return ExecutorchContestant if kind == "executorch" else OnnxContestant
     from mobilellm.bench.transformers_contestant import TransformersContestant
 
     return TransformersContestant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm import gguf_model
-from mobilellm.bench.contestant import KINDS, PEERS
+from mobilellm.bench.contestant import KINDS
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import Roles
+from mobilellm.installation import missing_packages
 from mobilellm.layouts import read_config_file
 from mobilellm.runtime.bench import describe
 from mobilellm.runtime.random_model import shape_and_type, write_random_model
+
+_ARTEFACTS = {"model.pte": "executorch", "genai_config.json": "onnx"}
+"""A file in a directory that mobilellm export wrote -> what runs it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Entry:
         """Most tokens of a sequence."""
         if self.described:
             return int(self.described["context"])
+        if self.kind in _ARTEFACTS.values():
+            tokenizer = json.loads((self.source / "tokenizer_config.json").read_text(encoding="utf-8"))
+            return int(tokenizer["model_max_length"])
         return read_config_file(self.source).config.max_position_embeddings
 
     @property
@@ -51,7 +59,8 @@ class Entry:
 
     @property
     def is_ours(self) -> bool:
-        return self.kind not in PEERS
+        """Run by this package itself."""
+        return self.kind in ("runtime", "torch")
 
 
 def entries(
@@ -59,8 +68,9 @@ def entries(
 ) -> list[Entry]:
     """Who is measured with what. Files that have to be made lie in `folder`, and `say` is told of each.
 
-    A model is a .gguf file, SHAPE:TYPE for random weights, or a model directory. Raises ValueError and
-    FileNotFoundError for what is none of them.
+    A model is a .gguf file, SHAPE:TYPE for random weights, a model directory, or one for ExecuTorch or
+    onnxruntime. Raises ValueError and FileNotFoundError for what is none of them, and ModuleNotFoundError
+    where its runtime is not installed.
     """
     found = []
     for number, model in enumerate(models):
@@ -70,6 +80,10 @@ def entries(
         if source.suffix == ".gguf":
             found.append(Entry(model, "runtime", source))
             found += _of_peers(peers, model, source, made, say)
+        elif artefact := next((_ARTEFACTS[name] for name in _ARTEFACTS if (source / name).is_file()), None):
+            for package in missing_packages(*KINDS[artefact].packages):
+                raise ModuleNotFoundError(f"no module named {package!r}", name=package)
+            found.append(Entry(model, artefact, source))
         else:
             found.append(Entry(model, "torch", source))
             found += [Entry(model, peer, source) for peer in peers if KINDS[peer].reads == "directory"]

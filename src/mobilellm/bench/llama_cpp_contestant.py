@@ -10,6 +10,8 @@ import llama_cpp
 
 from mobilellm.runtime.bench import fed_tokens
 
+_TOKENS = ctypes.POINTER(llama_cpp.llama_token)
+
 
 class LlamaCppContestant:
     """One file and one context, set as llama-bench sets them. Raises ValueError where it refuses the file."""
@@ -33,7 +35,7 @@ class LlamaCppContestant:
         self._at_once = llama_cpp.llama_n_batch(self._context)
         self._held = 0
         vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        self._tokens = [int(token) for token in fed_tokens(room, vocabulary)]
+        self._tokens = (llama_cpp.llama_token * room)(*fed_tokens(room, vocabulary).tolist())
 
     def about(self) -> dict[str, Any]:
         return {
@@ -61,11 +63,12 @@ class LlamaCppContestant:
     def _feed(self, count: int) -> None:
         """The next tokens, as many at once as a batch takes; returns when the logits are there."""
         while count > 0:
-            some = self._tokens[self._held : self._held + min(count, self._at_once)]
-            batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(some))(*some), len(some))
+            some = min(count, self._at_once)
+            place = ctypes.byref(self._tokens, self._held * ctypes.sizeof(llama_cpp.llama_token))
+            batch = llama_cpp.llama_batch_get_one(ctypes.cast(place, _TOKENS), some)
             if code := llama_cpp.llama_decode(self._context, batch):
-                raise RuntimeError(f"llama_decode of {len(some)} tokens failed ({code})")
-            self._held, count = self._held + len(some), count - len(some)
+                raise RuntimeError(f"llama_decode of {some} tokens failed ({code})")
+            self._held, count = self._held + some, count - some
         llama_cpp.llama_synchronize(self._context)
 
     def _truncate(self, length: int) -> None:

@@ -125,11 +125,15 @@ def race_prefill(
 
 
 def times_faster(timings: Sequence[Timing], than: Timing) -> float | None:
-    """Of this package's own test of the same model and length over another's; None where there is none."""
-    for timing in timings:
-        if timing.length == than.length and timing.entry.model == than.entry.model and timing.entry.is_ours:
-            return None if timing is than else timing.tokens_per_second / than.tokens_per_second
-    return None
+    """This package's rate over another runtime's at the same length, of the same model if that was measured.
+
+    Else of the first model: an artefact for another runtime stands by itself. None for one of our own.
+    """
+    ours = [timing for timing in timings if timing.entry.is_ours and timing.length == than.length]
+    same = [timing for timing in ours if timing.entry.model == than.entry.model]
+    if than.entry.is_ours or not ours:
+        return None
+    return (same or ours)[0].tokens_per_second / than.tokens_per_second
 
 
 def _race(

@@ -41,7 +41,8 @@ class Start:
     @property
     def file_bytes(self) -> int:
         source = self.entry.source
-        files = [source] if source.is_file() else source.glob("*.safetensors")
+        patterns = ("*.safetensors", "*.pte", "*.onnx*")
+        files = [source] if source.is_file() else [each for one in patterns for each in source.rglob(one)]
         return sum(file.stat().st_size for file in files)
 
     @property

@@ -25,16 +25,40 @@ _CHUNK = 512
 """Tokens at a time while a cache is filled up to a depth."""
 
 
-class RuntimeContestant:
-    """The native engine with one file and one sequence. Raises what `engine.load` raises."""
+class EngineContestant:
+    """Anything behind the interface of `runtime.session.Engine`, with one sequence."""
+
+    def __init__(self, model: Any, room: int, load_seconds: float) -> None:
+        """`room`: most tokens that the sequence will hold."""
+        self._model, self.load_seconds = model, load_seconds
+        self._cache = model.new_cache(room)
+        self._tokens = fed_tokens(room, model.config.vocab_size)
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds to feed `tokens` to an empty cache."""
+        self._cache.truncate(0)
+        start = time.perf_counter()
+        self._model.logits(self._model.forward(self._tokens[:tokens], self._cache)[-1:])
+        return time.perf_counter() - start
+
+    def decode(self, depth: int, tokens: int) -> float:
+        """Seconds to feed `tokens` one by one after `depth` others."""
+        self._cache.truncate(min(depth, self._cache.length))
+        for place in range(self._cache.length, depth, _CHUNK):
+            self._model.forward(self._tokens[place : min(place + _CHUNK, depth)], self._cache)
+        start = time.perf_counter()
+        for token in self._tokens[depth : depth + tokens, None]:
+            self._model.logits(self._model.forward(token, self._cache))
+        return time.perf_counter() - start
+
+
+class RuntimeContestant(EngineContestant):
+    """The native engine with one file. Raises what `engine.load` raises."""
 
     def __init__(self, source: str, threads: int, room: int) -> None:
-        """`room`: most tokens that the sequence will hold."""
         start = time.perf_counter()
-        self._model = engine.load(source, threads)
-        self.load_seconds = time.perf_counter() - start
-        self._cache = self._model.new_cache(room)
-        self._tokens = fed_tokens(room, self._model.config.vocab_size)
+        model = engine.load(source, threads)
+        super().__init__(model, room, time.perf_counter() - start)
         self._elsewhere = np.empty(0, np.uint64)
 
     def about(self) -> dict[str, Any]:
@@ -46,21 +70,6 @@ class RuntimeContestant:
             "type_v": "f16",
         }
 
-    def prefill(self, tokens: int) -> float:
-        """Seconds to feed `tokens` to an empty cache."""
-        self._cache.truncate(0)
-        start = time.perf_counter()
-        self._model.logits(self._model.forward(self._tokens[:tokens], self._cache)[-1:])
-        return time.perf_counter() - start
-
-    def decode(self, depth: int, tokens: int) -> float:
-        """Seconds to feed `tokens` one by one after `depth` others."""
-        self._fill(depth)
-        start = time.perf_counter()
-        for token in self._tokens[depth : depth + tokens, None]:
-            self._model.logits(self._model.forward(token, self._cache))
-        return time.perf_counter() - start
-
     def read_memory(self) -> float:
         """Bytes a second that the engine's threads read of memory that no cache of the processor holds."""
         if not self._elsewhere.size:
@@ -68,11 +77,6 @@ class RuntimeContestant:
         start = time.perf_counter()
         self._model.read_memory(self._elsewhere)
         return self._elsewhere.nbytes / (time.perf_counter() - start)
-
-    def _fill(self, depth: int) -> None:
-        self._cache.truncate(min(depth, self._cache.length))
-        for start in range(self._cache.length, depth, _CHUNK):
-            self._model.forward(self._tokens[start : min(start + _CHUNK, depth)], self._cache)
 
 
 def describe(path: Path) -> dict[str, Any]:
