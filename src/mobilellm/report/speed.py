@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from mobilellm.report.plots import LIGHT, Theme, no_word_about_glyphs
+from mobilellm.report.plots import LIGHT, Theme, cut, no_word_about_glyphs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ class Panel(NamedTuple):
 
 
 def speed_picture(panels: Sequence[Panel], title: str, theme: Theme = LIGHT) -> bytes:
-    """Panels one below the other, their bars in the order given. Texts are taken as they are.
+    """Panels one below the other, their bars in the order given. Texts are taken as they are, long names cut.
 
     Raises ValueError without a bar.
     """
@@ -76,7 +76,7 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str], theme: Theme) -> No
     groups: dict[str, list[float]] = {}
     for place, bar in zip(places, panel.bars, strict=True):
         groups.setdefault(bar.group, []).append(place)
-    axes.set_yticks([sum(each) / len(each) for each in groups.values()], list(groups))
+    axes.set_yticks([sum(each) / len(each) for each in groups.values()], list(map(_lines_cut, groups)))
     for text in axes.get_yticklabels():
         text.set(parse_math=False, color=theme.ink, fontsize=9)
     axes.set_ylim(places[-1] + 0.7, -0.7)  # the first on top
@@ -102,7 +102,11 @@ def _legend(figure: Figure, colours: dict[str, str], theme: Theme) -> None:
     )  # fmt: skip
     for text, name in zip(legend.get_texts(), colours, strict=True):
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(cut(name))
+
+
+def _lines_cut(text: str) -> str:
+    return "\n".join(map(cut, text.split("\n")))
 
 
 def _places(bars: Sequence[Bar]) -> list[float]:
