@@ -23,7 +23,7 @@ from mobilellm.bench.contestant import PEERS
 from mobilellm.bench.entries import entries
 from mobilellm.bench.race import Timing, race_decode, race_prefill, times_faster
 from mobilellm.bench.starts import Start, cold_starts
-from mobilellm.runtime import engine
+from mobilellm.runtime.cores import default_threads
 
 DECODED, DEPTHS, PREFILLED, CONTEXT = 32, (0, 512, 1900), 512, 2048
 
@@ -36,7 +36,7 @@ def main() -> None:
         "--models", nargs="+", default=["125m:Q8_0", "125m:Q4_0", "ls-125m:Q8_0", "ls-125m:Q4_0"]
     )
     parser.add_argument("--depths", nargs="+", type=int, default=DEPTHS)
-    parser.add_argument("--threads", type=int, default=engine.default_threads())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -22,7 +22,8 @@ SOURCE = ROOT / "src"
 FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
-        "sentencepiece_model", "text_stream", "sampling", "atomic", "gguf", "hardware", "installation",
+        "sentencepiece_model", "text_stream",
+        "short_text", "sampling", "atomic", "gguf", "hardware", "installation",
         "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
         "compiled",
     },

@@ -29,6 +29,8 @@ _VERSION = 3
 _DEFAULT_ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
 _LONGEST_NAME = 64  # as in ggml
+_LONGEST_KEY = 65_535
+_LONGEST_SHOWN = 80
 _NUMBERS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
@@ -126,12 +128,22 @@ def read_gguf(path: str | Path) -> GGUF:
     metadata: dict[str, Any] = {}
     for _ in range(num_pairs):
         key = reader.text("a metadata key")
+        if len(key) > _LONGEST_KEY:
+            raise ValueError(f"{path}: a metadata key has {len(key):,} characters, of 65,535 at most")
         if key in metadata:
-            raise ValueError(f"{path}: the metadata key {key!r} is there twice")
+            raise ValueError(f"{path}: the metadata key {shown(key)} is there twice")
         metadata[key] = reader.value(reader.number("<I"), key)
     described = [reader.tensor() for _ in range(num_tensors)]
     tensors = _placed(path, described, _data_start(path, metadata, reader.place), size)
     return GGUF(path, metadata, tensors, np.frombuffer(mapped, dtype=np.uint8))
+
+
+def shown(value: Any) -> str:
+    """A value of a file in a few words of one line, whatever it is."""
+    if isinstance(value, list | np.ndarray):
+        return f"an array of {len(value):,}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 class _Reader:
@@ -159,23 +171,25 @@ class _Reader:
 
     def value(self, kind: int, key: str) -> Any:
         if kind == _STRING:
-            return self.text(f"the value of {key!r}")
+            return self.text(f"the value of {shown(key)}")
         if kind == _ARRAY:
             return self._array(key)
         if kind not in _NUMBERS:
-            raise ValueError(f"{self._path}: the value of {key!r} has type {kind}, which GGUF does not know")
+            raise ValueError(
+                f"{self._path}: the value of {shown(key)} has type {kind}, which GGUF does not know"
+            )
         number = self.number(_NUMBERS[kind])
         return bool(number) if kind == _BOOL else number
 
     def _array(self, key: str) -> Any:
         kind, count = self.number("<I"), self.number("<Q")
         if kind == _STRING:
-            self.expect_room(count, 8, f"texts in {key!r}")
-            return self._texts(count, f"a text of {key!r}")
+            self.expect_room(count, 8, f"texts in {shown(key)}")
+            return self._texts(count, f"a text of {shown(key)}")
         if kind not in _NUMBERS:
-            raise ValueError(f"{self._path}: {key!r} is an array of type {kind}, which is not read")
+            raise ValueError(f"{self._path}: {shown(key)} is an array of type {kind}, which is not read")
         layout = np.dtype(_NUMBERS[kind])
-        self.expect_room(count, layout.itemsize, f"numbers in {key!r}")
+        self.expect_room(count, layout.itemsize, f"numbers in {shown(key)}")
         numbers = np.frombuffer(self.take(count * layout.itemsize), dtype=layout)
         return numbers.astype(bool) if kind == _BOOL else numbers
 
@@ -227,7 +241,7 @@ class _Reader:
 def _data_start(path: Path, metadata: dict[str, Any], end_of_header: int) -> int:
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**20 or alignment & (alignment - 1):
-        raise ValueError(f"{path}: general.alignment = {alignment!r} is no power of two up to 2^20")
+        raise ValueError(f"{path}: general.alignment = {shown(alignment)} is no power of two up to 2^20")
     return -(-end_of_header // alignment) * alignment
 
 

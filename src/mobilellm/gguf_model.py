@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from mobilellm.atomic import atomic_write
 from mobilellm.config import ConfigError, ModelConfig
-from mobilellm.gguf import GGUF
+from mobilellm.gguf import GGUF, shown
 from mobilellm.gguf_blocks import TYPES, BlockType
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPECIAL_PIECES
-from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, merges_of
+from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
 PLAIN, SHARED = "llama", "mobilellm"
 
@@ -50,6 +50,8 @@ _FIELDS = {  # key after the architecture's name -> field of ModelConfig
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _REPEATS, _ORDER = f"{SHARED}.layer_sharing.repeats", f"{SHARED}.layer_sharing.order"
+_MOST = {"num_heads": 1024, "num_steps": 2**16, "max_position_embeddings": 2**30}
+_LONGEST_PIECE = 256
 _ROTATED = ("attn_q.weight", "attn_k.weight")
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # ggml's kinds of token
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's names for whole files
@@ -172,9 +174,9 @@ def read_config(file: GGUF) -> ModelConfig:
 def stated_config(file: GGUF) -> ModelConfig:
     """The shape as the metadata tells it, whatever tensors are there. Raises ValueError with one line."""
     architecture = file.metadata.get("general.architecture")
-    if architecture not in (PLAIN, SHARED):
+    if not isinstance(architecture, str) or architecture not in (PLAIN, SHARED):
         raise ValueError(
-            f"{file.path}: its architecture is {architecture!r}; {PLAIN} and {SHARED} are run here"
+            f"{file.path}: its architecture is {shown(architecture)}; {PLAIN} and {SHARED} are run here"
         )
     values = {
         field: _of(file, f"{architecture}.{key}")
@@ -184,15 +186,20 @@ def stated_config(file: GGUF) -> ModelConfig:
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list):
         values.setdefault("vocab_size", len(tokens))
-    if {"hidden_size", "num_heads"} <= values.keys() and values["num_heads"]:
-        values.setdefault("head_dim", values["hidden_size"] // values["num_heads"])
-        values.setdefault("num_kv_heads", values["num_heads"])
+    hidden, heads = values.get("hidden_size"), values.get("num_heads")
+    if isinstance(hidden, int) and isinstance(heads, int) and heads:
+        values.setdefault("head_dim", hidden // heads)
+        values.setdefault("num_kv_heads", heads)
     if architecture == SHARED:
         values["repeats"], values["order"] = _of(file, _REPEATS), _of(file, _ORDER)
     try:
-        return ModelConfig.from_dict({**values, "tie_word_embeddings": "output.weight" not in file.tensors})
+        config = ModelConfig.from_dict({**values, "tie_word_embeddings": "output.weight" not in file.tensors})
     except (ConfigError, TypeError) as error:
         raise ValueError(f"{file.path}: {error}") from None
+    for name, most in _MOST.items():  # far above every model: what would take memory that the file does not
+        if getattr(config, name) > most:
+            raise ValueError(f"{file.path}: {name} = {getattr(config, name)} is more than {most:,}")
+    return config
 
 
 def read_weight(file: GGUF, config: ModelConfig, checkpoint_name: str) -> NDArray[np.float32]:
@@ -206,8 +213,9 @@ def read_weight(file: GGUF, config: ModelConfig, checkpoint_name: str) -> NDArra
 def read_tokenizer(file: GGUF) -> Tokenizer:
     """The tokenizer inside. Raises ValueError for one that is not Llama's SentencePiece."""
     metadata, path = file.metadata, file.path
-    if (kind := metadata.get("tokenizer.ggml.model")) != "llama":
-        raise ValueError(f"{path}: its tokenizer is {kind!r}; only 'llama' (SentencePiece BPE) is read")
+    kind = metadata.get("tokenizer.ggml.model")
+    if not isinstance(kind, str) or kind != "llama":
+        raise ValueError(f"{path}: its tokenizer is {shown(kind)}; only 'llama' (SentencePiece BPE) is read")
     pieces, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
     if not isinstance(pieces, list) or not isinstance(scores, np.ndarray) or len(scores) != len(pieces):
         raise ValueError(f"{path}: the tokenizer's tokens and scores are missing or not equally many")
@@ -216,7 +224,18 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
         pieces.pop()  # rows of the embedding that no piece uses
     falling = np.argsort(-scores[len(LAYOUT_HEAD) : len(pieces)].astype(np.float64), kind="stable")
     ranked = [pieces[len(LAYOUT_HEAD) + index] for index in falling]  # of equal scores, the lower id
-    return Tokenizer(pieces, merges_of(ranked, pieces))
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and len(pieces) > embedding.shape[0]:
+        raise ValueError(
+            f"{path}: its tokenizer has {len(pieces):,} pieces and its embedding {embedding.shape[0]:,} rows"
+        )
+    longest = max(map(len, pieces), default=0)
+    if longest > _LONGEST_PIECE:  # every way to cut a piece in two is looked at
+        raise ValueError(f"{path}: a piece has {longest:,} characters, of {_LONGEST_PIECE} at most")
+    try:
+        return Tokenizer(pieces, ranked=ranked)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def chat_template(file: GGUF) -> str | None:
@@ -288,7 +307,7 @@ def _has(file: GGUF, architecture: str, key: str) -> bool:
 
 def _of(file: GGUF, key: str) -> Any:
     value = file.metadata.get(key)
-    if value is None or isinstance(value, np.ndarray | list):
+    if value is None or isinstance(value, np.ndarray | list) or (isinstance(value, str) and len(value) > 80):
         raise ValueError(f"{file.path}: the metadata has no single value {key!r}; the file is incomplete")
     return value
 
@@ -318,10 +337,12 @@ def _check_tensors(file: GGUF, config: ModelConfig) -> None:
 
 def _check_rope(file: GGUF, architecture: str, config: ModelConfig) -> None:
     for key, value in file.metadata.items():
-        if key.startswith(f"{architecture}.rope.scaling") and value not in ("none", 0, 1, 1.0):
-            raise ValueError(f"{file.path}: {key} = {value!r} is not implemented")
+        if not key.startswith(f"{architecture}.rope.scaling"):
+            continue
+        if isinstance(value, np.ndarray | list) or value not in ("none", 0, 1, 1.0):
+            raise ValueError(f"{file.path}: {shown(key)} = {shown(value)} is not implemented")
     turned = file.metadata.get(f"{architecture}.rope.dimension_count", config.head_dim)
-    if turned != config.head_dim:
+    if isinstance(turned, np.ndarray | list) or turned != config.head_dim:
         raise ValueError(
-            f"{file.path}: rotates {turned} of {config.head_dim} numbers of a head; all or none is run"
+            f"{file.path}: rotates {shown(turned)} of {config.head_dim} numbers of a head; all or none is run"
         )

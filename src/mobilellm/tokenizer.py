@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE, SPECIAL_PIECES, read_sentencepiece_model
+from mobilellm.short_text import ShortTexts
 from mobilellm.tokenizer_files import (
     NORMALIZER,
     Merge,
@@ -31,14 +32,17 @@ from mobilellm.tokenizer_files import (
     read_tokenizer_json,
     write_tokenizer_files,
 )
-from mobilellm.tokenizer_training import train_pieces
 
 if TYPE_CHECKING:
     import numpy as np
+    import tokenizers
     from numpy.typing import NDArray
 
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 PAD_ID = UNK_ID  # never eos: masking the padding must not mask the end of a text; <unk> never appears in one
+
+_MOST_SHORT_CHARACTERS = 2000
+"""Encoded without the library: more would take longer than it takes to get ready."""
 
 _PROBES = (
     "Hello, world! It's 3.14 o'clock.",
@@ -59,21 +63,29 @@ _PROBES = (
 class Tokenizer:
     """Text to ids and back. Make one with `load`, `from_sentencepiece` or `train`.
 
-    `pieces` are in id order. `merges` are pairs of pieces, the pair to be joined first before the others.
+    `pieces` are in id order.
     `repairs` says in words what was wrong with the files it was loaded from and what was done about it.
     """
 
-    def __init__(self, pieces: Sequence[str], merges: Sequence[Merge], repairs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        merges: Sequence[Merge] = (),
+        repairs: Sequence[str] = (),
+        ranked: Sequence[str] | None = None,
+    ) -> None:
+        """With `ranked` in place of `merges`: the pieces that are made of others, in all ways there are.
+
+        Then the library takes the vocabulary up only when more than a few short texts have been encoded.
+        """
         _check_vocabulary(pieces)
         self.pieces = tuple(pieces)
-        self.merges = tuple(merges)
         self.repairs = tuple(repairs)
-        self._bytes = [_token_bytes(index, piece) for index, piece in enumerate(self.pieces)]
-        try:
-            self._backend = backend(self.pieces, self.merges)
-        except Exception:  # the library raises bare Exception, for merges of what is no piece
-            _check_merges(self.pieces, self.merges)
-            raise
+        self._ranked, self._merges = ranked, tuple(merges) if ranked is None else None
+        self._short = None if ranked is None else ShortTexts(self.pieces, ranked)
+        self._short_left = _MOST_SHORT_CHARACTERS
+        if ranked is None:
+            _ = self._backend
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -116,7 +128,7 @@ class Tokenizer:
     def from_sentencepiece(cls, path: str | Path) -> Tokenizer:
         """From a Llama-style BPE tokenizer.model. Raises FileNotFoundError or ValueError (one line)."""
         model = read_sentencepiece_model(path)
-        return cls(model.pieces, merges_of(model.ranked, model.pieces))
+        return cls(model.pieces, ranked=model.ranked)
 
     @classmethod
     def train(
@@ -128,11 +140,32 @@ class Tokenizer:
         max_piece_length: int = 16,
     ) -> Tokenizer:
         """A new tokenizer of exactly `vocab_size` pieces, the same for the same texts: see `train_pieces`."""
+        from mobilellm.tokenizer_training import train_pieces  # which needs the library
+
         ranked, characters = train_pieces(
             texts, vocab_size, character_coverage, min_frequency, max_piece_length
         )
-        pieces = LAYOUT_HEAD + ranked + characters
-        return cls(pieces, merges_of(ranked, pieces))
+        return cls(LAYOUT_HEAD + ranked + characters, ranked=ranked)
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        """Pairs of pieces, the pair to be joined first before the others."""
+        if self._merges is None:
+            assert self._ranked is not None
+            self._merges = tuple(merges_of(self._ranked, self.pieces))
+        return self._merges
+
+    @cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        try:
+            return backend(self.pieces, self.merges)
+        except Exception:  # the library raises bare Exception, for merges of what is no piece
+            _check_merges(self.pieces, self.merges)
+            raise
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        return [_token_bytes(index, piece) for index, piece in enumerate(self.pieces)]
 
     @property
     def vocab_size(self) -> int:
@@ -153,11 +186,21 @@ class Tokenizer:
         if isinstance(texts, str):
             raise ValueError("encode_batch takes a list of texts; encode takes one text")
         try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError:
+            encoded = self._encode(list(texts))
+        except (TypeError, AttributeError, UnicodeEncodeError):
             raise ValueError(_why_not_text(texts)) from None
         before, after = [BOS_ID] * bos, [EOS_ID] * eos
-        return [before + encoding.ids + after for encoding in encodings]
+        return [before + ids + after for ids in encoded]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        short = self._short  # another thread may have done with it meanwhile
+        if short is not None:
+            self._short_left -= sum(map(len, texts))
+            if self._short_left >= 0:
+                return [short.encode(text) for text in texts]
+            self._short = None
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of `text` without BOS, and for each the index of the character where it begins.
@@ -189,7 +232,8 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes a token adds to running text: a space for ▁, one byte for <0xNN>, none for specials."""
-        return self._bytes[self._checked(id)]
+        index = self._checked(id)
+        return _token_bytes(index, self.pieces[index])
 
     def num_bytes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> int:
         """UTF-8 bytes of the text of whole documents, each with the BOS before it, in a stream of ids."""

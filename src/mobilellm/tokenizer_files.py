@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from typing import TYPE_CHECKING, Any
 
 from mobilellm.atomic import atomic_write
 from mobilellm.git_lfs import pointer_problem
 from mobilellm.sentencepiece_model import SPACE, SPECIAL_PIECES
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Merge = tuple[str, str]
 
@@ -35,6 +35,9 @@ _NO_LENGTH_LIMIT = int(1e30)  # what transformers writes for "no limit"
 
 def backend(pieces: Sequence[str], merges: Sequence[Merge]) -> tokenizers.Tokenizer:
     """BPE over the whole text. Without special tokens, so that nothing in a text can become one."""
+    import tokenizers  # here and below where it is needed: opening a model need not wait for it
+    from tokenizers import models, normalizers
+
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     model = models.BPE(vocabulary, list(merges), unk_token=_UNK, fuse_unk=True, byte_fallback=True)
     result = tokenizers.Tokenizer(model)
@@ -78,6 +81,8 @@ def json_disagreement(path: Path, texts: Sequence[str], expected: Sequence[list[
 
     Any kind of tokenizer.json is run, not only the ones `read_tokenizer_json` accepts.
     """
+    import tokenizers
+
     try:
         other = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
@@ -129,6 +134,8 @@ def write_tokenizer_files(
 
 def _complete_backend(pieces: Sequence[str], merges: Sequence[Merge]) -> tokenizers.Tokenizer:
     """As stock transformers needs it: with the special tokens, <s> in front of a text, and a decoder."""
+    from tokenizers import AddedToken, decoders, processors
+
     result = backend(pieces, merges)
     result.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in SPECIAL_PIECES])
     result.post_processor = processors.TemplateProcessing(

@@ -78,7 +78,10 @@ def test_rows_that_blocks_do_not_divide_are_named(tmp_path: Path, capsys: pytest
     saved(tmp_path / "model", replace(SHAPE, intermediate_size=172))
     assert _main(["export", str(tmp_path / "model"), str(tmp_path / "m.gguf")]) == 0
     printed = capsys.readouterr().out
-    assert "blk.0.ffn_down.weight and 2 more are stored as F16: rows of 172 are no multiple of Q8_0's 32" in printed
+    assert (
+        "blk.0.ffn_down.weight and 2 more are stored as F16: rows of 172 are no multiple of Q8_0's 32"
+        in printed
+    )
     assert _main(["generate", str(tmp_path / "m.gguf"), "some", "--max-tokens", "3"]) == 0
 
 

@@ -145,3 +145,14 @@ def test_a_package_that_is_not_installed(verb: str, tmp_path: Path) -> None:
     assert done.stderr.startswith(f"mobilellm: error: {verb} needs the package 'torch'; install it with: ")
     assert done.stderr.endswith('python -m pip install -c constraints.txt -e ".[torch]"\n')
     assert done.stderr.count("\n") == 1
+
+
+def test_no_memory_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(verb: str, rest: list[str]) -> None:
+        raise MemoryError(f"no memory for {verb}")
+
+    monkeypatch.setattr("mobilellm.cli.main._run", fail)
+    assert _main(["generate"]) == 2
+    assert capsys.readouterr().err == "mobilellm: error: no memory for generate\n"

@@ -145,6 +145,44 @@ def test_perplexity_in_torch_is_that_of_the_runtime(
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("scheme", ["q4_0", "8da4w"])
+def test_a_calibrated_model_loses_less(
+    model: Path, tmp_path: Path, scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "".join(chr(97 + (7 * i * i + i // 3) % 26) for i in range(6_000))
+    (tmp_path / "calibration.txt").write_text(words[:5_000], encoding="utf-8")
+    (tmp_path / "held-out.txt").write_text(words[5_000:], encoding="utf-8")
+    found = {}
+    for method in ("rtn", "gptq"):
+        flags = ["--calibration", str(tmp_path / "calibration.txt")] if method == "gptq" else []
+        flags += ["--scheme", scheme, "--method", method, "--eval-tokens", "900"]
+        found[method] = quantized(model, tmp_path / method, tmp_path / "held-out.txt", *flags)["report"]
+    assert found["gptq"]["comparison"]["kl"] < 0.7 * found["rtn"]["comparison"]["kl"]
+    assert found["gptq"]["method"] == "gptq"
+    assert found["gptq"]["calibrated_on"] == [str(tmp_path / "calibration.txt")]
+    assert mobilellm.load(tmp_path / "gptq").model.quantization.scheme == scheme
+    capsys.readouterr()
+
+
+def test_a_sweep_compares_all_schemes(
+    model: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", str(model), "--sweep", str(tmp_path / "sweep"), "--eval-data", str(text)]
+    command += ["--calibration", str(text), "--calibration-tokens", "200", "--eval-tokens", "200"]
+    assert _main(command) == 0
+    printed = capsys.readouterr().out
+    assert "Source: perplexity" in printed
+    report = json.loads((tmp_path / "sweep" / "sweep.json").read_text(encoding="utf-8"))
+    assert {each["scheme"] for each in report["results"]} == {"q8_0", "int8", "w8a8", "8da4w", "q4_0"}
+    by_size = sorted(report["results"], key=lambda each: each["bytes"])
+    assert by_size[0]["comparison"]["kl"] > by_size[-1]["comparison"]["kl"]
+    table = (tmp_path / "sweep" / "sweep.md").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 2 + len(report["results"])
+    assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert _main(command) == 2
+    assert "sweep.json: exists; choose another folder or pass --overwrite" in capsys.readouterr().err
+
+
 def test_a_quantised_model_talks(
     model: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +219,12 @@ def test_without_a_text_pythons_documentation_is_compared_on(
         (["MODEL", "q", "--eval-tokens", "-1"], "--eval-tokens -1 must be at least 0"),
         (["MODEL", "q", "--eval-data", "nowhere.txt"], "nowhere.txt: no such text file"),
         (["nowhere", "q"], "nowhere: no such directory"),
+        (["MODEL"], "quantize: name what to write, OUT or OUT.gguf; or compare all schemes with --sweep DIR"),
+        (["MODEL", "q", "--sweep", "s"], "--sweep writes no model; leave q out, or --sweep"),
+        (["MODEL", "--sweep", "s", "--group", "64"], "--group is for one scheme; leave it out of a sweep"),
+        (["MODEL", "--sweep", "s", "--kv", "int8"], "--kv is for one scheme; leave it out of a sweep"),
+        (["MODEL", "q", "--calibration", "there.gguf"], "--calibration is for --method gptq"),
+        (["MODEL", "q", "--method", "gptq", "--calibration-tokens", "0"], "--calibration-tokens 0 must be"),
         (["QUANTIZED", "q"], "is quantised already (q8_0); quantise what it was made from"),
     ],
 )

@@ -145,6 +145,35 @@ def test_threads_and_chunks_change_no_bit(tmp_path: Path, kind: str, config: Mod
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("isa", engine.INSTRUCTION_SETS)
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+def test_chunks_change_no_bit_with_any_instruction_set(tmp_path: Path, kind: str, isa: str) -> None:
+    """Tiles of every size that these kernels have."""
+    file, _ = exported(tmp_path, kind, ODD)
+    if not can_run(isa, file):
+        pytest.skip(f"this processor has no {isa}")
+    native = engine.load(file, 2, isa)
+    whole = native.forward(TOKENS[:60], native.new_cache())
+    cache = native.new_cache()
+    parts = [native.forward(part, cache) for part in np.split(TOKENS[:60], [1, 3, 6, 10, 15, 22, 30, 43])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize(("order", "repeats"), [("immediate", 2), ("immediate", 3), ("reverse", 2)])
+def test_a_shared_model_is_its_unrolled_one(tmp_path: Path, kind: str, order: str, repeats: int) -> None:
+    config = shared(order, repeats)
+    file, _ = exported(tmp_path / "shared", kind, config)
+    unrolled, _ = exported(tmp_path / "unrolled", kind, config, unroll=True)
+    once, twice = engine.load(file, 2), engine.load(unrolled, 2)
+    assert twice.arena_bytes > 1.5 * once.arena_bytes
+    np.testing.assert_array_equal(logits(once), logits(twice))
+    caches = once.new_cache(), twice.new_cache()
+    for token in TOKENS[:20, None]:
+        states = [model.forward(token, cache) for model, cache in zip((once, twice), caches, strict=True)]
+        np.testing.assert_array_equal(*states)
+
+
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> engine.NativeModel:
     return engine.load(exported(tmp_path_factory.mktemp("small"), "Q8_0")[0], 2)

@@ -138,6 +138,17 @@ def test_an_empty_session_can_be_kept_too(model: RuntimeModel, tmp_path: Path) -
     assert session.tokens == []
 
 
+def test_what_an_interrupt_left_unnoted_is_not_kept(model: RuntimeModel, tmp_path: Path) -> None:
+    """A Ctrl-C may come when the cache has grown and the session does not know it yet."""
+    session, other = model.session(), model.session()
+    session.generate(CHAT[0], max_new_tokens=3)
+    model.engine.forward(np.array([5, 6]), session._held.cache)
+    session.save(tmp_path / "chat")
+    other.restore(tmp_path / "chat")
+    assert other.generate(CHAT[1], SAMPLED, 5) == model.generate(CHAT[1], SAMPLED, 5)[0]
+    assert session.generate(CHAT[1], SAMPLED, 5) == model.generate(CHAT[1], SAMPLED, 5)[0]
+
+
 @pytest.fixture
 def saved(model: RuntimeModel, tmp_path: Path) -> Path:
     session = model.session()

@@ -28,7 +28,8 @@ from mobilellm.cli.tables import print_notes, print_table
 from mobilellm.environment import environment
 from mobilellm.installation import install_command, missing_packages
 from mobilellm.report.live_bar import LiveBar
-from mobilellm.runtime.engine import MOST_THREADS, default_threads
+from mobilellm.runtime.cores import default_threads
+from mobilellm.runtime.engine import MOST_THREADS
 
 _PACKAGES = ("mobilellm", "numpy", "torch", "transformers", "llama-cpp-python")
 _DEPTHS, _PROMPTS = (0, 512, 1024, 1900), (128, 512)
@@ -43,7 +44,7 @@ class Options:
     rounds: int = 5
     """How often each is measured; the median counts. One round more, the first, warms up."""
     threads: int | None = None
-    """Of every runtime; by default one a core, four at most."""
+    """Of every runtime; by default one a fast core, four at most."""
     peers: tyro.conf.FlagCreatePairsOff[bool] = False
     """Measure llama.cpp and transformers on the same weights; one that is not installed is named."""
     json: Path | None = None

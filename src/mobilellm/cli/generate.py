@@ -41,7 +41,7 @@ class Arguments:
     """torch device, e.g. cpu or cuda. Not for .gguf."""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
     threads: int | None = None
-    """Of a .gguf file's engine; by default one a core, four at most."""
+    """Of a .gguf file's engine; by default one a fast core, four at most."""
     session: Path | None = None
     """Keep in this file what a .gguf file's engine has read: where the next prompt given with it begins
     alike, only the rest is computed. The text is the same as without."""

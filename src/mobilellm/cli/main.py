@@ -67,7 +67,7 @@ def _main(arguments: list[str]) -> int:
             return _INTERRUPTED
         except BrokenPipeError:  # the reader of a pipe has seen enough
             _silence(sys.stdout)
-        except (ImportError, ValueError, OSError) as error:
+        except (ImportError, ValueError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.filename == _StandardOutput.name:
                 _silence(sys.stdout)
             if os.environ.get("MOBILELLM_DEBUG"):

@@ -1,38 +1,35 @@
 """Shrink a model to 8 or 4 bits a weight, and measure what that costs beside the model it was made from.
 
 OUT is a directory that every command takes, with the very whole numbers and scales that an export writes; or,
-ending in .gguf, the file a device runs.
+ending in .gguf, the file a device runs. --sweep DIR compares all schemes instead.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from mobilellm.cli.quantize_parts import load_source, make_calibration, make_judge, progress_bar
+from mobilellm.cli.quantize_sweep import sweep
 from mobilellm.cli.tables import print_notes, print_sheet
 
 if TYPE_CHECKING:
     from mobilellm.model.api import LoadedModel
-    from mobilellm.quant.compare import Judge
-    from mobilellm.quant.quantize import Progress, Result
+    from mobilellm.quant.quantize import Calibration, Result
 
 SchemeName = Literal["q4_0", "q8_0", "8da4w", "int8", "w8a8"]
 _WORST = 5
-_WINDOW = 2_048
 
 
 @dataclass(frozen=True)
 class Arguments:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Model directory, training run, or Hub id (org/name)."""
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="OUT")] = None
     """Directory or .gguf file to write; it appears whole or not at all."""
     scheme: SchemeName = "q8_0"
     """q8_0, q4_0: GGUF, for our runtime and llama.cpp. 8da4w: ExecuTorch. int8: weights alone. w8a8: the
@@ -43,12 +40,22 @@ class Arguments:
     """8da4w: weights that share a scale. 32, the default, divides every published width."""
     kv: Literal["float", "int8"] = "float"
     """Keys and values: as they are, or rounded to 8 bits for each token and head."""
+    method: Literal["rtn", "gptq"] = "rtn"
+    """rtn: every weight to the nearest, in seconds. gptq: calibrated on text, in minutes: loses less."""
+    calibration: tuple[Path, ...] = ()
+    """gptq: text files like what the model will read; by default most of Python's language reference."""
+    calibration_tokens: int = 32_768
+    """gptq: tokens to calibrate on, spread over the text."""
+    act_order: bool = True
+    """gptq: round the columns with the largest inputs first."""
     eval_data: tuple[Path, ...] = ()
     """Text files to compare on; by default part of Python's language reference."""
     eval_tokens: int = 16_384
     """Tokens to compare on, spread over the text; 0: do not compare."""
+    sweep: Path | None = None
+    """Instead of OUT: compare all schemes and methods, and write table, JSON and picture into this folder."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Replace OUT if it is there."""
+    """Replace what is there."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object."""
 
@@ -57,15 +64,36 @@ def run(arguments: Arguments) -> None:
     from mobilellm.quant.quantize import quantize
     from mobilellm.quant.schemes import check_widths, scheme
 
+    if arguments.sweep is not None:
+        sweep(arguments)
+        return
+    if arguments.out is None:
+        raise ValueError(
+            "quantize: name what to write, OUT or OUT.gguf; or compare all schemes with --sweep DIR"
+        )
     chosen = scheme(arguments.scheme, arguments.embedding, arguments.group, kv=arguments.kv == "int8")
-    _check_out(arguments, chosen.in_gguf)
-    loaded, directory = _load(arguments.model)
+    _check_out(arguments.out, arguments, chosen.in_gguf)
+    calibrate = arguments.method == "gptq"
+    if arguments.calibration and not calibrate:
+        raise ValueError("--calibration is for --method gptq; add that, or leave --calibration out")
+    loaded, directory = load_source(arguments.model)
     check_widths(chosen, loaded.model.config)
-    judge, texts = _judge(arguments, loaded)
-    with _progress() as progress:
-        result = quantize(loaded.model, chosen, judge, progress)
-    report = {"source": arguments.model, "method": "rtn", "compared_on": texts, **result.to_dict()}
-    size = _write(arguments, loaded, directory, result, report)
+    calibration: Calibration | None = None
+    calibrated_on: list[str] = []
+    if calibrate:
+        calibration, calibrated_on = make_calibration(
+            loaded, arguments.calibration, arguments.calibration_tokens, arguments.act_order
+        )
+    judge, compared_on = make_judge(loaded, arguments.eval_data, arguments.eval_tokens)
+    with progress_bar() as progress:
+        result = quantize(loaded.model, chosen, calibration, judge, progress)
+    report = {
+        "source": arguments.model,
+        **result.to_dict(),
+        "calibrated_on": calibrated_on,
+        "compared_on": compared_on,
+    }
+    size = _write(arguments.out, arguments, loaded, directory, result, report)
     report = {"out": str(arguments.out), "file_bytes": size, **report}
     if arguments.json:
         print(json.dumps(report))
@@ -73,11 +101,10 @@ def run(arguments: Arguments) -> None:
     _show(report, result)
 
 
-def _check_out(arguments: Arguments, in_gguf: bool) -> None:
+def _check_out(out: Path, arguments: Arguments, in_gguf: bool) -> None:
     from mobilellm.atomic import check_destination
     from mobilellm.layouts import not_a_model_directory
 
-    out = arguments.out
     if out.suffix != ".gguf":
         check_destination(out, arguments.overwrite, not_a_model_directory)
         return
@@ -95,44 +122,19 @@ def _check_out(arguments: Arguments, in_gguf: bool) -> None:
         raise FileExistsError(f"{out}: exists; choose another name or pass --overwrite")
 
 
-def _load(source: str) -> tuple[LoadedModel, Path]:
-    """In float32: that holds bfloat16 and float16 exactly, and what is compared is the rounding alone."""
-    from mobilellm.model import hub
-    from mobilellm.model.api import load
-
-    directory = hub.resolve(source, _say)
-    loaded = load(directory, "float32", say=_say)
-    if (quantization := loaded.model.quantization) is not None:
-        raise ValueError(
-            f"{source}: is quantised already ({quantization.scheme}); quantise what it was made from"
-        )
-    return loaded, directory
-
-
-def _judge(arguments: Arguments, loaded: LoadedModel) -> tuple[Judge | None, list[str]]:
-    from mobilellm.cli.quantize_texts import evaluation_texts
-    from mobilellm.eval.torch_model import torch_model
-    from mobilellm.quant.compare import Judge, windows
-
-    if arguments.eval_tokens < 0:
-        raise ValueError(f"eval_tokens = {arguments.eval_tokens} must be at least 0")
-    if arguments.eval_tokens == 0:
-        return None, []
-    names, texts = evaluation_texts(arguments.eval_data, _say)
-    model = torch_model(loaded)
-    units = windows(model, texts, min(model.context, _WINDOW), arguments.eval_tokens)
-    return Judge(loaded.model, units), names
-
-
 def _write(
-    arguments: Arguments, loaded: LoadedModel, directory: Path, result: Result, report: dict[str, Any]
+    out: Path,
+    arguments: Arguments,
+    loaded: LoadedModel,
+    directory: Path,
+    result: Result,
+    report: dict[str, Any],
 ) -> int:
     """Bytes of the file that holds the weights."""
     from mobilellm.model.checkpoint import Weights
     from mobilellm.model.quantized import WEIGHTS
     from mobilellm.quant.artefact import save
 
-    out = arguments.out
     if out.suffix != ".gguf":
         save(out, loaded.model, result.stored, loaded.tokenizer, report, arguments.overwrite, directory)
         return (out / WEIGHTS).stat().st_size
@@ -153,7 +155,7 @@ def _show(report: dict[str, Any], result: Result) -> None:
     kind = result.stored.quantization
     rows = [
         ("model", f"{report['out']}, made of {report['source']} in {result.seconds:.1f} s"),
-        ("scheme", f"{kind.scheme}: {kind.linear}, embedding and head {kind.embedding}, {report['method']}"),
+        ("scheme", f"{kind.scheme}: {kind.linear}, embedding and head {kind.embedding}, {result.method}"),
         ("tensors", f"{kind.bytes:,} B as predicted, {result.bits_per_weight:.2f} bits a weight"),
         ("file", f"{report['file_bytes']:,} B"),
     ]
@@ -176,15 +178,3 @@ def _show(report: dict[str, Any], result: Result) -> None:
     notes = [f"{name} is stored as {reason}" for name, reason in result.wider.items()]
     if notes:
         print_notes(notes)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from mobilellm.report.live_bar import LiveBar
-
-    with LiveBar(transient=True) as bar:
-        yield lambda what, done, total: bar.show(done, f"{done:,} of {total:,} {what}", total)
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr, flush=True)

@@ -13,20 +13,21 @@ B batch, T new tokens, S all tokens, K key/value heads, D head_dim, E hidden siz
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mobilellm.config import ModelConfig
-from mobilellm.gguf_blocks import BLOCK, TYPES, BlockType, split_q4_0, split_q8_0
+from mobilellm.gguf_blocks import BLOCK
+from mobilellm.model.quantized import Matrix, packed
 
-Floats = NDArray[np.float32]
-
-TYPE_OF = {"fp32": TYPES["F32"], "int8": TYPES["Q8_0"], "int4": TYPES["Q4_0"]}
-"""How matrices are stored -> the same numbers in GGUF."""
+Numbers = NDArray[np.float32] | NDArray[np.float16]
+Stored = Matrix | Numbers
+"""A tensor as it lies in the file: blocks of 32 with a float16 scale each, or numbers by themselves."""
 CONFIG, TYPE, EMBEDDING_TYPE = "mobilellm.config", "mobilellm.type", "mobilellm.embedding_type"
 """What the file says of itself, in its metadata."""
 OPSET, IR_VERSION = 21, 10  # of 2024: read by onnxruntime 1.20 and later
@@ -38,10 +39,6 @@ class Graph:
 
     nodes: list[Any] = field(default_factory=list)
     initializers: dict[str, Any] = field(default_factory=dict)
-    wider: dict[str, str] = field(default_factory=dict)
-    """Matrices that stayed wider than asked for, and why."""
-    quantised: dict[str, str] = field(default_factory=dict)
-    """Matrices in blocks, and the type of the blocks."""
 
     def node(
         self, kind: str, name: str, *inputs: str, outputs: tuple[str, ...] = (), **attributes: Any
@@ -68,18 +65,15 @@ _MICROSOFT = {
 }  # fmt: skip
 
 
-def model_proto(
-    config: ModelConfig, weight: Callable[[str], Floats], kind: str, embedding_kind: str
-) -> tuple[Any, Graph]:
-    """(onnx.ModelProto, what it is made of). `weight` gives a tensor by its checkpoint name.
+def model_proto(config: ModelConfig, stored: Callable[[str], Stored], said: Mapping[str, str]) -> Any:
+    """The onnx.ModelProto. `stored` gives a tensor by its checkpoint name, `said` goes into the metadata.
 
-    A matrix whose rows no 32 divides is stored as float16, widened when a session is made, and told of.
+    Numbers in float16 are widened when a session is made.
     """
     from onnx import TensorProto, helper
 
     graph = Graph()
-    matrices = _Matrices(graph, weight, TYPE_OF[kind], TYPE_OF[embedding_kind])
-    presents = _decoder(graph, matrices, config, weight)
+    presents = _decoder(graph, _Matrices(graph, stored), config)
     kv_heads, head_dim = config.num_kv_heads, config.head_dim
 
     def value(name: str, kind: int, *shape: str | int) -> Any:
@@ -101,19 +95,16 @@ def model_proto(
     made = helper.make_graph(graph.nodes, "mobilellm", inputs, outputs, list(graph.initializers.values()))
     domains = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(made, opset_imports=domains, ir_version=IR_VERSION, producer_name="mobilellm")
-    said = {CONFIG: config.to_json(), TYPE: kind, EMBEDDING_TYPE: embedding_kind}
-    helper.set_model_props(model, said)
-    return model, graph
+    helper.set_model_props(model, {CONFIG: config.to_json(), **said})
+    return model
 
 
-def _decoder(
-    graph: Graph, matrices: _Matrices, config: ModelConfig, weight: Callable[[str], Floats]
-) -> list[str]:
+def _decoder(graph: Graph, matrices: _Matrices, config: ModelConfig) -> list[str]:
     """Add the whole model; return the names of the outputs that hold keys and values."""
     from onnx import TensorProto
 
     def gain(name: str) -> str:
-        return graph.initializer(name, weight(name))
+        return graph.initializer(name, matrices.numbers(name))
 
     int32 = TensorProto.INT32
     one = graph.initializer("constant.one", np.array(1, np.int64))
@@ -167,8 +158,8 @@ def _decoder(
         silu = graph.node("Mul", f"{at}.silu", gate, graph.node("Sigmoid", f"{at}.sigmoid", gate))
         gated = graph.node("Mul", f"{at}.gated", silu, up)
         added = matrices.product(f"{at}.down", gated, f"{block}.mlp.down_proj.weight")
-    y = normed("final_norm", "model.norm.weight")
-    matrices.head(y, config.tie_word_embeddings)
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    matrices.product("logits", normed("final_norm", "model.norm.weight"), head)
     return presents
 
 
@@ -180,11 +171,11 @@ def _rotary_tables(graph: Graph, config: ModelConfig) -> list[str]:
     return [graph.initializer(f"rotary.{name}", table.astype(np.float32)) for name, table in tables]
 
 
-class _Stored(NamedTuple):
+class _Placed(NamedTuple):
     rows: int
     columns: int
     bits: int
-    """0: floating-point numbers."""
+    """0: numbers by themselves."""
 
 
 @dataclass
@@ -192,22 +183,31 @@ class _Matrices:
     """The matrices of a graph, each stored once under its checkpoint name however often it is used."""
 
     graph: Graph
-    weight: Callable[[str], Floats]
-    kind: BlockType
-    embedding_kind: BlockType
-    stored: dict[str, _Stored] = field(default_factory=dict)
+    stored: Callable[[str], Stored]
+    placed: dict[str, _Placed] = field(default_factory=dict)
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        values = self.stored(name)
+        assert isinstance(values, np.ndarray)
+        return values
 
     def product(self, name: str, x: str, *parameters: str) -> str:
         """Add `name` = x W^T, with the rows of several matrices one below the other."""
         stem = parameters[0].removesuffix(".weight")
         if len(parameters) > 1:
             stem = stem.replace("q_proj", "qkv_proj")
-        return self._product(name, x, stem, parameters, self.kind)
+        matrix = self._place(stem, parameters)
+        if not matrix.bits:
+            return self.graph.node("FusedMatMul", name, x, f"{stem}.weight", transB=1)
+        return self.graph.node(
+            "MatMulNBits", name, x, f"{stem}.weight", f"{stem}.scales",
+            K=matrix.columns, N=matrix.rows, bits=matrix.bits, block_size=BLOCK, accuracy_level=4,
+        )  # fmt: skip
 
     def embedding(self) -> str:
         """Add the rows of `input_ids` (B, T, E)."""
         graph, stem = self.graph, "model.embed_tokens"
-        table = self._stored(stem, (f"{stem}.weight",), self.embedding_kind)
+        table = self._place(stem, (f"{stem}.weight",))
         if not table.bits:
             return graph.node("Gather", "embedded", f"{stem}.weight", "input_ids")
         shape = np.array([table.rows, table.columns * table.bits // 8])
@@ -218,53 +218,35 @@ class _Matrices:
             bits=table.bits, block_size=BLOCK, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
 
-    def head(self, x: str, tied: bool) -> str:
-        stem = "model.embed_tokens" if tied else "lm_head"
-        return self._product("logits", x, stem, (f"{stem}.weight",), self.embedding_kind)
-
-    def _product(self, name: str, x: str, stem: str, parameters: tuple[str, ...], kind: BlockType) -> str:
-        matrix = self._stored(stem, parameters, kind)
-        if not matrix.bits:
-            return self.graph.node("FusedMatMul", name, x, f"{stem}.weight", transB=1)
-        return self.graph.node(
-            "MatMulNBits", name, x, f"{stem}.weight", f"{stem}.scales",
-            K=matrix.columns, N=matrix.rows, bits=matrix.bits, block_size=BLOCK, accuracy_level=4,
-        )  # fmt: skip
-
-    def _stored(self, stem: str, parameters: tuple[str, ...], kind: BlockType) -> _Stored:
-        """Store a matrix unless it is there."""
-        if stem not in self.stored:
-            values = np.concatenate([self.weight(parameter) for parameter in parameters])
-            self.stored[stem] = _Stored(
-                values.shape[0], values.shape[1], self._store(stem, values, parameters, kind)
+    def _place(self, stem: str, parameters: tuple[str, ...]) -> _Placed:
+        """Add the initialisers of a matrix, unless they are there."""
+        if stem not in self.placed:
+            parts = [self.stored(parameter) for parameter in parameters]
+            self.placed[stem] = (
+                self._place_blocks(stem, [part for part in parts if isinstance(part, Matrix)])
+                if isinstance(parts[0], Matrix)
+                else self._place_numbers(stem, [part for part in parts if not isinstance(part, Matrix)])
             )
-        return self.stored[stem]
+        return self.placed[stem]
 
-    def _store(self, stem: str, values: Floats, parameters: tuple[str, ...], kind: BlockType) -> int:
-        """Add the initialisers of a matrix; return its bits a number, 0 for floating-point numbers."""
-        if kind.block == 1:
+    def _place_numbers(self, stem: str, parts: Sequence[Numbers]) -> _Placed:
+        values = np.concatenate(parts)
+        if values.dtype == np.float16:
+            self._widened(f"{stem}.weight", values)
+        else:
             self.graph.initializer(f"{stem}.weight", values)
-            return 0
-        if values.shape[1] % kind.block:
-            reason = f"rows of {values.shape[1]} are no multiple of {kind.name}'s {kind.block}"
-            self.graph.wider |= dict.fromkeys(parameters, reason)
-            half = TYPES["F16"].encode(values).view(np.float16).reshape(values.shape)
-            self._widened(f"{stem}.weight", half)
-            return 0
-        self.graph.quantised |= dict.fromkeys(parameters, kind.name)
-        return self._store_blocks(stem, values, kind)
+        return _Placed(values.shape[0], values.shape[1], 0)
 
-    def _store_blocks(self, stem: str, values: Floats, kind: BlockType) -> int:
-        rows, bits = values.shape[0], 4 if kind.name == "Q4_0" else 8
-        raw = kind.encode(values).reshape(-1, kind.block_bytes)
-        scales, numbers = split_q4_0(raw) if bits == 4 else split_q8_0(raw)
-        unsigned = (numbers.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-        packed = unsigned[:, 0::2] | unsigned[:, 1::2] << 4 if bits == 4 else unsigned
-        self.graph.initializer(f"{stem}.weight", packed.reshape(rows, -1, packed.shape[1]))
-        self._widened(f"{stem}.scales", scales.astype(np.float16).reshape(rows, -1))
-        return bits
+    def _place_blocks(self, stem: str, parts: Sequence[Matrix]) -> _Placed:
+        codes, bits = torch.cat([part.codes for part in parts]), parts[0].bits
+        rows, columns = codes.shape
+        # as unsigned numbers, zero in the middle
+        bytes_ = packed(codes) if bits == 4 else (codes.to(torch.int16) + 128).to(torch.uint8)
+        self.graph.initializer(f"{stem}.weight", bytes_.view(rows, columns // BLOCK, -1).numpy())
+        self._widened(f"{stem}.scales", torch.cat([part.scales for part in parts]).numpy())
+        return _Placed(rows, columns, bits)
 
-    def _widened(self, name: str, values: NDArray[np.float16]) -> None:
+    def _widened(self, name: str, values: NDArray[Any]) -> None:
         """Store as float16, and add a node that makes it float32: onnxruntime runs it once a session."""
         from onnx import TensorProto
 

@@ -16,6 +16,7 @@ import torch
 
 from mobilellm.artefacts.executorch_engine import DESCRIPTION, load_operators
 from mobilellm.export.static_model import StaticModel, Stored
+from mobilellm.model.quantized import Matrix, packed
 from mobilellm.tokenizer import BOS_ID, EOS_ID
 
 OUTSIDE = frozenset(
@@ -122,17 +123,16 @@ def read_program(file: Path) -> Contents:
 
 def keys_of(matrix: Stored) -> tuple[str, ...]:
     """Keys under which a program holds a matrix that XNNPACK multiplies with."""
-    codes = matrix.codes.contiguous()
-    if matrix.bits == 4:
-        unsigned = codes.to(torch.uint8) + 8
-        codes = unsigned[:, 1::2] << 4 | unsigned[:, 0::2]
-    keys = [hashlib.sha256(codes.contiguous().numpy().tobytes()).hexdigest()]
-    if matrix.scales is not None:
-        stored = matrix.scales.float().contiguous()
-        dtype = torch.bfloat16 if matrix.bits == 4 else torch.float32
-        raw = stored.to(dtype).view(torch.uint8).numpy().tobytes()
-        keys.append("scale_" + hashlib.sha256(raw).hexdigest())
-    return tuple(keys)
+    if not isinstance(matrix, Matrix):
+        return (_sha256(matrix),)
+    codes = packed(matrix.codes) if matrix.bits == 4 else matrix.codes
+    grouped = matrix.scales.shape[1] > 1
+    scales = matrix.scales.to(torch.bfloat16 if grouped else torch.float32)
+    return _sha256(codes), "scale_" + _sha256(scales)
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _constant(plan: Any) -> Any:

@@ -13,25 +13,17 @@ E hidden size, H heads, K key/value heads, D head_dim, S context, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.config import ModelConfig
+from mobilellm.model.quantized import Matrix, packed
 
-
-class Stored(NamedTuple):
-    """A matrix (R, C) as a device holds it: codes * scales; or float32 `codes` and no scales."""
-
-    codes: Tensor
-    """int8 (R, C), in -8 … 7 where `bits` is 4; float32 where there are no scales."""
-    scales: Tensor | None = None
-    """(R, C / G)"""
-    bits: int = 32
-
-
+Stored = Matrix | Tensor
+"""A matrix (R, C) as a device holds it: codes and scales, or float32."""
 Matrices = Callable[[str], Stored]
 """A matrix by its checkpoint name."""
 
@@ -151,16 +143,16 @@ class Linear(nn.Module):
 
     def __init__(self, matrix: Stored) -> None:
         super().__init__()
-        self.bits = matrix.bits
-        self.register_buffer("codes", matrix.codes)
-        if matrix.scales is not None:
+        self.quantised = isinstance(matrix, Matrix)
+        self.register_buffer("codes", matrix.codes if isinstance(matrix, Matrix) else matrix)
+        if isinstance(matrix, Matrix):
             scales = matrix.scales.float()
             scales = scales[:, 0] if scales.shape[1] == 1 else scales
             self.register_buffer("scales", scales)
             self.register_buffer("zeros", torch.zeros(scales.shape, dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bits == 32:
+        if not self.quantised:
             return F.linear(x, self.codes)
         quantised = torch.ops.quantized_decomposed
         scale, zero = quantised.choose_qparams_per_token_asymmetric(x, torch.int8)
@@ -186,12 +178,10 @@ class Embedding(nn.Module):
 
     def __init__(self, matrix: Stored) -> None:
         super().__init__()
-        self.bits = matrix.bits
-        codes = matrix.codes
-        if self.bits == 4:  # two in a byte
-            codes = ((codes[:, 1::2] + 8) * 16 + codes[:, 0::2] + 8).to(torch.uint8)
-        self.register_buffer("codes", codes)
-        if matrix.scales is not None:
+        self.bits = matrix.bits if isinstance(matrix, Matrix) else 32
+        codes = matrix.codes if isinstance(matrix, Matrix) else matrix
+        self.register_buffer("codes", packed(codes) if self.bits == 4 else codes)
+        if isinstance(matrix, Matrix):
             self.register_buffer("scales", matrix.scales.float())
 
     def forward(self, tokens: Tensor) -> Tensor:

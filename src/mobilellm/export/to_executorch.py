@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,21 +25,25 @@ from mobilellm.config import ModelConfig
 from mobilellm.export.arithmetic import Rounding, rounded_logits
 from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import EngineRuntime
-from mobilellm.export.pte_matrices import GROUP, KINDS, restored, stored, to_8_bits
 from mobilellm.export.pte_program import OUTSIDE, Contents, keys_of, lower, read_program
 from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source
-from mobilellm.export.static_model import Embedding, StaticModel
+from mobilellm.export.static_model import Embedding, Matrices, StaticModel
 from mobilellm.export.static_model import Stored as StoredMatrix
 from mobilellm.export.targets import KINDS as TARGETS
 from mobilellm.export.targets import Inventory, Opener, Options, Stored
 from mobilellm.export.text import WINDOW
+from mobilellm.model.quantized import Matrix
+from mobilellm.model.rounding import TOKEN_ASYMMETRIC
+from mobilellm.quant.formats import INT4, INT8
+from mobilellm.quant.schemes import EMBEDDING_NAMES
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.tokenizer import EOS_ID, Tokenizer
 
 CHUNK = 64
 """Most tokens at once: the memory for their logits is planned, 8 MB at a vocabulary of 32,000."""
-_STEP_BYTES, _BASE_BYTES = 9_300, 14_500  # of the program itself, without weights
+_STEP_BYTES, _BASE_BYTES = (7_500, 9_300), 14_500  # of the program, without weights: fp32, quantised
+FORMATS = {"int4": INT4, "int8": INT8, "fp32": None}
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -49,7 +52,10 @@ class ExecutorchTarget:
 
     kind = TARGETS["executorch"]
 
-    def complete(self, options: Options) -> Options:
+    def complete(self, options: Options, source: Source) -> Options:
+        """A model quantised in int4 and int8 keeps its own."""
+        if source.quantized is not None:
+            return _own_types(source, options)
         kind = _known(options.type or "int4")
         embedding = _known(options.embedding_type or ("fp32" if kind == "fp32" else "int8"))
         return dataclasses.replace(options, type=kind, embedding_type=embedding)
@@ -87,12 +93,13 @@ class ExecutorchTarget:
         weights = sum(_nbytes(matrices(name)) for name in multiplied) + _nbytes(matrices(EMBEDDING))
         norms = 4 * (2 * config.num_layers + 1) * config.hidden_size
         rotary = 4 * (2 * context * config.head_dim + config.head_dim**2)
-        program = _BASE_BYTES + _STEP_BYTES * config.num_steps
+        program = _BASE_BYTES + _STEP_BYTES[options.type != "fp32"] * config.num_steps
+        template = len((source.chat_template or "").encode())
         return Inventory(
             dataclasses.replace(config, max_position_embeddings=context),
             tensors,
             frozenset({EOS_ID}),
-            weights + norms + rotary + program + _files_bytes(source),
+            weights + norms + rotary + program + source.tokenizer_bytes + template,
         )
 
     def inventory(self, path: Path) -> Inventory:
@@ -109,14 +116,16 @@ class ExecutorchTarget:
 
     def reference(self, source: Source, options: Options) -> Callable[[Sequence[int]], Floats]:
         """Weights as stored; the input of a quantised matrix to 8 bits a token."""
-        matrices = _matrices(source, options)
-        names = set(_matrix_names(source.config))
-        model = source.model(
-            lambda name, values: restored(matrices(name)) if name in names else values.float()
-        )
+        matrices, names = _matrices(source, options), set(_matrix_names(source.config))
+
+        def rounded(name: str, values: torch.Tensor) -> torch.Tensor:
+            matrix = matrices(name) if name in names else values
+            return matrix.values() if isinstance(matrix, Matrix) else values
+
+        model = source.model(rounded)
 
         def inputs(name: str) -> Rounding | None:
-            return to_8_bits if matrices(name).scales is not None else None
+            return TOKEN_ASYMMETRIC if isinstance(matrices(name), Matrix) else None
 
         return lambda tokens: rounded_logits(model, tokens, inputs)
 
@@ -160,7 +169,7 @@ def _content_checks(contents: Contents, source: Source, options: Options) -> lis
     assert isinstance(rows, torch.Tensor)
     if hashlib.sha256(rows.numpy().tobytes()).hexdigest() not in contents.constants:
         lost.append("the embedding's rows are missing or differ")
-    quantised = sum(matrices(name).scales is not None for name in names)
+    quantised = sum(isinstance(matrices(name), Matrix) for name in names)
     few = [] if contents.delegates > config.num_steps else [f"only {contents.delegates} pieces are delegated"]
     return [
         count_check(
@@ -181,9 +190,28 @@ def _check_whole(contents: Contents, source: Source, options: Options) -> None:
 
 
 def _known(kind: str) -> str:
-    if kind not in KINDS:
-        raise ValueError(f"type = {kind!r} is not known to executorch; choose one of {', '.join(KINDS)}")
+    if kind not in FORMATS:
+        raise ValueError(f"type = {kind!r} is not known to executorch; choose one of {', '.join(FORMATS)}")
     return kind
+
+
+def _own_types(source: Source, options: Options) -> Options:
+    assert source.quantized is not None
+    own = source.quantized.quantization
+    for option, asked, has in (
+        ("type", options.type, own.linear),
+        ("embedding_type", options.embedding_type, own.embedding),
+    ):
+        if has not in FORMATS:
+            raise ValueError(
+                f"{source.name}: is quantised as {own.scheme}, which XNNPACK does not multiply with; "
+                "quantise its source with --scheme 8da4w"
+            )
+        if asked not in (None, has):
+            raise ValueError(
+                f"{option} = {asked} would round {source.name} again, which is {has}; leave it out"
+            )
+    return dataclasses.replace(options, type=own.linear, embedding_type=own.embedding)
 
 
 def _context(config: ModelConfig, options: Options) -> int:
@@ -208,14 +236,22 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in MobileLLM(config).named_parameters()}
 
 
-def _matrices(source: Source, options: Options) -> Callable[[str], StoredMatrix]:
-    """Each matrix as it is to be stored, made once."""
+def _matrices(source: Source, options: Options) -> Matrices:
+    """Each matrix as it is to be stored, made once. Rows that int4's groups do not divide become int8."""
     made: dict[str, StoredMatrix] = {}
+
+    def stored(name: str) -> StoredMatrix:
+        if source.quantized is not None and name in source.quantized.matrices:
+            return source.quantized.matrices[name]
+        kind = FORMATS[str(options.embedding_type if name in EMBEDDING_NAMES else options.type)]
+        weight = source.tensors[name].float()
+        if kind is None:
+            return weight.contiguous()
+        return (kind if kind.fits(weight.shape[1]) else INT8).quantize(weight)
 
     def matrix(name: str) -> StoredMatrix:
         if name not in made:
-            kind = options.type if ".layers." in name else options.embedding_type
-            made[name] = stored(source.tensors[name].float(), str(kind))
+            made[name] = stored(name)
         return made[name]
 
     return matrix
@@ -226,32 +262,27 @@ def _norm(source: Source, name: str) -> torch.Tensor:
 
 
 def _type(matrix: StoredMatrix) -> str:
-    return "fp32" if matrix.scales is None else f"int{matrix.bits}"
+    return f"int{matrix.bits}" if isinstance(matrix, Matrix) else "fp32"
 
 
 def _nbytes(matrix: StoredMatrix) -> int:
-    if matrix.scales is None:
-        return matrix.codes.nbytes
-    return matrix.codes.numel() * matrix.bits // 8 + matrix.scales.numel() * (2 if matrix.bits == 4 else 4)
-
-
-def _files_bytes(source: Source) -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        source.tokenizer.save(Path(directory))
-        files = sum(file.stat().st_size for file in Path(directory).iterdir())
-    return files + len((source.chat_template or "").encode())
+    if not isinstance(matrix, Matrix):
+        return matrix.nbytes
+    wide = 2 if matrix.scales.shape[1] > 1 else 4
+    return matrix.codes.numel() * matrix.bits // 8 + matrix.scales.numel() * wide
 
 
 def _notes(source: Source, options: Options, stored_as: Mapping[str, str], context: int) -> list[str]:
     config = source.config
     notes = [
-        f"{name} is stored as {kind}: rows of {source.tensors[name].shape[1]} are no multiple of {GROUP}"
+        f"{name} is stored as {kind}: rows of {source.tensors[name].shape[1]} are no multiple of {INT4.group}"
         for name, kind in stored_as.items()
         if ".layers." in name and kind != options.type
     ]
     quantised = sum(kind != "fp32" for kind in stored_as.values())
     cache = 8 * config.num_steps * context * config.num_kv_heads * config.head_dim
-    notes.append(f"{quantised} of {len(stored_as)} matrices are quantised, all products run in XNNPACK")
+    told = f"{quantised} of {len(stored_as)} matrices are quantised, " if quantised else ""
+    notes.append(f"{told}all products run in XNNPACK")
     notes.append(
         f"keys and values take {cache / 1e6:,.0f} MB on the device, for {context} tokens"
         + ("; less with --context" if context > WINDOW else "")

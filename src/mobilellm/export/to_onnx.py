@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,19 +25,22 @@ from mobilellm.config import ModelConfig
 from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import EngineRuntime
 from mobilellm.export.genai_runtime import genai_runtime
-from mobilellm.export.onnx_graph import CONFIG, EMBEDDING_TYPE, TYPE, TYPE_OF, Graph, model_proto
+from mobilellm.export.onnx_graph import CONFIG, EMBEDDING_TYPE, TYPE, model_proto
+from mobilellm.export.onnx_graph import Stored as StoredTensor
 from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
 from mobilellm.export.to_gguf import TARGET as GGUF
 from mobilellm.gguf_blocks import TYPES
-from mobilellm.gguf_model import Roles, layout
 from mobilellm.layouts import config_json
+from mobilellm.quant.formats import Q4_0, Q8_0, WeightFormat
+from mobilellm.quant.schemes import EMBEDDING_NAMES
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 
 FILE_OF = {"fp32": "model.onnx", "int8": "model_int8.onnx", "int4": "model_q4.onnx"}
 """Names by which transformers.js finds a file for its `dtype` fp32, int8, q4."""
+FORMATS = {"fp32": None, "int8": Q8_0, "int4": Q4_0}
 ONE_FILE = 1_900_000_000
 """Bytes of weights that fit in the .onnx file itself: protobuf ends at 2 GB. More lie beside it."""
 
@@ -49,17 +51,23 @@ class OnnxTarget:
     kind = KINDS["onnx"]
 
     def complete(self, options: Options, source: Source) -> Options:
+        """A model quantised in q4_0 and q8_0 keeps its own."""
+        if source.quantized is not None:
+            return _own_types(source, options)
         kind = _known(options.type or "int4")
         return dataclasses.replace(options, type=kind, embedding_type=_known(options.embedding_type or kind))
 
     def write(self, source: Source, path: Path, options: Options) -> list[str]:
         config, kind = source.config, str(options.type)
-        proto, graph = model_proto(config, source.weight, kind, str(options.embedding_type))
-        if kind != "fp32" and not any(".layers." in name for name in graph.quantised):
+        blocks = FORMATS[kind]
+        widths = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+        if blocks is not None and not any(map(blocks.fits, widths.values())):
             raise ValueError(
-                f"type = {kind}: stores blocks of 32 numbers, and 32 divides neither hidden_size = "
-                f"{config.hidden_size} nor intermediate_size = {config.intermediate_size}; take --type fp32"
+                f"type = {kind}: stores blocks of {blocks.group} numbers, which divide neither "
+                + " nor ".join(f"{name} = {width}" for name, width in widths.items())
+                + "; take --type fp32"
             )
+        proto = _model(source, options)
         external = _write_model(proto, path / "onnx" / FILE_OF[kind])
         _write_json(path / "genai_config.json", _genai_config(config, kind))
         _write_json(path / "config.json", _javascript_config(config, kind, external))
@@ -68,7 +76,7 @@ class OnnxTarget:
         _write_tokenizer(source.tokenizer, path, config)
         if source.chat_template is not None:
             (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
-        return _notes(graph)
+        return _notes(source, options)
 
     def options_of(self, path: Path, source: Source) -> Options:
         """What the model's file says of itself."""
@@ -76,8 +84,8 @@ class OnnxTarget:
         return Options(type=said.get(TYPE), embedding_type=said.get(EMBEDDING_TYPE))
 
     def expected(self, source: Source, options: Options) -> Inventory:
-        proto, _ = _empty_model(source.config, options)
-        files = _tokenizer_bytes(source.tokenizer) + len((source.chat_template or "").encode())
+        proto = _model(source, options)
+        files = source.tokenizer_bytes + len((source.chat_template or "").encode())
         return Inventory(source.config, _tensors(proto), frozenset({EOS_ID}), proto.ByteSize() + files)
 
     def inventory(self, path: Path) -> Inventory:
@@ -95,13 +103,14 @@ class OnnxTarget:
 
     def reference(self, source: Source, options: Options) -> Callable[[Sequence[int]], Floats]:
         """That of a .gguf file with the same blocks."""
-        kinds = [TYPE_OF[str(kind)].name for kind in (options.type, options.embedding_type)]
-        return GGUF.reference(source, Options(type=kinds[0], embedding_type=kinds[1]))
+        kinds = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0"}
+        linear, embedding = kinds[str(options.type)], kinds[str(options.embedding_type)]
+        return GGUF.reference(source, Options(type=linear, embedding_type=embedding))
 
     def checks(self, path: Path, source: Source, options: Options) -> list[Check]:
         """Every node must be the one that is written for such a model, and every number."""
         there = _read(path)
-        wanted, _ = model_proto(source.config, source.weight, str(options.type), str(options.embedding_type))
+        wanted = _model(source, options)
         nodes = {node.name: node.SerializeToString() for node in there.graph.node}
         expected = {node.name: node.SerializeToString() for node in wanted.graph.node}
         wrong = [f"{name} differs" for name in expected if nodes.get(name) != expected[name]]
@@ -141,16 +150,66 @@ def onnxruntime(path: Path) -> Iterator[EngineRuntime]:
 
 
 def _known(kind: str) -> str:
-    if kind not in TYPE_OF:
-        raise ValueError(f"type = {kind!r} is not known to onnx; choose one of {', '.join(TYPE_OF)}")
+    if kind not in FORMATS:
+        raise ValueError(f"type = {kind!r} is not known to onnx; choose one of {', '.join(FORMATS)}")
     return kind
 
 
-def _notes(graph: Graph) -> list[str]:
-    notes = [f"{name} is stored as float16: {reason}" for name, reason in graph.wider.items()]
-    if graph.quantised:
-        total = len(graph.quantised) + len(graph.wider)
-        notes.append(f"{len(graph.quantised)} of {total} matrices are quantised")
+def _own_types(source: Source, options: Options) -> Options:
+    assert source.quantized is not None
+    own, names = source.quantized.quantization, {"q8_0": "int8", "q4_0": "int4"}
+    for option, asked, has in (
+        ("type", options.type, own.linear),
+        ("embedding_type", options.embedding_type, own.embedding),
+    ):
+        if has not in names:
+            raise ValueError(
+                f"{source.name}: is quantised as {own.scheme}; onnxruntime multiplies with blocks of 32 and "
+                "scales in float16, quantise its source with --scheme q4_0 or q8_0"
+            )
+        if asked not in (None, names[has]):
+            raise ValueError(
+                f"{option} = {asked} would round {source.name} again, which is {names[has]}; leave it out"
+            )
+    return dataclasses.replace(options, type=names[own.linear], embedding_type=names[own.embedding])
+
+
+def _model(source: Source, options: Options) -> Any:
+    """The onnx.ModelProto. A matrix whose rows the blocks do not divide is stored as float16."""
+
+    def stored(name: str) -> StoredTensor:
+        if source.quantized is not None and name in source.quantized.matrices:
+            return source.quantized.matrices[name]
+        weight = source.tensors[name].float()
+        blocks = _blocks(name, options)
+        if weight.ndim == 1 or blocks is None:
+            return source.weight(name)
+        if blocks.fits(weight.shape[1]):
+            return blocks.quantize(weight)
+        return TYPES["F16"].encode(weight.numpy()).view(np.float16).reshape(weight.shape)
+
+    said = {TYPE: str(options.type), EMBEDDING_TYPE: str(options.embedding_type)}
+    return model_proto(source.config, stored, said)
+
+
+def _blocks(name: str, options: Options) -> WeightFormat | None:
+    return FORMATS[str(options.embedding_type if name in EMBEDDING_NAMES else options.type)]
+
+
+def _notes(source: Source, options: Options) -> list[str]:
+    matrices = {
+        name: (tensor.shape[1], blocks)
+        for name, tensor in source.tensors.items()
+        if tensor.ndim == 2 and (blocks := _blocks(name, options)) is not None
+    }
+    wide = {name: width for name, (width, blocks) in matrices.items() if not blocks.fits(width)}
+    notes = [
+        f"{sum(width == each for each in wide.values())} matrices are stored as float16: "
+        f"32 does not divide their rows of {width}"
+        for width in sorted(set(wide.values()))
+    ]
+    if matrices:
+        notes.append(f"{len(matrices) - len(wide)} of {len(matrices)} matrices are quantised")
     return notes
 
 
@@ -189,22 +248,6 @@ def _tensors(proto: Any) -> dict[str, Stored]:
         tensor.name: Stored(tuple(tensor.dims), TensorProto.DataType.Name(tensor.data_type).lower())
         for tensor in proto.graph.initializer
     }
-
-
-def _empty_model(config: ModelConfig, options: Options) -> tuple[Any, Graph]:
-    """The model with zeros for weights."""
-    shapes = {name: stored.shape for name, stored in layout(config, Roles(TYPES["F32"], TYPES["F32"]))}
-
-    def zeros(name: str) -> Floats:
-        return np.broadcast_to(np.float32(0), shapes[name])
-
-    return model_proto(config, zeros, str(options.type), str(options.embedding_type))
-
-
-def _tokenizer_bytes(tokenizer: Tokenizer) -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save(Path(directory))
-        return sum(file.stat().st_size for file in Path(directory).iterdir())
 
 
 def _write_model(proto: Any, file: Path) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from mobilellm.model.quantized import Quantized
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.quant.artefact import assemble, quantized_model
+from mobilellm.quant.calibrated import calibrated
 from mobilellm.quant.compare import Comparison, Judge
 from mobilellm.quant.nearest import round_to_nearest
 from mobilellm.quant.schemes import Scheme, check_widths
@@ -17,9 +21,21 @@ Progress = Callable[[str, int, int], None]
 """(what is done, how much of it, of how much)"""
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What GPTQ is given."""
+
+    windows: tuple[Tensor, ...]
+    """Token ids (T,)."""
+    act_order: bool = True
+    """Columns with the largest inputs first."""
+
+
 class Result(NamedTuple):
     stored: Quantized
     scheme: Scheme
+    method: str
+    """rtn or gptq"""
     seconds: float
     """To quantise, the comparison not counted."""
     wider: dict[str, str]
@@ -35,6 +51,7 @@ class Result(NamedTuple):
         kind = self.stored.quantization
         return {
             **kind.to_dict(),
+            "method": self.method,
             "bits_per_weight": self.bits_per_weight,
             "seconds": self.seconds,
             "wider": self.wider,
@@ -45,16 +62,22 @@ class Result(NamedTuple):
 def quantize(
     source: MobileLLM,
     scheme: Scheme,
+    calibration: Calibration | None = None,
     judge: Judge | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Result:
     """Quantise a float32 model, and compare it with its source where there is a judge.
 
+    By GPTQ with a calibration, else by round-to-nearest.
+
     Raises ValueError for widths and weights that the scheme cannot take.
     """
     check_widths(scheme, source.config)
     began = time.perf_counter()
-    matrices = round_to_nearest(source, scheme, lambda done, total: progress("matrices", done, total))
+    if calibration is None:
+        matrices = round_to_nearest(source, scheme, lambda done, total: progress("matrices", done, total))
+    else:
+        matrices = calibrated(source, scheme, calibration.windows, calibration.act_order, progress)
     stored = assemble(source, scheme, matrices)
     seconds = time.perf_counter() - began
     comparison = None
@@ -62,4 +85,5 @@ def quantize(
         made = quantized_model(source, stored)
         comparison = judge(made, lambda done, total: progress("tokens compared", done, total))
     size = scheme.size(source.config)
-    return Result(stored, scheme, seconds, scheme.wider(source.config), size.weights, comparison)
+    method = "rtn" if calibration is None else "gptq"
+    return Result(stored, scheme, method, seconds, scheme.wider(source.config), size.weights, comparison)

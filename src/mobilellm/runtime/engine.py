@@ -22,13 +22,13 @@ from mobilellm import gguf_model
 from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import native_library
+from mobilellm.runtime.cores import default_threads
 from mobilellm.runtime.native_library import Library, Shape, Tensor
 from mobilellm.runtime.reference import CacheState, CancelledError, Floats, Room
 
 ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
 MOST_THREADS = 256
-_DEFAULT_THREADS = 4
 _MOST_ROWS = 2**31 - 1
 _HEAD_PIECES = 8
 """In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
@@ -40,7 +40,7 @@ class NativeModel:
     """One model in the engine's memory. Raises ValueError where it cannot be run; see `missing`."""
 
     def __init__(self, file: GGUF, threads: int | None = None, isa: str | None = None) -> None:
-        """`threads`: by default one a core, four at most. `isa`: by default the best; a name for tests."""
+        """`threads`: by default as many as cores.py says. `isa`: by default the best; a name for tests."""
         library = native_library.load()
         if isinstance(library, str):
             raise ValueError(f"the native engine was not compiled: {library}; use engine='reference'")
@@ -211,22 +211,6 @@ def missing() -> str | None:
     """Why the engine cannot be used here, or None. Compiles it where that has not been done."""
     library = native_library.load()
     return library if isinstance(library, str) else None
-
-
-def default_threads() -> int:
-    """The cores this process may use, threads of one core counted once, and four at most.
-
-    A token is bound by memory, which few cores use up, and by meetings, which cost more the more there are.
-    """
-    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = set()
-    for processor in processors:
-        topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
-        try:
-            siblings.add(topology.read_text(encoding="ascii").strip())
-        except OSError:
-            siblings.add(str(processor))
-    return max(1, min(_DEFAULT_THREADS, len(siblings)))
 
 
 def _checked_threads(threads: int | None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -196,6 +195,7 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Keep what is held in a file, for `restore` in this process or another."""
         with self._lock:
+            self._held.cut(len(self._held.tokens))  # a Ctrl-C may have come between the two
             write_session(path, self._of(), self._held.tokens, self._held.cache.state())
 
     def restore(self, path: str | Path) -> None:
@@ -228,15 +228,14 @@ def load(
     """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault.
 
     `engine`: the compiled one, the readable one, or "auto": the compiled one where it could be compiled, else
-    the readable one and a line to `say`. `threads` of the compiled one: by default one a core, four at most.
+    the readable one and a line to `say`. `threads` of the compiled one: by default as cores.py says.
     """
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"engine = {engine!r} is not known; choose auto, native or reference")
     file = read_gguf(path)
-    with ThreadPoolExecutor(1) as beside:  # while the engine brings the weights to memory, without the GIL
-        tokenizer = beside.submit(gguf_model.read_tokenizer, file)
-        if engine == "auto" and (fault := native.missing()) is not None:
-            say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
-            engine = "reference"
-        runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
-        return RuntimeModel(runs, tokenizer.result(), str(path), file, gguf_model.chat_template(file))
+    tokenizer = gguf_model.read_tokenizer(file)
+    if engine == "auto" and (fault := native.missing()) is not None:
+        say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
+        engine = "reference"
+    runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
+    return RuntimeModel(runs, tokenizer, str(path), file, gguf_model.chat_template(file))

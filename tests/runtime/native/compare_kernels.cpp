@@ -124,22 +124,24 @@ void plain_products() {
 }
 
 // What may stand in a panel of blocks: any bytes, and the largest of one kind, whose sums come nearest to overflow.
-void block_products() {
+void block_products(Product Kernels::*product, int bytes, const char* what) {
   for (int columns : {32, 96, 576}) {
-    const size_t scales = scale_bytes(columns), numbers = size_t(columns) * kPanelRows;
-    const Panel panel = panel_of(scales + numbers);
-    for (int i = 0; i < columns / kBlock * kPanelRows; ++i) {
+    const int blocks = columns / kBlock;
+    const Panel panel = panel_of(numbers_at(blocks - 1, bytes) + bytes);
+    for (int i = 0; i < blocks * kPanelRows; ++i) {
       const uint16_t half = half_by(portable, 0.1f * normal());
-      std::memcpy(panel.get() + size_t(i) * 2, &half, 2);
+      std::memcpy(panel.get() + scales_at(i / kPanelRows, bytes) + i % kPanelRows * 2, &half, 2);
     }
     for (int fill : {-1, 0x00, 0x0F, 0x7F, 0x80, 0xF0, 0xFF}) {
-      for (size_t i = 0; i < numbers; ++i) panel[scales + i] = uint8_t(fill < 0 ? whole(0, 255) : fill);
+      for (int block = 0; block < blocks; ++block) {
+        uint8_t* numbers = panel.get() + numbers_at(block, bytes);
+        for (int i = 0; i < bytes; ++i) numbers[i] = uint8_t(fill < 0 ? whole(0, 255) : fill);
+      }
       for (int count = 1; count <= (fill < 0 ? 37 : 5); ++count) {
         const int first = count % 3;
         Tokens x(first + count, columns);
         if (fill >= 0) x.all_bytes(count % 2 ? 127 : -127);
-        compare_product(tested->q8_0, portable.q8_0, panel.get(), columns, x, first, count, "q8_0");
-        compare_product(tested->q4_0, portable.q4_0, panel.get(), columns, x, first, count, "q4_0");
+        compare_product(tested->*product, portable.*product, panel.get(), columns, x, first, count, what);
       }
     }
   }
@@ -259,7 +261,8 @@ int main() {
     if (!tested) continue;
     compared = 0;
     plain_products();
-    block_products();
+    block_products(&Kernels::q8_0, kPanelRows * 32, "q8_0");
+    block_products(&Kernels::q4_0, kPanelRows * 16, "q4_0");
     norms_and_gates();
     quantise();
     attention();

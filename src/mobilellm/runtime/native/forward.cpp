@@ -39,12 +39,10 @@ class Forward : public Pass {
                      [&](int panel, int first) { return fetched(step, &Block::output, panel, first); });
       x = prepare(thread, s_.x.data(), hidden, hidden, block.feed_forward_norm,
                   in_blocks(block.gate.type) || in_blocks(block.up.type));
-      gate(thread, step, x);
-      x = prepare(thread, s_.hidden.data(), padded(shape().intermediate_size), shape().intermediate_size, nullptr,
-                  in_blocks(block.down.type));
+      x = gate(thread, step, x);
       multiply<true>(thread, block.down, x, s_.x.data(), hidden, step.next ? projections_part(thread, *step.next) : nullptr,
                      [&](int panel, int first) { return fetched(step, &Block::down, panel, first); });
-      if (m_.team.stopped()) return;
+      if (m_.team.stopped(thread)) return;
     }
     const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
     for (Shares shares(m_.team, thread, count_, 1); shares.next();) {
@@ -276,22 +274,37 @@ class Forward : public Pass {
     for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] / total;
   }
 
-  // hidden = silu(gate) * up, panel by panel.
-  void gate(int thread, const Step& step, const Inputs& x) {
+  // hidden = silu(gate) * up, two panels at a time: a run of what is rounded to 8 bits at once, if it has to be.
+  Inputs gate(int thread, const Step& step, const Inputs& x) {
     const Block& block = step.block;
-    const Product gate = m_.product(block.gate.type), up = m_.product(block.up.type);
-    float *first_results = s_.own[thread].first.data(), *second_results = s_.own[thread].second.data();
     const size_t stride = padded(shape().intermediate_size);
-    share(thread, block.gate.panels, part(thread, block.down), [&](int panel, int first, int tokens) {
-      gate(block.gate.panel(panel), block.gate.columns, x, first, tokens, first_results,
-           fetched(step, &Block::gate, panel, first));
-      up(block.up.panel(panel), block.up.columns, x, first, tokens, second_results,
-         fetched(step, &Block::up, panel, first));
-      for (int t = 0; t < tokens; ++t) {
-        m_.kernels.gate(first_results + t * kPanelRows, second_results + t * kPanelRows, kPanelRows,
-                        s_.hidden.data() + size_t(first + t) * stride + panel * kPanelRows);
+    const Inputs hidden{s_.hidden.data(), stride, s_.rounded_hidden.bytes(count_)};
+    share(thread, (block.gate.panels + 1) / 2, part(thread, block.down), [&](int pair, int first, int tokens) {
+      for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < block.gate.panels; ++panel) {
+        gate(thread, step, x, panel, first, tokens);
+      }
+      for (int row = first; in_blocks(block.down.type) && row < first + tokens; ++row) {
+        const size_t run = size_t(pair);
+        const auto& [numbers, scales, negated, all] = hidden.bytes;
+        m_.kernels.quantise(s_.hidden.data() + row * stride + run * kBlock, kBlock, row,
+                            {numbers + run * all * kBlock, scales + run * all, negated + run * all, all});
       }
     });
+    return hidden;
+  }
+
+  void gate(int thread, const Step& step, const Inputs& x, int panel, int first, int tokens) {
+    const Block& block = step.block;
+    float *gates = s_.own[thread].first.data(), *ups = s_.own[thread].second.data();
+    m_.product(block.gate.type)(block.gate.panel(panel), block.gate.columns, x, first, tokens, gates,
+                                fetched(step, &Block::gate, panel, first));
+    m_.product(block.up.type)(block.up.panel(panel), block.up.columns, x, first, tokens, ups,
+                              fetched(step, &Block::up, panel, first));
+    const size_t stride = padded(shape().intermediate_size);
+    for (int t = 0; t < tokens; ++t) {
+      m_.kernels.gate(gates + t * kPanelRows, ups + t * kPanelRows, kPanelRows,
+                      s_.hidden.data() + size_t(first + t) * stride + panel * kPanelRows);
+    }
   }
 
   const std::vector<Row>& rows_;
@@ -320,7 +333,7 @@ class Logits : public Pass {
 template <typename Work>
 bool run(Model& model, Work& work) {
   model.team.run([](void* context, int thread) { static_cast<Work*>(context)->run(thread); }, &work);
-  return !model.team.stopped();
+  return !model.team.stopped(0);
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 //
 // A matrix lies in panels of 16 rows. For every run of 4 columns a panel of blocks holds 16 rows x 4 numbers
 // side by side, so that one load feeds 8 or 16 rows, the rows' scales apply as one vector, and no sum has to
-// be taken across a register. Plain numbers lie column by column, 16 rows side by side. All instruction sets
+// be taken across a register. The scales of two blocks, a line of 64 bytes, stand before their numbers: a panel
+// is read from its first byte to its last, for the processor foresees one stream and not two. Plain numbers lie column by column, 16 rows side by side. All instruction sets
 // read the same layout; only the order of sums of floats is the same within one.
 #pragma once
 
@@ -17,12 +18,12 @@ constexpr int kSpan = 128;  // positions whose attention is one piece of work; s
 
 enum class Type : int32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, BF16 = 30 };  // ggml's numbers
 
-constexpr bool in_blocks(Type type) { return type == Type::Q8_0 || type == Type::Q4_0; }
+static inline constexpr bool in_blocks(Type type) { return type == Type::Q8_0 || type == Type::Q4_0; }
 
-// Bytes of the scales (float16, a block's 16 rows side by side) that stand before a panel's numbers.
-constexpr size_t scale_bytes(int columns) {
-  return (size_t(columns) / kBlock * kPanelRows * 2 + 63) / 64 * 64;
-}
+// Where a block's scales (float16, of 16 rows) and its numbers stand in a panel whose blocks have `bytes` bytes.
+// (Static, as all that is compiled for several processors: versions of one name would be merged into one of them.)
+static inline constexpr size_t scales_at(int block, int bytes) { return size_t(block / 2) * (64 + 2 * bytes) + block % 2 * 32; }
+static inline constexpr size_t numbers_at(int block, int bytes) { return size_t(block / 2 + 1) * 64 + size_t(block) * bytes; }
 
 // Columns in 8 bits, in runs of 32 with a scale each; all tokens' of a run stand together, in the order in which a
 // tile of tokens is multiplied.

@@ -104,12 +104,12 @@ struct Four {
 template <typename Kind, int N>
 inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
                         const uint8_t* ahead) {
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
-  const uint8_t* weights = panel + scale_bytes(columns);
   size_t at = size_t(first);
   __m256 totals[2][N];
   for (int t = 0; t < N; ++t) totals[0][t] = totals[1][t] = _mm256_setzero_ps();
-  for (int block = 0; block < columns / kBlock; ++block, at += x.tokens, weights += Kind::bytes, scales += kPanelRows) {
+  for (int block = 0; block < columns / kBlock; ++block, at += x.tokens) {
+    const uint8_t* weights = panel + numbers_at(block, Kind::bytes);
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + scales_at(block, Kind::bytes));
     fetch<N, Kind::bytes>(weights, ahead);
     __m256i sums[2][N];
     Kind::template block<N>(weights, x.numbers + at * kBlock, x.negated + at, sums);

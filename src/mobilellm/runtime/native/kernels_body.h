@@ -91,8 +91,10 @@ struct BF16 {
   }
 };
 
-// Bytes that are asked for ahead of their use where memory is read in order.
-constexpr int kAhead = 1024;
+// Bytes that are asked for ahead of their use where memory is read in order, for the second cache: the first one
+// has room for few requests at a time (and reads 18 % less in a second when they go there).
+constexpr int kAhead = 2048;
+inline void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }
 
 // out (N, Panels * 16) = panels side by side, a column (Panels * 16) every `stride` numbers, times x(token,
 // column). As much memory as they take is fetched from `ahead`.
@@ -102,7 +104,7 @@ inline void plain_tile(const typename Kind::Number* panel, const typename Kind::
   constexpr int vectors = Panels * kPanelRows / kLanes;
   floats sums[vectors][N] = {};
   for (int column = 0; column < columns; ++column, panel += stride, ahead += stride) {
-    __builtin_prefetch(ahead);
+    prefetch(ahead);
     floats w[vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; ++i) w[i] = Kind::some(panel + i * kLanes);
@@ -135,10 +137,10 @@ void plain_product(const uint8_t* panel, int columns, const Inputs& x, int first
 template <int N, int Bytes>
 inline void fetch(const uint8_t* weights, const uint8_t*& ahead) {
   if constexpr (N == 1) {
-    for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(weights + kAhead + line);
+    for (int line = 0; line < Bytes; line += 64) prefetch(weights + kAhead + line);
   }
   if (ahead) {
-    for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(ahead + line);
+    for (int line = 0; line < Bytes; line += 64) prefetch(ahead + line);
     ahead += Bytes;
   }
 }

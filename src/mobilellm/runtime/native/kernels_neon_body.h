@@ -90,11 +90,11 @@ struct Four {  // nibbles: w + 8
 template <typename Kind, int N>
 inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
                         const uint8_t* ahead) {
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
-  const uint8_t* weights = panel + scale_bytes(columns);
   size_t at = size_t(first);
   floats totals[4][N] = {};
-  for (int block = 0; block < columns / kBlock; ++block, at += x.tokens, weights += Kind::bytes, scales += kPanelRows) {
+  for (int block = 0; block < columns / kBlock; ++block, at += x.tokens) {
+    const uint8_t* weights = panel + numbers_at(block, Kind::bytes);
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + scales_at(block, Kind::bytes));
     fetch<N, Kind::bytes>(weights, ahead);
     int32x4_t sums[4][N];
     for (int t = 0; t < N; ++t) {

@@ -74,11 +74,12 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
     for (int row = 0; row < kPanelRows; ++row) {
       float total = 0;
       for (int block = 0; block < blocks; ++block) {
-        const uint8_t* weights = panel + scale_bytes(columns) + size_t(block) * Kind::bytes;
+        const uint8_t* weights = panel + numbers_at(block, Kind::bytes);
+        const uint8_t* scales = panel + scales_at(block, Kind::bytes);
         const size_t at = block * x.bytes.tokens + token;
         int32_t whole = 0;
         for (int i = 0; i < kBlock; ++i) whole += Kind::number(weights, row, i) * x.bytes.numbers[at * kBlock + i];
-        const float scale = from_half(reinterpret_cast<const uint16_t*>(panel)[block * kPanelRows + row]);
+        const float scale = from_half(read<uint16_t>(scales + row * 2));
         total += float(whole) * (scale * x.bytes.scales[at]);
       }
       *out++ = total;

@@ -16,8 +16,8 @@ constexpr int kMatrices = 7;  // of a block
 size_t panel_bytes(Type type, int columns) {
   switch (type) {
     case Type::F32: return size_t(columns) * kPanelRows * 4;
-    case Type::Q8_0: return scale_bytes(columns) + size_t(columns / kBlock) * kPanelRows * 32;
-    case Type::Q4_0: return scale_bytes(columns) + size_t(columns / kBlock) * kPanelRows * 16;
+    case Type::Q8_0: return numbers_at(columns / kBlock - 1, kPanelRows * 32) + kPanelRows * 32;
+    case Type::Q4_0: return numbers_at(columns / kBlock - 1, kPanelRows * 16) + kPanelRows * 16;
     default: return (size_t(columns) * kPanelRows * 2 + 63) / 64 * 64;
   }
 }
@@ -40,12 +40,11 @@ Matrix shaped(const mobilellm_tensor& tensor) {
 // Blocks of `Quants` bytes after a scale: four bytes of 16 rows side by side, eight or four times a block.
 template <int Quants>
 void pack_blocks(const uint8_t* from, int rows, int columns, uint8_t* to) {
-  const int blocks = columns / kBlock;
-  uint8_t* numbers = to + scale_bytes(columns);
+  constexpr int bytes = kPanelRows * Quants;
   for (int row = 0; row < rows; ++row) {
-    for (int block = 0; block < blocks; ++block, from += 2 + Quants) {
-      std::memcpy(to + (size_t(block) * kPanelRows + row) * 2, from, 2);
-      uint8_t* place = numbers + size_t(block) * kPanelRows * Quants + row * 4;
+    for (int block = 0; block < columns / kBlock; ++block, from += 2 + Quants) {
+      std::memcpy(to + scales_at(block, bytes) + row * 2, from, 2);
+      uint8_t* place = to + numbers_at(block, bytes) + row * 4;
       for (int group = 0; group < Quants / 4; ++group) std::memcpy(place + group * 64, from + 2 + group * 4, 4);
     }
   }

@@ -19,7 +19,7 @@ class Pass {
   Inputs prepare(int thread, const float* source, size_t stride, int columns, const float* norm, bool bytes) {
     Scratch::Prepared& room = few() ? s_.own[thread].prepared : s_.prepared;
     const size_t wide = padded(columns);
-    const Bytes in_bytes = room.bytes(count_);
+    const Bytes in_bytes = room.rounded.bytes(count_);
     const auto one = [&](int row) {
       const float* from = source + row * stride;
       if (norm) {
@@ -53,7 +53,7 @@ class Pass {
         for (int panel = shares.first; panel < shares.end; ++panel) each(panel, token, tokens);
       }
     }
-    for (int line = 0; next && line < kBeginning; line += 64) __builtin_prefetch(next + line);
+    for (int line = 0; next && line < kBeginning; line += 64) __builtin_prefetch(next + line, 0, 2);
     m_.team.meet(thread);
   }
 

@@ -29,6 +29,7 @@ void Scratch::fit(const Model& model, int rows, int longest) {
   grow(cosines, many * shape.head_dim / 2);
   grow(sines, many * shape.head_dim / 2);
   spans = (longest - 1) / kSpan + 1;
+  rounded_hidden.fit(rows, shape.intermediate_size);
   if (rows <= kFewRows) {
     const size_t pieces = many * shape.num_heads * spans;
     grow(partial, pieces * value_stride);
@@ -51,17 +52,22 @@ void Scratch::fit(const Model& model, int rows, int longest) {
   }
 }
 
-void Scratch::Prepared::fit(int rows, int columns) {
+void Scratch::Rounded::fit(int rows, int columns) {
   const size_t size = size_t(rows + kApart) * padded(columns);
-  if (numbers.size() >= size) return;
-  values.resize(size);
+  if (negated.size() > size / kBlock) return;  // the last to grow: memory may have ended half way
   numbers.resize(size);
   scales.resize(size / kBlock + 1);
   negated.resize(size / kBlock + 1);
 }
 
-Bytes Scratch::Prepared::bytes(int rows) {
+Bytes Scratch::Rounded::bytes(int rows) {
   return {numbers.data(), scales.data(), negated.data(), size_t(rows <= kFewRows ? rows : rows + kApart)};
+}
+
+void Scratch::Prepared::fit(int rows, int columns) {
+  const size_t size = size_t(rows) * padded(columns);
+  if (values.size() < size) values.resize(size);
+  rounded.fit(rows, columns);
 }
 
 }  // namespace mobilellm

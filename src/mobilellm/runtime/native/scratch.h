@@ -22,14 +22,19 @@ struct Scratch {
   explicit Scratch(const Model& model);
   void fit(const Model& model, int rows, int longest);  // longest: positions a row sees at most
 
-  // What a product reads, for `rows` tokens.
-  struct Prepared {
-    std::vector<float> values;
+  // Room for the `Bytes` of some rows.
+  struct Rounded {
     std::vector<int8_t> numbers;
     std::vector<float> scales;
     std::vector<int32_t> negated;
     void fit(int rows, int columns);
     Bytes bytes(int rows);
+  };
+  // What a product reads.
+  struct Prepared {
+    std::vector<float> values;
+    Rounded rounded;
+    void fit(int rows, int columns);
   };
   struct Own {  // a thread's
     Prepared prepared;
@@ -41,6 +46,7 @@ struct Scratch {
   std::vector<float> x, q, mixed, hidden, cosines, sines;
   std::vector<float> partial, partial_totals;  // attention of few rows, span by span
   Prepared prepared;
+  Rounded rounded_hidden;
   std::vector<Own> own;
   int spans = 0;
 };

@@ -28,7 +28,7 @@ void wait_until(const Done& done) {
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads), taken_(size_t(threads)) {
+Team::Team(int threads) : size_(threads), members_(size_t(threads)) {
   try {
     for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
   } catch (...) {
@@ -52,7 +52,6 @@ Team::~Team() {
 
 void Team::run(void (*job)(void*, int), void* context) {
   cancelled_ = false;
-  stopped_ = false;
   if (size_ > 1) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -80,14 +79,13 @@ void Team::work(int thread) {
 }
 
 void Team::meet(int thread) {
-  const uint32_t meeting = meeting_.load(std::memory_order_relaxed);
-  taken_[size_t(thread)].of[~meeting & 1].store(0, std::memory_order_relaxed);  // all have left the work before this
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    stopped_ = cancelled_.load(std::memory_order_relaxed);
-    meeting_.store(meeting + 1, std::memory_order_release);
-  } else {
-    wait_until([&] { return meeting_.load(std::memory_order_acquire) != meeting; });
+  Member& own = members_[size_t(thread)];
+  const uint32_t meeting = meetings(thread) + 1;
+  own.taken[meeting & 1].store(0, std::memory_order_relaxed);  // all have left the work before this
+  if (thread == 0) stopped_[meeting & 1] = cancelled_.load(std::memory_order_relaxed);
+  own.meetings.store(meeting, std::memory_order_release);
+  for (const Member& other : members_) {  // which may be one meeting ahead
+    wait_until([&] { return int32_t(other.meetings.load(std::memory_order_acquire) - meeting) >= 0; });
   }
 }
 

@@ -27,7 +27,7 @@ class Team {
   // Wait for the others. Between two meetings the threads share out one piece of work with `Shares`.
   void meet(int thread);
   // Whether `cancel` was called before the last meeting: the same answer for all.
-  bool stopped() const { return stopped_; }
+  bool stopped(int thread) const { return stopped_[meetings(thread) & 1]; }
 
   // From any thread: the job that runs is to stop.
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
@@ -35,19 +35,21 @@ class Team {
  private:
   friend class Shares;
   void work(int thread);
+  uint32_t meetings(int thread) const { return members_[size_t(thread)].meetings.load(std::memory_order_relaxed); }
 
   const int size_;
   std::vector<std::thread> workers_;
 
-  // How far a thread's part of the work is taken: by turns one for this work and one that is 0 for the next.
-  struct alignas(64) Taken {
-    std::atomic<int> of[2] = {0, 0};
+  struct Member {
+    // The meetings a thread has come to. Each looks at the others' numbers: one way between processors, where a
+    // common number and a sign from the last to come would be three.
+    alignas(64) std::atomic<uint32_t> meetings{0};
+    // How far its part of the work is taken: by turns one for this work and one that is 0 for the next.
+    alignas(64) std::atomic<int> taken[2] = {0, 0};
   };
-  std::vector<Taken> taken_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> meeting_{0};
-  bool stopped_ = false;
-  std::atomic<bool> cancelled_{false};
+  std::vector<Member> members_;
+  bool stopped_[2] = {false, false};  // of even and odd meetings: the first thread may be one ahead
+  alignas(64) std::atomic<bool> cancelled_{false};
 
   alignas(64) std::atomic<uint32_t> jobs_{0};
   void (*job_)(void*, int) = nullptr;
@@ -63,14 +65,14 @@ class Team {
 class Shares {
  public:
   Shares(Team& team, int thread, int count, int chunk)
-      : team_(team), turn_(team.meeting_.load(std::memory_order_relaxed) & 1), thread_(thread), count_(count),
+      : team_(team), turn_(team.meetings(thread) & 1), thread_(thread), count_(count),
         chunk_(chunk) {}
 
   // Whether there are more: pieces first ... end - 1.
   bool next() {
     for (; part_ < team_.size_; ++part_) {
       const int whose = (thread_ + part_) % team_.size_, begin = start(whose), size = start(whose + 1) - begin;
-      const int taken = team_.taken_[size_t(whose)].of[turn_].fetch_add(chunk_, std::memory_order_relaxed);
+      const int taken = team_.members_[size_t(whose)].taken[turn_].fetch_add(chunk_, std::memory_order_relaxed);
       if (taken >= size) continue;
       first = begin + taken;
       end = begin + (taken + chunk_ < size ? taken + chunk_ : size);

@@ -1,0 +1,172 @@
+"""GPTQ over a whole model: blocks one after the other, each with the inputs that the quantised ones give.
+
+A block that runs several times (layer sharing) is quantised once, for the inputs of all its runs. Embedding
+and head come first, for the final states of the source. A tied matrix is head and embedding at once: its
+columns make up for each other less (more damping), because a looked-up row is used as it is.
+T tokens of a window, E hidden_size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilellm.model.quantized import Matrix, attach
+from mobilellm.model.rope import rotation
+from mobilellm.model.transformer import Attention, Block, Linear, MobileLLM, SwiGLU
+from mobilellm.quant.formats import WeightFormat
+from mobilellm.quant.gptq import DAMPING, gptq
+from mobilellm.quant.scales import best_scales
+from mobilellm.quant.schemes import Scheme
+
+_TIED_DAMPING = 1.0
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@torch.inference_mode()
+def calibrated(
+    source: MobileLLM,
+    scheme: Scheme,
+    windows: Sequence[Tensor],
+    act_order: bool,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Matrix]:
+    """Every matrix that the scheme quantises, by its checkpoint name.
+
+    `windows` are token ids (T,) of calibration text. `progress`: what is done, how much of it, of how much.
+    Raises ValueError without a window, and naming a matrix that cannot be quantised.
+    """
+    if not windows:
+        raise ValueError("calibration: there is no text to calibrate on")
+    for name, parameter in source.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"{name}: there are weights that are not finite")
+    return _Calibration(source, scheme, windows, act_order).run(progress)
+
+
+class _Enough(Exception):  # noqa: N818
+    """The last input that is wanted of a window has been seen: the rest of the pass serves nothing."""
+
+
+class _Calibration:
+    def __init__(self, source: MobileLLM, scheme: Scheme, windows: Sequence[Tensor], act_order: bool) -> None:
+        self.formats = scheme.formats(source.config)
+        self.scheme, self.windows, self.act_order = scheme, windows, act_order
+        self.matrices: dict[str, Matrix] = {}
+        self.model = copy.deepcopy(source).float().eval()
+        """Quantised block by block."""
+
+    def run(self, progress: Callable[[str, int, int], None]) -> dict[str, Matrix]:
+        schedule = self.model.config.schedule
+        blocks = list(dict.fromkeys(schedule))
+        self._embedding_and_head()
+        attach(self.model, self.scheme.described(0), {name for name, kind in self.formats.items() if kind})
+        states = [F.embedding(window[None], self.model.model.embed_tokens.weight) for window in self.windows]
+        reached = 0
+        for done, index in enumerate(blocks):
+            progress("blocks", done, len(blocks))
+            uses = [step for step, used in enumerate(schedule) if used == index]
+            self._block(index, states, uses)
+            following = schedule.index(blocks[done + 1]) if done + 1 < len(blocks) else reached
+            for number, x in enumerate(states):
+                states[number] = self._advanced(x, reached, following)
+            reached = following
+        return self.matrices
+
+    def _block(self, index: int, states: list[Tensor], uses: list[int]) -> None:
+        """Quantise a block; `states` are those before its first use."""
+        block = self.model.model.layers[index]
+        assert isinstance(block, Block)
+        attention, mlp = block.self_attn, block.mlp
+        assert isinstance(attention, Attention)
+        assert isinstance(mlp, SwiGLU)
+        # What has the same input has the same H.
+        together = {
+            "self_attn": (("q_proj", "k_proj", "v_proj"), ("o_proj",)),
+            "mlp": (("gate_proj", "up_proj"), ("down_proj",)),
+        }
+        for part, groups in together.items():
+            for names in groups:
+                linears = [block.get_submodule(f"{part}.{name}") for name in names]
+                if self.formats[f"model.layers.{index}.{part}.{names[0]}.weight"] is None:
+                    continue
+                hessian = self._hessian(linears[0], states, uses)
+                for name, linear in zip(names, linears, strict=True):
+                    assert isinstance(linear, Linear)
+                    self._quantize(f"model.layers.{index}.{part}.{name}.weight", linear.weight, hessian)
+
+    def _hessian(self, linear: nn.Module, states: list[Tensor], uses: list[int]) -> Tensor:
+        """Sum of x xᵀ over the inputs of a product, in all uses of its block."""
+        assert isinstance(linear, Linear)
+        total = torch.zeros(linear.in_features, linear.in_features)
+
+        seen = 0
+
+        def note(part: nn.Module, inputs: tuple[Tensor]) -> None:
+            nonlocal seen
+            seen += 1
+            self._add(inputs[0][0], total)
+            if seen % len(uses) == 0:
+                raise _Enough
+
+        handle = linear.register_forward_pre_hook(note)
+        try:
+            for x in states:
+                with suppress(_Enough):
+                    self._advanced(x, uses[0], uses[-1] + 1)
+        finally:
+            handle.remove()
+        return total
+
+    def _add(self, x: Tensor, hessian: Tensor) -> None:
+        """Inputs (T, C) of a product, as it rounds them."""
+        x = x if self.scheme.activations is None else self.scheme.activations(x)
+        hessian.addmm_(x.T, x)
+
+    def _advanced(self, x: Tensor, first: int, end: int) -> Tensor:
+        """States (1, T, E) before step `first` brought to before step `end`."""
+        config = self.model.config
+        rope = rotation(torch.arange(x.shape[1]), config.head_dim, config.rope_theta, x.dtype)
+        for step in range(first, end):
+            x = self.model.model.layers[config.schedule[step]](x, rope, None)
+        return x
+
+    def _embedding_and_head(self) -> None:
+        embedding = self.model.model.embed_tokens.weight
+        width = self.model.config.hidden_size
+        hessian = torch.zeros(width, width)
+        for window in self.windows:
+            self._add(self.model.hidden(window[None])[0], hessian)
+        if self.model.lm_head is None:
+            self._quantize(_EMBEDDING, embedding, hessian, _TIED_DAMPING)
+            return
+        self._quantize(_HEAD, self.model.lm_head.weight, hessian)
+        if (kind := self.formats[_EMBEDDING]) is not None:
+            self._keep(_EMBEDDING, embedding, _by_scales(embedding, kind))
+
+    def _quantize(self, name: str, weight: Tensor, hessian: Tensor, damping: float = DAMPING) -> None:
+        kind = self.formats[name]
+        if kind is None:
+            return
+        try:
+            if not bool(torch.isfinite(hessian).all()):
+                raise ValueError("its inputs on the calibration text are not finite")
+            matrix = gptq(weight, hessian, kind, damping, self.act_order)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        self._keep(name, weight, matrix)
+
+    def _keep(self, name: str, weight: Tensor, matrix: Matrix) -> None:
+        self.matrices[name] = matrix
+        weight.copy_(matrix.values())
+
+
+def _by_scales(weight: Tensor, kind: WeightFormat) -> Matrix:
+    """Nearest codes under the best scales, all weights being equally important."""
+    scales = best_scales(weight, torch.ones(weight.shape[1]), kind)
+    return Matrix(kind.nearest(kind.grouped(weight), scales).flatten(1), scales, kind.bits)
