@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from mobilellm.config import ModelConfig
-from mobilellm.runtime.reference import CancelledError, Room
+from mobilellm.runtime.engine import CancelledError
+from mobilellm.runtime.reference import Room
 
 Floats = NDArray[np.float32]
 DESCRIPTION = "mobilellm"
