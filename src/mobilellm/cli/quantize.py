@@ -44,7 +44,7 @@ class Arguments:
     """rtn: every weight to the nearest, in seconds. gptq: calibrated on text, in minutes: loses less."""
     calibration: tuple[Path, ...] = ()
     """gptq: text files like what the model will read; by default most of Python's language reference."""
-    calibration_tokens: int = 32_768
+    calibration_tokens: int = 16_384
     """gptq: tokens to calibrate on, spread over the text."""
     act_order: bool = True
     """gptq: round the columns with the largest inputs first."""
