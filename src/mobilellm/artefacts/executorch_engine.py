@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from mobilellm.config import ModelConfig
-from mobilellm.runtime.reference import CancelledError, Room
+from mobilellm.runtime.engine import CancelledError
+from mobilellm.runtime.reference import Room
 
 Floats = NDArray[np.float32]
-PROGRAM = "model.pte"
 DESCRIPTION = "mobilellm"
 """The method of a program that gives, as JSON, what it is: config, context, chunk, and how it is stored."""
 
@@ -45,6 +45,7 @@ class ExecutorchModel:
             raise ValueError(f"{file}: ExecuTorch cannot load it: {str(error).splitlines()[0]}") from None
         stored = ModelConfig.from_dict(self.description["config"], str(file))
         self.config = replace(stored, max_position_embeddings=self.description["context"])
+        self.backend, self.types = "executorch", _types(self.description)
         self._held: list[int] = []
         self._cancelled = False
 
@@ -106,6 +107,11 @@ def load_operators() -> None:
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401
     finally:
         quiet.level = level
+
+
+def _types(description: dict[str, Any]) -> str:
+    """How matrices are stored, the blocks' first."""
+    return "+".join(dict.fromkeys([description["type"], description["embedding_type"]]))
 
 
 def _described(program: Any, file: Path) -> dict[str, Any]:

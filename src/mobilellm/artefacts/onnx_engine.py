@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.config import ModelConfig
-from mobilellm.runtime.reference import CancelledError, Room
+from mobilellm.runtime.engine import CancelledError
+from mobilellm.runtime.reference import Room
 
 Floats = NDArray[np.float32]
 GENAI_CONFIG = "genai_config.json"
@@ -40,7 +41,8 @@ class OnnxModel:
         if "mobilellm.config" not in described:
             raise ValueError(f"{self.file}: was not written by mobilellm export; only such files are run")
         self.config = ModelConfig.from_json(described["mobilellm.config"], str(self.file))
-        self.type = described.get("mobilellm.type", "")
+        stated = (described.get(f"mobilellm.{name}", "") for name in ("type", "embedding_type"))
+        self.backend, self.types = "onnxruntime", "+".join(dict.fromkeys(stated))
         self.slots = [
             value.name for value in self._session.get_inputs() if value.name.startswith("past_key_values.")
         ]

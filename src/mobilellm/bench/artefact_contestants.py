@@ -16,7 +16,8 @@ class ExecutorchContestant(EngineContestant):
     """A program with XNNPACK's kernels."""
 
     def __init__(self, source: str, threads: int, room: int) -> None:
-        from mobilellm.artefacts.executorch_engine import PROGRAM, ExecutorchModel
+        from mobilellm.artefacts.executorch_engine import ExecutorchModel
+        from mobilellm.artefacts.opening import PROGRAM
 
         start = time.perf_counter()
         file = Path(source) / PROGRAM
@@ -50,7 +51,7 @@ class OnnxContestant(EngineContestant):
             "version": version("onnxruntime"),
             "backends": "CPU",
             "n_threads": threads,
-            **_of_file(model.config, size, f"onnx {model.type}"),
+            **_of_file(model.config, size, f"onnx {model.types}"),
         }
 
     def about(self) -> dict[str, Any]:

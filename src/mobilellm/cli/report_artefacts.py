@@ -51,6 +51,8 @@ def run(arguments: Arguments) -> None:
         raise ValueError(f"rounds = {arguments.rounds} must be at least 1")
     if arguments.limit is not None and arguments.data_dir is None:
         raise ValueError(f"limit = {arguments.limit} is of the zero-shot tasks; add --data-dir")
+    import matplotlib  # noqa: F401  # missing, it is better told now
+
     found = find(arguments.folder, _say)
     tasks = _tasks(arguments)
     notes: list[str] = []

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from mobilellm.artefacts.opening import artefact_directory
 from mobilellm.config import ConfigError
 from mobilellm.eval.interface import LanguageModel
 from mobilellm.installation import install_command, missing_packages
@@ -36,13 +37,14 @@ def open_model(
     tokens_at_once: int | None = None,
     say: Callable[[str], None] = _log.warning,
 ) -> LanguageModel:
-    """A model directory, a training run, a Hub id, of any architecture that transformers knows; or a .gguf.
+    """A model directory, a training run, a Hub id, of any architecture that transformers knows; or a .gguf
+    file; or a directory for ONNX Runtime or ExecuTorch.
 
     `backend` "auto" is "mobilellm" for whatever our own code runs, tokenizer included; else "transformers",
     and `say` is told why. `trust_remote_code` lets transformers execute code that comes with the model.
     Raises ValueError, FileNotFoundError or ImportError with one line, which tells the mend.
     """
-    if str(source).endswith(".gguf"):
+    if str(source).endswith(".gguf") or artefact_directory(source) is not None:
         return _in_the_runtime(source, backend, dtype, device, say)
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r} is not known; choose one of {', '.join(BACKENDS)}")
@@ -89,14 +91,20 @@ def _ours(
 def _in_the_runtime(
     source: str | Path, backend: str, dtype: str | None, device: str, say: Callable[[str], None]
 ) -> LanguageModel:
-    """A .gguf file. Its numbers are stored as they are and run on the CPU: nothing else can be asked for."""
+    """A file or directory for a device, run on the CPU as it is stored: nothing else can be asked for."""
+    directory = artefact_directory(source)
+    what = "a .gguf file" if directory is None else "which runs as it is stored"
     for name, value, only in (
         ("backend", backend, "auto"),
         ("dtype", dtype, None),
         ("device", device, "cpu"),
     ):
         if value != only:
-            raise ValueError(f"{name} = {value} does not go with {source}, a .gguf file; leave it out")
+            raise ValueError(f"{name} = {value} does not go with {source}, {what}; leave it out")
+    if directory is not None:
+        from mobilellm.eval.artefact_model import artefact_language_model
+
+        return artefact_language_model(directory)
     from mobilellm.eval.runtime_model import gguf_language_model
 
     return gguf_language_model(source, say)

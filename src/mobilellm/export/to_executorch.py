@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from mobilellm.artefacts.executorch_engine import PROGRAM, ExecutorchModel
+from mobilellm.artefacts.opening import PROGRAM, open_artefact
 from mobilellm.config import ModelConfig
 from mobilellm.export.arithmetic import Rounding, rounded_logits
 from mobilellm.export.check import Check, count_check
@@ -37,8 +37,7 @@ from mobilellm.model.quantized import Matrix
 from mobilellm.model.rounding import TOKEN_ASYMMETRIC
 from mobilellm.quant.formats import INT4, INT8
 from mobilellm.quant.schemes import EMBEDDING_NAMES
-from mobilellm.runtime.session import RuntimeModel
-from mobilellm.tokenizer import EOS_ID, Tokenizer
+from mobilellm.tokenizer import EOS_ID
 
 CHUNK = 64
 """Most tokens at once: the memory for their logits is planned, 8 MB at a vocabulary of 32,000."""
@@ -148,9 +147,7 @@ def executorch_runtime(path: Path) -> Iterator[EngineRuntime]:
     """Raises ValueError for a program that cannot be run."""
     from executorch.version import __version__
 
-    runtime = EngineRuntime(
-        RuntimeModel(ExecutorchModel(path / PROGRAM), Tokenizer.load(path), str(path), None)
-    )
+    runtime = EngineRuntime(open_artefact(path))
     runtime.name = f"executorch {__version__}"
     yield runtime
 
@@ -198,14 +195,18 @@ def _known(kind: str) -> str:
 def _own_types(source: Source, options: Options) -> Options:
     assert source.quantized is not None
     own = source.quantized.quantization
+    if own.kv is not None:
+        raise ValueError(
+            f"{source.name}: rounds keys and values, which this lowering does not; quantise without --kv"
+        )
     for option, asked, has in (
         ("type", options.type, own.linear),
         ("embedding_type", options.embedding_type, own.embedding),
     ):
         if has not in FORMATS:
             raise ValueError(
-                f"{source.name}: is quantised as {own.scheme}, which XNNPACK does not multiply with; "
-                "quantise its source with --scheme 8da4w"
+                f"{source.name}: is quantised as {own.scheme}, which is not lowered to XNNPACK; "
+                "quantise its source with --scheme 8da4w, in groups of 32"
             )
         if asked not in (None, has):
             raise ValueError(

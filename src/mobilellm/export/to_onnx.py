@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm.artefacts.onnx_engine import OnnxModel, model_file
+from mobilellm.artefacts.onnx_engine import model_file
+from mobilellm.artefacts.opening import open_artefact
 from mobilellm.config import ModelConfig
 from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import EngineRuntime
@@ -35,7 +36,6 @@ from mobilellm.gguf_blocks import TYPES
 from mobilellm.layouts import config_json
 from mobilellm.quant.formats import Q4_0, Q8_0, WeightFormat
 from mobilellm.quant.schemes import EMBEDDING_NAMES
-from mobilellm.runtime.session import RuntimeModel
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 
 FILE_OF = {"fp32": "model.onnx", "int8": "model_int8.onnx", "int4": "model_q4.onnx"}
@@ -144,7 +144,7 @@ def onnxruntime(path: Path) -> Iterator[EngineRuntime]:
     """Raises ValueError for a directory that cannot be run."""
     from onnxruntime import __version__
 
-    runtime = EngineRuntime(RuntimeModel(OnnxModel(path), Tokenizer.load(path), str(path), None))
+    runtime = EngineRuntime(open_artefact(path))
     runtime.name = f"onnxruntime {__version__}"
     yield runtime
 
@@ -158,6 +158,10 @@ def _known(kind: str) -> str:
 def _own_types(source: Source, options: Options) -> Options:
     assert source.quantized is not None
     own, names = source.quantized.quantization, {"q8_0": "int8", "q4_0": "int4"}
+    if own.kv is not None:
+        raise ValueError(
+            f"{source.name}: rounds keys and values, which the graph does not; quantise without --kv"
+        )
     for option, asked, has in (
         ("type", options.type, own.linear),
         ("embedding_type", options.embedding_type, own.embedding),
