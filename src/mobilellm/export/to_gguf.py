@@ -175,7 +175,7 @@ def export_gguf(
 ) -> list[str]:
     """Write `path` without comparing it: what `mobilellm export` does first. Returns notes, one line each."""
     opened = open_source(source, say)
-    options = TARGET.complete(Options(kind, embedding_kind, unroll), opened)
+    options = TARGET.complete(Options(kind, embedding_kind, unroll=unroll), opened)
     return TARGET.write(opened, Path(path), options)
 
 

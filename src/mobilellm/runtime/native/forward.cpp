@@ -26,12 +26,12 @@ class Forward : public AttentionPass {
       if (few()) mix(thread);
       x = prepare(thread, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
                   in_blocks(block.output.type));
-      multiply<true>(thread, block.output, x, s_.x.data(), hidden, part(thread, block.gate),
+      multiply<true>(thread, block.output, x, s_.x.data(), hidden,
                      [&](int panel, int first) { return fetched(step, &Block::output, panel, first); });
       x = prepare(thread, s_.x.data(), hidden, hidden, block.feed_forward_norm,
                   in_blocks(block.gate.type) || in_blocks(block.up.type));
       x = gate(thread, step, x);
-      multiply<true>(thread, block.down, x, s_.x.data(), hidden, step.next ? part(thread, *step.next) : nullptr,
+      multiply<true>(thread, block.down, x, s_.x.data(), hidden,
                      [&](int panel, int first) { return fetched(step, &Block::down, panel, first); });
       if (m_.team.stopped(thread)) return;
     }
@@ -58,8 +58,9 @@ class Forward : public AttentionPass {
     m_.team.meet(thread);
   }
 
-  // A step of the schedule. A block that runs several times on end is in a near cache after the first time, and
-  // memory has nothing to do: meanwhile the block after it comes there, a part of it each time.
+  // A step of the schedule. A block that runs several times on end is in the processor's common cache after the first
+  // time, and memory has nothing to do: meanwhile the block after it comes nearer, a part of it each time. (One that
+  // fits the cores' own caches is read there, and would only be pushed out.)
   struct Step {
     Step(const Model& model, int number_) : number(number_), block(model.blocks[model.schedule[number_]]) {
       const auto& schedule = model.schedule;
@@ -68,12 +69,14 @@ class Forward : public AttentionPass {
       while (first > 0 && schedule[first - 1] == schedule[number]) --first;
       while (end < steps && schedule[end] == schedule[number]) ++end;
       turn = number - first, turns = end - first;
-      if (number + 1 < steps) next = &model.blocks[schedule[number + 1]];
-      if (turns > 1 && end < steps) coming = &model.blocks[schedule[end]];
+      const size_t bytes = size_t(block.down.panel(block.down.panels) - block.q.data);
+      if (turns > 1 && end < steps && bytes > size_t(kSecondCache) * model.team.size()) {
+        coming = &model.blocks[schedule[end]];
+      }
     }
     const int number;
     const Block& block;
-    const Block *next = nullptr, *coming = nullptr;
+    const Block* coming = nullptr;
     int turn, turns;
   };
 
@@ -82,8 +85,6 @@ class Forward : public AttentionPass {
     if (!few() || !step.coming) return ahead(step.block.*matrix, panel, first);
     return panel % step.turns == step.turn ? (step.coming->*matrix).panel(panel) : nullptr;
   }
-
-  using Pass::part;
 
   static constexpr Matrix Block::*kProjections[] = {&Block::q, &Block::k, &Block::v};
 
@@ -94,19 +95,11 @@ class Forward : public AttentionPass {
     return which;
   }
 
-  static int projections(const Block& block) { return block.q.panels + block.k.panels + block.v.panels; }
-
-  // Where a thread's own part of a block's first product begins.
-  const uint8_t* part(int thread, const Block& block) const {
-    int panel = Shares::start(projections(block), thread, m_.team.size());
-    const int which = projection(block, panel);
-    return (block.*kProjections[which]).panel(panel);
-  }
-
   // Queries, keys and values; queries and keys rotated, keys and values into the cache.
   void project(int thread, const Step& step, const Inputs& x) {
     float* results = s_.own[thread].first.data();
-    share(thread, projections(step.block), part(thread, step.block.output), [&](int panel, int first, int tokens) {
+    const int projections = step.block.q.panels + step.block.k.panels + step.block.v.panels;
+    share(thread, projections, [&](int panel, int first, int tokens) {
       const int which = projection(step.block, panel);
       const Matrix& matrix = step.block.*kProjections[which];
       m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results,
@@ -178,7 +171,7 @@ class Forward : public AttentionPass {
     const Block& block = step.block;
     const size_t stride = padded(shape().intermediate_size);
     const Inputs hidden{s_.hidden.data(), stride, s_.rounded_hidden.bytes(count_)};
-    share(thread, (block.gate.panels + 1) / 2, part(thread, block.down), [&](int pair, int first, int tokens) {
+    share(thread, (block.gate.panels + 1) / 2, [&](int pair, int first, int tokens) {
       for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < block.gate.panels; ++panel) {
         gate(thread, step, x, panel, first, tokens);
       }
@@ -217,7 +210,7 @@ class Logits : public Pass {
   void run(int thread) {
     const int hidden = shape().hidden_size;
     const Inputs x = prepare(thread, states_, hidden, hidden, nullptr, in_blocks(m_.head.type));
-    multiply<false>(thread, m_.head, x, out_, shape().vocab_size, nullptr,
+    multiply<false>(thread, m_.head, x, out_, shape().vocab_size,
                     [this](int panel, int first) { return ahead(m_.head, panel, first); });
   }
 

@@ -41,10 +41,9 @@ class Pass {
     return {source, stride, in_bytes};
   }
 
-  // Share out `panels` panels and call each(panel, first token, number of tokens); then meet. Meanwhile the
-  // beginning of what this thread reads next, at `next`, comes to its cache.
+  // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
   template <typename Each>
-  void share(int thread, int panels, const uint8_t* next, const Each& each) {
+  void share(int thread, int panels, const Each& each) {
     const int pieces = m_.team.size() * 6;  // of many tokens' work; a piece's panels stay in the second cache
     const int chunk = few() || panels < pieces ? 1 : panels / pieces;
     for (Shares shares(m_.team, thread, panels, chunk); shares.next();) {
@@ -53,13 +52,7 @@ class Pass {
         for (int panel = shares.first; panel < shares.end; ++panel) each(panel, token, tokens);
       }
     }
-    for (int line = 0; next && line < kBeginning; line += 64) __builtin_prefetch(next + line, 0, 2);
     m_.team.meet(thread);
-  }
-
-  // Where a thread's own part of a matrix begins.
-  const uint8_t* part(int thread, const Matrix& matrix) const {
-    return matrix.panel(Shares::start(matrix.panels, thread, m_.team.size()));
   }
 
   // What a product fetches ahead: of a single token, or few, nothing but what follows, which it does by itself; of
@@ -68,13 +61,13 @@ class Pass {
     return few() || first || panel + 1 == matrix.panels ? nullptr : matrix.panel(panel + 1);
   }
 
-  // out (count, stride) = or += matrix times inputs. `fetched(panel, first token)` is what comes to the cache meanwhile.
+  // out (count, stride) = or += matrix times inputs. `fetched(panel, first token)` is what comes to the cache
+  // meanwhile.
   template <bool Add, typename Fetched>
-  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride, const uint8_t* next,
-                const Fetched& fetched) {
+  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride, const Fetched& fetched) {
     const Product product = m_.product(matrix.type);
     float* results = s_.own[thread].first.data();
-    share(thread, matrix.panels, next, [&](int panel, int first, int tokens) {
+    share(thread, matrix.panels, [&](int panel, int first, int tokens) {
       product(matrix.panel(panel), matrix.columns, x, first, tokens, results, fetched(panel, first));
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;

@@ -83,11 +83,8 @@ class Shares {
 
   int first = 0, end = 0;
 
-  // The first piece of a thread's own part.
-  static int start(int count, int thread, int threads) { return int(int64_t(count) * thread / threads); }
-
  private:
-  int start(int whose) const { return start(count_, whose, team_.size_); }
+  int start(int whose) const { return int(int64_t(count_) * whose / team_.size_); }
 
   Team& team_;
   const unsigned turn_;
