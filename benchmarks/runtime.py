@@ -3,8 +3,8 @@
     python benchmarks/runtime.py --peers --json docs/results/runtime.json
 
 What `mobilellm bench decode`, `prefill` and `load` measure, of random weights of the presets' shapes, in one
-run and one file; all models and runtimes take turns. `--peers` wants the extra `peers`; with llama.cpp alone
-(`--peers llama.cpp`) it takes about four minutes, with transformers twice as long.
+run and one file; all models and runtimes take turns. `--peers` wants the extra `peers`
+and takes several times as long; `--peers llama.cpp` takes that one alone.
 """
 
 from __future__ import annotations
