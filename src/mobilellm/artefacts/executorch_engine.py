@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mobilellm.artefacts.opening import PROGRAM as PROGRAM
+from mobilellm.artefacts import opening
 from mobilellm.config import ModelConfig
 from mobilellm.runtime.reference import CancelledError, Room
 
 Floats = NDArray[np.float32]
+PROGRAM = opening.PROGRAM
 DESCRIPTION = "mobilellm"
 """The method of a program that gives, as JSON, what it is: config, context, chunk, and how it is stored."""
 
