@@ -50,7 +50,7 @@ class OnnxContestant(EngineContestant):
             "version": version("onnxruntime"),
             "backends": "CPU",
             "n_threads": threads,
-            **_of_file(model.config, size, f"onnx {model.type}"),
+            **_of_file(model.config, size, f"onnx {model.types}"),
         }
 
     def about(self) -> dict[str, Any]:
