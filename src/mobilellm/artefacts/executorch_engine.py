@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mobilellm.artefacts import opening
 from mobilellm.config import ModelConfig
 from mobilellm.runtime.engine import CancelledError
 from mobilellm.runtime.reference import Room
 
 Floats = NDArray[np.float32]
+PROGRAM = opening.PROGRAM
 DESCRIPTION = "mobilellm"
 """The method of a program that gives, as JSON, what it is: config, context, chunk, and how it is stored."""
 
@@ -100,11 +103,12 @@ class ExecutorchCache(Room):
 
 
 def load_operators() -> None:
-    """Make ExecuTorch's operators for language models known, to torch.export and to its runtime."""
+    """Make operators known to torch.export and to ExecuTorch: those for language models, and of rounding."""
     quiet = logging.getLogger("torchao")
     level, quiet.level = quiet.level, logging.ERROR  # it tells of libraries for other devices
     try:
-        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401
+        import_module("executorch.extension.llm.custom_ops.custom_ops")
+        import_module("torch.ao.quantization.fx._decomposed")
     finally:
         quiet.level = level
 

@@ -37,7 +37,6 @@ def lower(model: StaticModel, description: Mapping[str, Any]) -> bytes:
     It takes some seconds for every executed step.
     """
     load_operators()
-    import torch.ao.quantization.fx._decomposed  # the operators of rounding
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass

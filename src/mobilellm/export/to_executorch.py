@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -37,7 +38,7 @@ from mobilellm.model.quantized import Matrix
 from mobilellm.model.rounding import TOKEN_ASYMMETRIC
 from mobilellm.quant.formats import INT4, INT8
 from mobilellm.quant.schemes import EMBEDDING_NAMES
-from mobilellm.tokenizer import EOS_ID
+from mobilellm.tokenizer import EOS_ID, Tokenizer
 
 CHUNK = 64
 """Most tokens at once: the memory for their logits is planned, 8 MB at a vocabulary of 32,000."""
@@ -72,7 +73,7 @@ class ExecutorchTarget:
         model = StaticModel(config, norms, matrices, context, min(CHUNK, context)).eval()
         (path / PROGRAM).write_bytes(lower(model, description))
         _check_whole(read_program(path / PROGRAM), source, options)
-        source.tokenizer.save(path, model_max_length=context)
+        _write_tokenizer(source.tokenizer, path, context)
         if source.chat_template is not None:
             (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
         return _notes(source, options, stored_as, context)
@@ -150,6 +151,19 @@ def executorch_runtime(path: Path) -> Iterator[EngineRuntime]:
     runtime = EngineRuntime(open_artefact(path))
     runtime.name = f"executorch {__version__}"
     yield runtime
+
+
+def _write_tokenizer(tokenizer: Tokenizer, path: Path, context: int) -> None:
+    """The usual files, without the last step of decoding, which takes the space in front of a text away.
+
+    ExecuTorch's runner decodes token by token, and would take it away from every word.
+    """
+    tokenizer.save(path, model_max_length=context)
+    file = path / "tokenizer.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    steps = [step for step in values["decoder"]["decoders"] if step["type"] != "Strip"]
+    values["decoder"]["decoders"] = steps
+    file.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _content_checks(contents: Contents, source: Source, options: Options) -> list[Check]:
