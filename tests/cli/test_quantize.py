@@ -94,7 +94,16 @@ def test_export_writes_the_very_same_codes_and_scales(
     for name in files[0].tensors:
         np.testing.assert_array_equal(files[0].array(name), files[1].array(name))
     assert json.loads((tmp_path / "straight.quantization.json").read_text())["scheme"] == flags[0]
+    assert json.loads((tmp_path / "straight.gguf.verify.json").read_text())["passed"]
     capsys.readouterr()
+
+
+def test_keys_and_values_in_8_bits_are_not_dropped_silently(
+    model: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantized(model, tmp_path / "q", text, "--kv", "int8")
+    assert _main(["export", str(tmp_path / "q"), str(tmp_path / "q.gguf")]) == 2
+    assert "rounds keys and values, which what runs a gguf artefact does not" in capsys.readouterr().err
 
 
 def test_codes_that_no_rounding_would_choose_are_exported_as_they_are(

@@ -7,6 +7,7 @@ ending in .gguf, the file a device runs. --sweep DIR compares all schemes instea
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -93,12 +94,15 @@ def run(arguments: Arguments) -> None:
         "calibrated_on": calibrated_on,
         "compared_on": compared_on,
     }
-    size = _write(arguments.out, arguments, loaded, directory, result, report)
-    report = {"out": str(arguments.out), "file_bytes": size, **report}
+    written, size = _write(arguments.out, arguments, loaded, directory, result, report)
+    report = {"out": str(written), "file_bytes": size, **report}
     if arguments.json:
         print(json.dumps(report))
-        return
-    _show(report, result)
+    else:
+        _show(report, result)
+    if written != arguments.out:
+        print(f"mobilellm: {written} did not pass its comparison; see its report beside it", file=sys.stderr)
+        sys.exit(1)
 
 
 def _check_out(out: Path, arguments: Arguments, in_gguf: bool) -> None:
@@ -129,26 +133,33 @@ def _write(
     directory: Path,
     result: Result,
     report: dict[str, Any],
-) -> int:
-    """Bytes of the file that holds the weights."""
+) -> tuple[Path, int]:
+    """Where the result lies now, and the bytes of the file that holds the weights.
+
+    A .gguf file is compared with the model in memory in what runs it, as `export` does; its name is
+    OUT.unverified where it did not pass.
+    """
     from mobilellm.model.checkpoint import Weights
     from mobilellm.model.quantized import WEIGHTS
     from mobilellm.quant.artefact import save
 
     if out.suffix != ".gguf":
         save(out, loaded.model, result.stored, loaded.tokenizer, report, arguments.overwrite, directory)
-        return (out / WEIGHTS).stat().st_size
+        return out, (out / WEIGHTS).stat().st_size
     from mobilellm.atomic import atomic_write
+    from mobilellm.export.export import export_source
     from mobilellm.export.source import source_of
-    from mobilellm.export.targets import Options
-    from mobilellm.export.to_gguf import TARGET
+    from mobilellm.export.targets import KINDS, Options
 
     weights = Weights(loaded.model.config, result.stored.tensors(), "", (), result.stored)
     source = source_of(arguments.model, directory, weights)
-    TARGET.write(source, out, TARGET.complete(Options(), source))
+    exported = export_source(
+        source, out, KINDS["gguf"], Options(), overwrite=arguments.overwrite,
+        say=lambda line: print(f"mobilellm: {line}", file=sys.stderr),
+    )  # fmt: skip
     with atomic_write(out.with_suffix(".quantization.json")) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return out.stat().st_size
+    return exported.path, exported.path.stat().st_size
 
 
 def _show(report: dict[str, Any], result: Result) -> None:

@@ -48,19 +48,38 @@ def export(
     Raises one line for a caller's mistake; whatever happens, nothing half-written is there under either name.
     """
     check_options(kind, options)
-    target = target_of(kind.name)
+    target_of(kind.name)
     check_out(out, kind, overwrite)
-    opened = open_source(source, say)
-    options = target.complete(options, opened)
-    if options.unroll and not opened.config.shares_layers:
-        raise ValueError(f"unroll = True: {source} shares no layers; leave it out")
-    texts = target.beside(out.name, opened, options)
+    return export_source(open_source(source, say), out, kind, options, settings, compare, overwrite, say)
+
+
+def export_source(
+    source: Source,
+    out: Path,
+    kind: Kind,
+    options: Options,
+    settings: Settings | None = None,
+    compare: bool = True,
+    overwrite: bool = False,
+    say: Say = lambda line: None,
+) -> Exported:
+    """As `export`, of a model that is in memory; `out` has been checked."""
+    target = target_of(kind.name)
+    if source.quantized is not None and source.quantized.quantization.kv is not None:
+        raise ValueError(
+            f"{source.name}: rounds keys and values, which what runs a {kind.name} artefact does not; "
+            "quantise without --kv"
+        )
+    options = target.complete(options, source)
+    if options.unroll and not source.config.shares_layers:
+        raise ValueError(f"unroll = True: {source.name} shares no layers; leave it out")
+    texts = target.beside(out.name, source, options)
     for name in texts:
         if (out.parent / name).exists() and not overwrite:
             raise FileExistsError(f"{out.parent / name}: exists; choose another name or pass --overwrite")
     path = unverified_name(out)
     say(f"writing {path}")
-    notes = _write(target, opened, path, options)
+    notes = _write(target, source, path, options)
     for name, text in texts.items():
         with atomic_write(out.parent / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -68,7 +87,7 @@ def export(
     report_path(path).unlink(missing_ok=True)  # of what had this name before
     if not compare:
         return Exported(path, notes, None)
-    return Exported(*_compared(target, path, opened, options, settings, overwrite, say, notes))
+    return Exported(*_compared(target, path, source, options, settings, overwrite, say, notes))
 
 
 def verify_artefact(
