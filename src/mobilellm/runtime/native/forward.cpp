@@ -16,23 +16,20 @@ class Forward : public AttentionPass {
   void run(int thread) {
     const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
     begin(thread);
-    for (int number = 0; number < shape().num_steps; ++number) {
-      const Step step(m_, number);
-      const Block& block = step.block;
+    for (int step = 0; step < shape().num_steps; ++step) {
+      const Block& block = m_.blocks[m_.schedule[step]];
       Inputs x = prepare(thread, s_.x.data(), hidden, hidden, block.attention_norm,
                          in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
-      project(thread, step, x);
-      attend(thread, number);
+      project(thread, step, block, x);
+      attend(thread, step);
       if (few()) mix(thread);
       x = prepare(thread, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
                   in_blocks(block.output.type));
-      multiply<true>(thread, block.output, x, s_.x.data(), hidden,
-                     [&](int panel, int first) { return fetched(step, &Block::output, panel, first); });
+      multiply<true>(thread, block.output, x, s_.x.data(), hidden);
       x = prepare(thread, s_.x.data(), hidden, hidden, block.feed_forward_norm,
                   in_blocks(block.gate.type) || in_blocks(block.up.type));
-      x = gate(thread, step, x);
-      multiply<true>(thread, block.down, x, s_.x.data(), hidden,
-                     [&](int panel, int first) { return fetched(step, &Block::down, panel, first); });
+      x = gate(thread, block, x);
+      multiply<true>(thread, block.down, x, s_.x.data(), hidden);
       if (m_.team.stopped(thread)) return;
     }
     const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
@@ -58,34 +55,6 @@ class Forward : public AttentionPass {
     m_.team.meet(thread);
   }
 
-  // A step of the schedule. A block that runs several times on end is in the processor's common cache after the first
-  // time, and memory has nothing to do: meanwhile the block after it comes nearer, a part of it each time. (One that
-  // fits the cores' own caches is read there, and would only be pushed out.)
-  struct Step {
-    Step(const Model& model, int number_) : number(number_), block(model.blocks[model.schedule[number_]]) {
-      const auto& schedule = model.schedule;
-      const int steps = int(schedule.size());
-      int first = number, end = number + 1;
-      while (first > 0 && schedule[first - 1] == schedule[number]) --first;
-      while (end < steps && schedule[end] == schedule[number]) ++end;
-      turn = number - first, turns = end - first;
-      const size_t bytes = size_t(block.down.panel(block.down.panels) - block.q.data);
-      if (turns > 1 && end < steps && bytes > size_t(kSecondCache) * model.team.size()) {
-        coming = &model.blocks[schedule[end]];
-      }
-    }
-    const int number;
-    const Block& block;
-    const Block* coming = nullptr;
-    int turn, turns;
-  };
-
-  // What a product with panel `panel` of one of a step's matrices brings to the cache meanwhile.
-  const uint8_t* fetched(const Step& step, Matrix Block::*matrix, int panel, int first) const {
-    if (!few() || !step.coming) return ahead(step.block.*matrix, panel, first);
-    return panel % step.turns == step.turn ? (step.coming->*matrix).panel(panel) : nullptr;
-  }
-
   static constexpr Matrix Block::*kProjections[] = {&Block::q, &Block::k, &Block::v};
 
   // Which of queries, keys and values a panel of all three belongs to; `panel` becomes its place there.
@@ -96,14 +65,14 @@ class Forward : public AttentionPass {
   }
 
   // Queries, keys and values; queries and keys rotated, keys and values into the cache.
-  void project(int thread, const Step& step, const Inputs& x) {
+  void project(int thread, int step, const Block& block, const Inputs& x) {
     float* results = s_.own[thread].first.data();
-    const int projections = step.block.q.panels + step.block.k.panels + step.block.v.panels;
+    const int projections = block.q.panels + block.k.panels + block.v.panels;
     share(thread, projections, [&](int panel, int first, int tokens) {
-      const int which = projection(step.block, panel);
-      const Matrix& matrix = step.block.*kProjections[which];
+      const int which = projection(block, panel);
+      const Matrix& matrix = block.*kProjections[which];
       m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results,
-                              fetched(step, kProjections[which], panel, first));
+                              ahead(matrix, panel, first));
       const int begin = panel * kPanelRows;
       const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
       for (int t = 0; t < tokens; ++t) {
@@ -112,7 +81,7 @@ class Forward : public AttentionPass {
         if (which == 0) {
           keep_queries(result, first + t, begin, end);
         } else {
-          store(result, rows_[first + t], step.number, begin, end, which == 1);
+          store(result, rows_[first + t], step, begin, end, which == 1);
         }
       }
     });
@@ -167,13 +136,12 @@ class Forward : public AttentionPass {
   }
 
   // hidden = silu(gate) * up, two panels at a time: a run of what is rounded to 8 bits at once, if it has to be.
-  Inputs gate(int thread, const Step& step, const Inputs& x) {
-    const Block& block = step.block;
+  Inputs gate(int thread, const Block& block, const Inputs& x) {
     const size_t stride = padded(shape().intermediate_size);
     const Inputs hidden{s_.hidden.data(), stride, s_.rounded_hidden.bytes(count_)};
     share(thread, (block.gate.panels + 1) / 2, [&](int pair, int first, int tokens) {
       for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < block.gate.panels; ++panel) {
-        gate(thread, step, x, panel, first, tokens);
+        gate(thread, block, x, panel, first, tokens);
       }
       for (int row = first; in_blocks(block.down.type) && row < first + tokens; ++row) {
         const size_t run = size_t(pair);
@@ -185,13 +153,12 @@ class Forward : public AttentionPass {
     return hidden;
   }
 
-  void gate(int thread, const Step& step, const Inputs& x, int panel, int first, int tokens) {
-    const Block& block = step.block;
+  void gate(int thread, const Block& block, const Inputs& x, int panel, int first, int tokens) {
     float *gates = s_.own[thread].first.data(), *ups = s_.own[thread].second.data();
     m_.product(block.gate.type)(block.gate.panel(panel), block.gate.columns, x, first, tokens, gates,
-                                fetched(step, &Block::gate, panel, first));
+                                ahead(block.gate, panel, first));
     m_.product(block.up.type)(block.up.panel(panel), block.up.columns, x, first, tokens, ups,
-                              fetched(step, &Block::up, panel, first));
+                              ahead(block.up, panel, first));
     const size_t stride = padded(shape().intermediate_size);
     for (int t = 0; t < tokens; ++t) {
       m_.kernels.gate(gates + t * kPanelRows, ups + t * kPanelRows, kPanelRows,
@@ -210,8 +177,7 @@ class Logits : public Pass {
   void run(int thread) {
     const int hidden = shape().hidden_size;
     const Inputs x = prepare(thread, states_, hidden, hidden, nullptr, in_blocks(m_.head.type));
-    multiply<false>(thread, m_.head, x, out_, shape().vocab_size,
-                    [this](int panel, int first) { return ahead(m_.head, panel, first); });
+    multiply<false>(thread, m_.head, x, out_, shape().vocab_size);
   }
 
  private:

@@ -61,14 +61,13 @@ class Pass {
     return few() || first || panel + 1 == matrix.panels ? nullptr : matrix.panel(panel + 1);
   }
 
-  // out (count, stride) = or += matrix times inputs. `fetched(panel, first token)` is what comes to the cache
-  // meanwhile.
-  template <bool Add, typename Fetched>
-  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride, const Fetched& fetched) {
+  // out (count, stride) = or += matrix times inputs.
+  template <bool Add>
+  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
     const Product product = m_.product(matrix.type);
     float* results = s_.own[thread].first.data();
     share(thread, matrix.panels, [&](int panel, int first, int tokens) {
-      product(matrix.panel(panel), matrix.columns, x, first, tokens, results, fetched(panel, first));
+      product(matrix.panel(panel), matrix.columns, x, first, tokens, results, ahead(matrix, panel, first));
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
       for (int t = 0; t < tokens; ++t) {

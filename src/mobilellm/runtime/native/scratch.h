@@ -12,7 +12,6 @@ constexpr int kFewRows = 4;     // so few are prepared by every thread for itsel
 constexpr int kQueryRows = 16;  // tokens of a sequence whose attention is one piece of work in prefill
 constexpr int kTokenBlock = 64;  // tokens whose inputs stay in the second cache while panels pass
 
-constexpr int kSecondCache = 1 << 20;  // bytes of a core's own cache, of which the usual ones have a half to two
 
 // Rows of a matrix, whole panels of them.
 inline size_t padded(int rows) { return size_t(rows + kPanelRows - 1) / kPanelRows * kPanelRows; }
