@@ -3,8 +3,8 @@
     python benchmarks/runtime.py --peers --json docs/results/runtime.json
 
 What `mobilellm bench decode`, `prefill` and `load` measure, of random weights of the presets' shapes, in one
-run and one file; all models and runtimes take turns. `--peers` wants the extra `peers` and multiplies the
-time by about four.
+run and one file; all models and runtimes take turns. `--peers` wants the extra `peers`; with llama.cpp alone
+(`--peers llama.cpp`) it takes about four minutes, with transformers twice as long.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", type=int, default=DEPTHS)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="these, or without names all")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     threads, rounds = arguments.threads, arguments.rounds
+    peers = () if arguments.peers is None else arguments.peers or PEERS
     with tempfile.TemporaryDirectory() as folder:
-        taking_part = entries(arguments.models, PEERS if arguments.peers else (), Path(folder), _say)
+        taking_part = entries(arguments.models, peers, Path(folder), _say)
         decoding = race_decode(taking_part, arguments.depths, DECODED, rounds, threads, _progress)
         prefill = race_prefill(taking_part, [PREFILLED], rounds, threads, _progress)
         starts, failures = cold_starts(taking_part, CONTEXT, rounds, threads, _progress)

@@ -651,3 +651,13 @@ def test_refuses_a_model_of_another_shape(
     flags = ["--model.init-from", str(whole / "model"), "--model.num-layers", "3", "--model.repeats", "2"]
     said = refused(capsys, command(place, tmp_path / "run", *flags))
     assert "has another shape (num_layers = 2 there, 3 here; repeats = 1 there, 2 here)" in said
+
+
+def test_refuses_a_quantised_model(
+    place: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could not be saved after training: whole numbers and scales are not what training changes."""
+    assert _main(["quantize", str(whole / "model"), str(tmp_path / "q"), "--eval-tokens", "0"]) == 0
+    capsys.readouterr()
+    said = refused(capsys, command(place, tmp_path / "run", "--model.init-from", str(tmp_path / "q")))
+    assert f"init-from {tmp_path / 'q'} is quantised; start from what it was made from" in said

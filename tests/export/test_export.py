@@ -6,7 +6,7 @@ import json
 import resource
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def test_a_report_tells_all_that_was_compared(model: Path, tmp_path: Path) -> No
     }  # fmt: skip
     fidelity = report["fidelity"]["engine"]
     assert 0 < fidelity["kl"] < 1.25 * fidelity["cost"] + 1e-3
-    assert report["options"] == {"type": "Q4_0", "embedding_type": "Q8_0", "unroll": False, "ollama": False}
+    assert report["options"] == asdict(Options("Q4_0", "Q8_0"))
     assert report["bits_per_weight"] == pytest.approx(8 * exported.path.stat().st_size / report["parameters"])
 
 

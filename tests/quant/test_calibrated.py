@@ -14,12 +14,13 @@ from mobilellm.quant.compare import Judge, windows
 from mobilellm.quant.gptq import gptq
 from mobilellm.quant.nearest import round_to_nearest
 from mobilellm.quant.schemes import Scheme
+from mobilellm.quant.sensitivity import sensitivities
 
 WINDOWS = tuple(some_tokens(300, 12, 90))
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    assert what == "blocks"
+    assert what in ("windows looked at", "blocks")
     assert 0 <= done < total
 
 
@@ -31,10 +32,14 @@ def kl(source: MobileLLM, made: MobileLLM) -> float:
     return float((a.exp() * (a - b)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_0, embedding q8_0", "8da4w", "8da4w, kv"])
 @pytest.mark.parametrize(
-    "config",
-    [SHAPE, shared("immediate", 2), shared("reverse", 2, tie_word_embeddings=False), shared("all-over", 3)],
+    ("name", "config"),
+    [
+        ("q4_0", SHAPE),
+        ("q4_0, embedding q8_0", shared("immediate", 2)),
+        ("8da4w", shared("reverse", 2, tie_word_embeddings=False)),
+        ("8da4w, kv", shared("all-over", 2)),
+    ],
     ids=["plain", "immediate", "reverse", "all-over"],
 )
 def test_a_calibrated_model_is_nearer_to_its_source(name: str, config: ModelConfig) -> None:
@@ -51,10 +56,11 @@ def test_a_calibrated_model_is_nearer_to_its_source(name: str, config: ModelConf
 
 @pytest.mark.parametrize("order", ["immediate", "reverse", "all-over"])
 def test_a_shared_block_is_calibrated_on_all_its_uses(order: str) -> None:
-    """The first matrix by hand: H of q, k and v of block 0 sums the inputs of both its runs."""
+    """The first matrix by hand: H of q, k and v of block 0 sums the inputs of both its runs, weighted."""
     source, chosen = random_model(shared(order, 2)), SPELLINGS["int8"]
     found = calibrated(source, chosen, WINDOWS[:3], False, quiet)
     twin = random_model(shared(order, 2))
+    weights = sensitivities(twin, WINDOWS[:3], quiet)
     with torch.inference_mode():
         twin.model.embed_tokens.weight.copy_(found["model.embed_tokens.weight"].values())
         seen: list[Tensor] = []
@@ -64,7 +70,9 @@ def test_a_shared_block_is_calibrated_on_all_its_uses(order: str) -> None:
             twin.hidden(window[None])
         handle.remove()
         assert len(seen) == 6
-        hessian = sum(x.T @ x for x in seen)
+        parts = [weights[f"model.layers.0.self_attn.{each}_proj.weight"] for each in "qkv"]
+        matters = [sum(part[window][use] for part in parts) / 3 for window in range(3) for use in range(2)]
+        hessian = sum((x.T * each) @ x for x, each in zip(seen, matters, strict=True))
         assert isinstance(hessian, Tensor)
         expected = gptq(q.weight, hessian, chosen.linear, act_order=False)
     assert (found["model.layers.0.self_attn.q_proj.weight"].codes == expected.codes).float().mean() > 0.999
@@ -104,3 +112,27 @@ def test_the_judge_agrees() -> None:
         for each in (calibrated(source, chosen, WINDOWS, True, quiet), round_to_nearest(source, chosen))
     ]
     assert costs[0] < costs[1]
+
+
+@pytest.mark.parametrize("order", ["immediate", "reverse"])
+def test_sensitivities_are_squared_gradients(order: str) -> None:
+    """For one window: the gradient of an output is that of something added to it."""
+    source = random_model(shared(order, 2))
+    window = WINDOWS[0]
+    found = sensitivities(source, [window], lambda what, done, total: None)
+    assert len(found) == 7 * source.config.num_layers
+    name = "model.layers.1.mlp.down_proj"
+    added = [torch.zeros(1, 90, source.config.hidden_size, requires_grad=True) for _ in range(2)]
+    pending = iter(added)
+    part = source.get_submodule(name)
+    handle = part.register_forward_hook(lambda part, inputs, output: output + next(pending))
+    logits = source(window[None])[0]
+    handle.remove()
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
+    wanted = [each.grad[0].square().sum(-1) for each in added if each.grad is not None]
+    mean = torch.cat(wanted).mean()
+    for ours, theirs in zip(found[f"{name}.weight"][0], wanted, strict=True):
+        torch.testing.assert_close(ours, theirs / mean, rtol=1e-3, atol=1e-4)
+    assert all(parameter.requires_grad for parameter in source.parameters())

@@ -149,6 +149,13 @@ def test_what_an_interrupt_left_unnoted_is_not_kept(model: RuntimeModel, tmp_pat
     assert session.generate(CHAT[1], SAMPLED, 5) == model.generate(CHAT[1], SAMPLED, 5)[0]
 
 
+def test_a_model_of_another_kind_of_file_keeps_no_session(model: RuntimeModel, tmp_path: Path) -> None:
+    session = replace(model, file=None).session()
+    for keep in (session.save, session.restore):
+        with pytest.raises(ValueError, match="sessions are kept for .gguf files alone"):
+            keep(tmp_path / "chat")
+
+
 @pytest.fixture
 def saved(model: RuntimeModel, tmp_path: Path) -> Path:
     session = model.session()

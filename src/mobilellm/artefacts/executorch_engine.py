@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mobilellm.artefacts import opening
 from mobilellm.config import ModelConfig
-from mobilellm.runtime.reference import CancelledError, Room
+from mobilellm.runtime.engine import CancelledError
+from mobilellm.runtime.reference import Room
 
 Floats = NDArray[np.float32]
 PROGRAM = opening.PROGRAM

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.config import ModelConfig
-from mobilellm.runtime.reference import CancelledError, Room
+from mobilellm.runtime.engine import CancelledError
+from mobilellm.runtime.reference import Room
 
 Floats = NDArray[np.float32]
 GENAI_CONFIG = "genai_config.json"

@@ -31,11 +31,11 @@ def open_artefact(directory: Path) -> RuntimeModel:
         from mobilellm.artefacts.executorch_engine import ExecutorchModel
 
         engine = ExecutorchModel(directory / PROGRAM)
-        return RuntimeModel(engine, tokenizer, str(directory), None, chat_template)
+        return RuntimeModel(engine, tokenizer, str(directory), chat_template)
     _check_installed(directory, "onnxruntime", "onnx")
     from mobilellm.artefacts.onnx_engine import OnnxModel
 
-    return RuntimeModel(OnnxModel(directory), tokenizer, str(directory), None, chat_template)
+    return RuntimeModel(OnnxModel(directory), tokenizer, str(directory), chat_template)
 
 
 def _check_installed(directory: Path, package: str, extra: str) -> None:

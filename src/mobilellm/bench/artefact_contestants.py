@@ -16,7 +16,8 @@ class ExecutorchContestant(EngineContestant):
     """A program with XNNPACK's kernels."""
 
     def __init__(self, source: str, threads: int, room: int) -> None:
-        from mobilellm.artefacts.executorch_engine import PROGRAM, ExecutorchModel
+        from mobilellm.artefacts.executorch_engine import ExecutorchModel
+        from mobilellm.artefacts.opening import PROGRAM
 
         start = time.perf_counter()
         file = Path(source) / PROGRAM

@@ -107,7 +107,8 @@ def _transformers(source: str, threads: int, context: int) -> Iterator[None]:
 def _executorch(source: str, threads: int, context: int) -> Iterator[None]:
     from executorch.extension.pybindings import portable_lib
 
-    from mobilellm.artefacts.executorch_engine import PROGRAM, ExecutorchModel
+    from mobilellm.artefacts.executorch_engine import ExecutorchModel
+    from mobilellm.artefacts.opening import PROGRAM
 
     portable_lib._unsafe_reset_threadpool(threads)
     return _artefact(source, context, lambda: ExecutorchModel(Path(source) / PROGRAM))

@@ -53,9 +53,14 @@ class Entry:
         return read_config_file(self.source).config.max_position_embeddings
 
     @property
+    def runtime(self) -> str:
+        """Its name."""
+        return KINDS[self.kind].label
+
+    @property
     def label(self) -> str:
-        """As it is shown."""
-        return KINDS[self.kind].label + (f", {self.remark}" if self.remark else "")
+        """The runtime and the remark."""
+        return self.runtime + (f", {self.remark}" if self.remark else "")
 
     @property
     def is_ours(self) -> bool:

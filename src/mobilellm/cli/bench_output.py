@@ -47,7 +47,7 @@ def of_timings(outcome: Outcome) -> Results:
     bars = [
         Bar(
             f"{timing.entry.model}\n{_length(timing)}",
-            timing.entry.label,
+            timing.entry.runtime,
             timing.tokens_per_second,
             _written(timing, ratio),
         )
@@ -90,7 +90,7 @@ def of_starts(starts: Sequence[Start], failures: Sequence[str]) -> Results:
     seconds = [
         Bar(
             start.entry.model,
-            start.entry.label,
+            start.entry.runtime,
             start.first_token_seconds,
             f"{start.first_token_seconds:.2f} s",
         )
@@ -98,7 +98,10 @@ def of_starts(starts: Sequence[Start], failures: Sequence[str]) -> Results:
     ]
     memory = [
         Bar(
-            start.entry.model, start.entry.label, start.peak_bytes[-1] / 1e6, _megabytes(start.peak_bytes[-1])
+            start.entry.model,
+            start.entry.runtime,
+            start.peak_bytes[-1] / 1e6,
+            _megabytes(start.peak_bytes[-1]),
         )
         for start in starts
     ]
@@ -125,10 +128,15 @@ def _length(timing: Timing) -> str:
 
 
 def _written(timing: Timing, ratio: float | None) -> str:
-    label = f"{timing.tokens_per_second:,.0f}"
+    """At the end of a bar."""
+    parts = [f"{timing.tokens_per_second:,.0f}"]
     if (share := timing.share_of_bandwidth) is not None:
-        label += f"  {share:.0%} of bandwidth"
-    return label if ratio is None else f"{label}  mobilellm: {ratio:.2f} times"
+        parts.append(f"{share:.0%} of bandwidth")
+    if timing.entry.remark:
+        parts.append(timing.entry.remark)
+    if ratio is not None:
+        parts.append(f"mobilellm {ratio:.2f} times")
+    return ", ".join(parts)
 
 
 def _gigabytes(value: float | None) -> str:

@@ -1,7 +1,8 @@
 """Complete a prompt (or several at once) and stream the text.
 
 MODEL is a model directory, a training run, a Hub id, or a .gguf file, which needs no torch. Without a prompt,
-standard input is the prompt.
+standard input is the prompt. Models in PyTorch have --dtype and --device; .gguf files have --threads,
+--session, --context and --prompt-lookup.
 """
 
 from __future__ import annotations
@@ -35,16 +36,14 @@ class Arguments:
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End at this text and leave it out; may be given several times."""
     dtype: str | None = None
-    """float32, bfloat16 or float16; by default as stored (float16 becomes float32 on a CPU). Not for
-    .gguf."""
+    """float32, bfloat16 or float16; by default as stored (float16 becomes float32 on a CPU)."""
     device: str = "cpu"
-    """torch device, e.g. cpu or cuda. Not for .gguf."""
+    """torch device, e.g. cpu or cuda."""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
     threads: int | None = None
-    """Of a .gguf file's engine; by default one a fast core, four at most."""
+    """By default one a fast core, four at most."""
     session: Path | None = None
-    """Keep in this file what a .gguf file's engine has read: where the next prompt given with it begins
-    alike, only the rest is computed. The text is the same as without."""
+    """Keep what was read in this file; of a later prompt that begins alike, only the rest is computed."""
     json: bool = False
     """Print one JSON object with every completion at the end instead of streaming."""
 

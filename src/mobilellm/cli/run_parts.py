@@ -53,6 +53,8 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
         return MobileLLM(config, torch.Generator().manual_seed(recipe.seed)).to(world.device)
     directory = hub.resolve(source, lambda notice: None)  # a run stands for its model; a Hub id is fetched
     weights = checkpoint.read_weights(directory)
+    if weights.quantized is not None:
+        raise ValueError(f"train: model.init_from = {source} is quantised; start from what it was made from")
     if differences := [
         f"{name} = {value!r} there, {mine!r} here"
         for (name, value), mine in zip(

@@ -75,9 +75,6 @@ class _Wanting:
     def forward_batch(self, feeds: Sequence[tuple[NDArray[np.integer], Any]]) -> Floats:
         return self._engine.forward_batch(feeds)
 
-    def cancel(self) -> None:
-        self._engine.cancel()
-
     def logits(self, states: Floats) -> Floats:
         logits = self._engine.logits(states)
         if self._left == 0:

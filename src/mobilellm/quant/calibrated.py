@@ -18,17 +18,24 @@ from torch import Tensor, nn
 
 from mobilellm.model.quantized import Matrix, attach
 from mobilellm.model.rope import rotation
-from mobilellm.model.transformer import Attention, Block, Linear, MobileLLM, SwiGLU
+from mobilellm.model.transformer import Linear, MobileLLM
 from mobilellm.quant.formats import WeightFormat
 from mobilellm.quant.gptq import DAMPING, gptq
 from mobilellm.quant.scales import best_scales
 from mobilellm.quant.schemes import Scheme
+from mobilellm.quant.sensitivity import Uses, sensitivities
 
 _TIED_DAMPING = 1.0
+_SAME_INPUT = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""Parts of a block by their input, in the order in which they run: what shares it shares H."""
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-@torch.inference_mode()
 def calibrated(
     source: MobileLLM,
     scheme: Scheme,
@@ -46,7 +53,10 @@ def calibrated(
     for name, parameter in source.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"{name}: there are weights that are not finite")
-    return _Calibration(source, scheme, windows, act_order).run(progress)
+    model = copy.deepcopy(source).float().eval()
+    weights = sensitivities(model, windows, progress)
+    with torch.inference_mode():
+        return _Calibration(model, scheme, windows, weights, act_order).run(progress)
 
 
 class _Enough(Exception):  # noqa: N818
@@ -54,12 +64,20 @@ class _Enough(Exception):  # noqa: N818
 
 
 class _Calibration:
-    def __init__(self, source: MobileLLM, scheme: Scheme, windows: Sequence[Tensor], act_order: bool) -> None:
-        self.formats = scheme.formats(source.config)
-        self.scheme, self.windows, self.act_order = scheme, windows, act_order
+    """`model` is quantised block by block, in place; `weights` are those of `sensitivities`."""
+
+    def __init__(
+        self,
+        model: MobileLLM,
+        scheme: Scheme,
+        windows: Sequence[Tensor],
+        weights: dict[str, list[Uses]],
+        act_order: bool,
+    ) -> None:
+        self.formats = scheme.formats(model.config)
+        self.model, self.scheme, self.windows = model, scheme, windows
+        self.weights, self.act_order = weights, act_order
         self.matrices: dict[str, Matrix] = {}
-        self.model = copy.deepcopy(source).float().eval()
-        """Quantised block by block."""
 
     def run(self, progress: Callable[[str, int, int], None]) -> dict[str, Matrix]:
         schedule = self.model.config.schedule
@@ -80,28 +98,17 @@ class _Calibration:
 
     def _block(self, index: int, states: list[Tensor], uses: list[int]) -> None:
         """Quantise a block; `states` are those before its first use."""
-        block = self.model.model.layers[index]
-        assert isinstance(block, Block)
-        attention, mlp = block.self_attn, block.mlp
-        assert isinstance(attention, Attention)
-        assert isinstance(mlp, SwiGLU)
-        # What has the same input has the same H.
-        together = {
-            "self_attn": (("q_proj", "k_proj", "v_proj"), ("o_proj",)),
-            "mlp": (("gate_proj", "up_proj"), ("down_proj",)),
-        }
-        for part, groups in together.items():
-            for names in groups:
-                linears = [block.get_submodule(f"{part}.{name}") for name in names]
-                if self.formats[f"model.layers.{index}.{part}.{names[0]}.weight"] is None:
-                    continue
-                hessian = self._hessian(linears[0], states, uses)
-                for name, linear in zip(names, linears, strict=True):
-                    assert isinstance(linear, Linear)
-                    self._quantize(f"model.layers.{index}.{part}.{name}.weight", linear.weight, hessian)
+        for parts in _SAME_INPUT:
+            names = [f"model.layers.{index}.{part}.weight" for part in parts]
+            if self.formats[names[0]] is None:
+                continue
+            hessian = self._hessian(names, states, uses)
+            for name in names:
+                self._quantize(name, self.model.get_parameter(name), hessian)
 
-    def _hessian(self, linear: nn.Module, states: list[Tensor], uses: list[int]) -> Tensor:
-        """Sum of x xᵀ over the inputs of a product, in all uses of its block."""
+    def _hessian(self, names: Sequence[str], states: list[Tensor], uses: list[int]) -> Tensor:
+        """Sum of x xᵀ over the inputs that matrices share, in all uses of their block, weighted."""
+        linear = self.model.get_submodule(names[0].removesuffix(".weight"))
         assert isinstance(linear, Linear)
         total = torch.zeros(linear.in_features, linear.in_features)
 
@@ -109,9 +116,11 @@ class _Calibration:
 
         def note(part: nn.Module, inputs: tuple[Tensor]) -> None:
             nonlocal seen
+            window, use = divmod(seen, len(uses))
+            matters = torch.stack([self.weights[name][window][use] for name in names]).mean(0)
+            self._add(inputs[0][0], total, matters)
             seen += 1
-            self._add(inputs[0][0], total)
-            if seen % len(uses) == 0:
+            if use + 1 == len(uses):
                 raise _Enough
 
         handle = linear.register_forward_pre_hook(note)
@@ -123,10 +132,10 @@ class _Calibration:
             handle.remove()
         return total
 
-    def _add(self, x: Tensor, hessian: Tensor) -> None:
-        """Inputs (T, C) of a product, as it rounds them."""
+    def _add(self, x: Tensor, hessian: Tensor, matters: Tensor | None = None) -> None:
+        """Inputs (T, C) of a product, as it rounds them; `matters` (T,) is how much each counts."""
         x = x if self.scheme.activations is None else self.scheme.activations(x)
-        hessian.addmm_(x.T, x)
+        hessian.addmm_(x.T if matters is None else x.T * matters, x)
 
     def _advanced(self, x: Tensor, first: int, end: int) -> Tensor:
         """States (1, T, E) before step `first` brought to before step `end`."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mobilellm.quant.formats import WeightFormat
 
-_LARGEST_SHARES = torch.linspace(0.55, 1.1, 23)
+_SHARES = tuple(thousandth / 1000 for thousandth in range(550, 1101, 25))
 """Scales to try, as parts of the one that reaches the group's largest weight. Outliers may be cut off."""
 _ELEMENTS_AT_ONCE = 2**22
 
@@ -30,7 +30,7 @@ def _best(runs: Tensor, matters: Tensor, kind: WeightFormat) -> Tensor:
     best = kind.stored_scales(most)
     least = _loss(runs, matters, best, kind)
     signs = (1.0, -1.0) if kind.signed_scales else (1.0,)
-    for share in _LARGEST_SHARES.tolist():
+    for share in _SHARES:
         for sign in signs:
             best, least = _better(runs, matters, kind.stored_scales(sign * share * most), best, least, kind)
     codes = kind.nearest(runs, best).float()

@@ -145,7 +145,7 @@ def _draw_lines(axes: Axes, panel: Panel, theme: Theme) -> None:
             if np.isfinite(line.y).sum() == 1:
                 artist.set_marker("o")  # a line of one point would not be seen
         if line.label:
-            shown.append((artist, f"{_cut(line.label)}  {line.value}".rstrip()))
+            shown.append((artist, f"{cut(line.label)}  {line.value}".rstrip()))
     if len(shown) > 1:
         # The labels come last: matplotlib gives a meaning to dollars, and leaves out a leading underscore.
         legend = axes.legend(
@@ -195,7 +195,8 @@ def _set_y_limits(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(0.0 if panel.from_zero and high >= 0 else low - margin, high + margin)
 
 
-def _cut(label: str) -> str:
+def cut(label: str) -> str:
+    """A label that is too long, without its middle."""
     half = _LONGEST_LABEL // 2
     return label if len(label) <= _LONGEST_LABEL else f"{label[: half - 1]}…{label[-half:]}"
 

@@ -6,10 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from mobilellm.report.plots import LIGHT, Theme, no_word_about_glyphs
+from mobilellm.report.plots import LIGHT, Theme, cut, no_word_about_glyphs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _DOTS_PER_INCH = 130
 _WIDTH, _BAR_HEIGHT, _AROUND = 8.4, 0.27, 1.15
@@ -34,7 +35,7 @@ class Panel(NamedTuple):
 
 
 def speed_picture(panels: Sequence[Panel], title: str, theme: Theme = LIGHT) -> bytes:
-    """Panels one below the other, their bars in the order given. Texts are taken as they are.
+    """Panels one below the other, their bars in the order given. Texts are taken as they are, long names cut.
 
     Raises ValueError without a bar.
     """
@@ -45,7 +46,7 @@ def speed_picture(panels: Sequence[Panel], title: str, theme: Theme = LIGHT) -> 
         raise ValueError("picture of a benchmark: nothing was measured")
     heights = [_AROUND + _BAR_HEIGHT * _places(panel.bars)[-1] for panel in panels]
     figure = Figure(
-        figsize=(_WIDTH, sum(heights) + 0.4), dpi=_DOTS_PER_INCH, layout="constrained", facecolor=theme.paper
+        figsize=(_WIDTH, sum(heights) + 0.7), dpi=_DOTS_PER_INCH, layout="constrained", facecolor=theme.paper
     )
     FigureCanvasAgg(figure)
     runtimes = list(dict.fromkeys(bar.runtime for panel in panels for bar in panel.bars))
@@ -53,6 +54,8 @@ def speed_picture(panels: Sequence[Panel], title: str, theme: Theme = LIGHT) -> 
     below = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, panel in zip(below, panels, strict=True):
         _draw(axes, panel, colours, theme)
+    if len(runtimes) > 1:
+        _legend(figure, colours, theme)
     figure.suptitle(title, color=theme.ink, fontsize=10, parse_math=False)
     buffer = io.BytesIO()
     with no_word_about_glyphs():
@@ -73,7 +76,7 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str], theme: Theme) -> No
     groups: dict[str, list[float]] = {}
     for place, bar in zip(places, panel.bars, strict=True):
         groups.setdefault(bar.group, []).append(place)
-    axes.set_yticks([sum(each) / len(each) for each in groups.values()], list(groups))
+    axes.set_yticks([sum(each) / len(each) for each in groups.values()], list(map(_lines_cut, groups)))
     for text in axes.get_yticklabels():
         text.set(parse_math=False, color=theme.ink, fontsize=9)
     axes.set_ylim(places[-1] + 0.7, -0.7)  # the first on top
@@ -85,23 +88,25 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str], theme: Theme) -> No
     axes.grid(axis="x", color=theme.faint, alpha=0.2, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    named = dict.fromkeys(bar.runtime for bar in panel.bars)
-    if len(colours) > 1:
-        _legend(axes, [name for name in colours if name in named], colours, theme)
 
 
-def _legend(axes: Axes, names: Sequence[str], colours: dict[str, str], theme: Theme) -> None:
+def _legend(figure: Figure, colours: dict[str, str], theme: Theme) -> None:
+    """Below the panels, one for all."""
     from matplotlib.patches import Patch
 
     # Names come last: matplotlib gives a meaning to dollars, and leaves out a leading underscore.
-    legend = axes.legend(
-        [Patch(color=colours[name]) for name in names], [str(number) for number in range(len(names))],
-        frameon=False, fontsize=8, labelcolor=theme.ink, ncols=len(names), loc="lower right",
-        bbox_to_anchor=(1, 1), borderaxespad=0.2, handlelength=1, handleheight=1,
+    legend = figure.legend(
+        [Patch(color=colour) for colour in colours.values()], [str(number) for number in range(len(colours))],
+        frameon=False, fontsize=8.5, labelcolor=theme.ink, ncols=len(colours), loc="outside lower center",
+        handlelength=1, handleheight=1,
     )  # fmt: skip
-    for text, name in zip(legend.get_texts(), names, strict=True):
+    for text, name in zip(legend.get_texts(), colours, strict=True):
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(cut(name))
+
+
+def _lines_cut(text: str) -> str:
+    return "\n".join(map(cut, text.split("\n")))
 
 
 def _places(bars: Sequence[Bar]) -> list[float]:

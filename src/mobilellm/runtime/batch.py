@@ -20,7 +20,7 @@ from typing import Any
 
 from mobilellm.completion import Completion, NewToken, Piece, RowText, completions
 from mobilellm.runtime.decoding import Decoding, limits, window
-from mobilellm.runtime.generation import PREFILL_CHUNK, Generation, HeldTokens, Usage, advance
+from mobilellm.runtime.generation import PREFILL_CHUNK, Generation, HeldTokens, Usage, advance, interrupt
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.sampling import Sampling
 
@@ -181,7 +181,7 @@ class ContinuousBatch:
             self._changed.notify_all()
             reading = [request for generation, request in self._running.items() if generation.waiting > 1]
             if any(request.cancelled for request in reading):
-                self._model.engine.cancel()  # a step need not come to its end; the others repeat it
+                interrupt(self._model.engine)  # a step need not come to its end; the others repeat it
 
     def _work(self) -> None:
         while self._begin_waiting():

@@ -18,11 +18,9 @@ class Decoding:
     """None of it changes what is drawn as long as all fits the context. ValueError names a bad field."""
 
     context: ContextPolicy = "error"
-    """Where prompt and new tokens do not fit the model's context: refuse at once (error), end there (stop),
-    or go on with the first token and the latest part, the oldest half dropped (slide)."""
+    """Where not all fits the model's context: refuse (error), end (stop), drop the older half (slide)."""
     prompt_lookup: int = 0
-    """Guess so many tokens at a time from what followed the same words before, and compute them at once;
-    0 is off. Guesses that are wrong cost time and never a token."""
+    """Guess so many tokens at a time from what followed the same words before. No token changes; 0 is off."""
 
     def __post_init__(self) -> None:
         if self.context not in get_args(ContextPolicy):

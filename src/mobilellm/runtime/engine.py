@@ -24,7 +24,7 @@ from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import native_library
 from mobilellm.runtime.cores import default_threads
 from mobilellm.runtime.native_library import Library, Shape, Tensor
-from mobilellm.runtime.reference import CacheState, CancelledError, Floats, Room
+from mobilellm.runtime.reference import CacheState, Floats, Room
 
 ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
@@ -34,6 +34,10 @@ _HEAD_PIECES = 8
 """In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _NORMS = ("attn_norm", "ffn_norm")
+
+
+class CancelledError(Exception):
+    """Another thread called `cancel` while this call ran."""
 
 
 class NativeModel:

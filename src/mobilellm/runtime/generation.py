@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from mobilellm.completion import FinishReason, NewToken
 from mobilellm.config import ModelConfig
 from mobilellm.runtime.decoding import Decoding, Limit, window, window_start
+from mobilellm.runtime.engine import CancelledError
 from mobilellm.runtime.prompt_lookup import PromptLookup
-from mobilellm.runtime.reference import CacheState, CancelledError, Floats
+from mobilellm.runtime.reference import CacheState, Floats
 from mobilellm.sampling import Sampler
 from mobilellm.tokenizer import EOS_ID
 
@@ -28,7 +29,7 @@ PREFILL_CHUNK = 256
 
 
 class Engine(Protocol):
-    """What runs a model: ReferenceModel or NativeModel, whose caches are their own."""
+    """What runs a model, ReferenceModel or NativeModel say, with caches of its own."""
 
     config: ModelConfig
 
@@ -40,7 +41,18 @@ class Engine(Protocol):
 
     def logits(self, states: Floats) -> Floats: ...
 
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """An engine whose running call another thread can end: it raises CancelledError, no cache grown."""
+
     def cancel(self) -> None: ...
+
+
+def interrupt(engine: Engine) -> None:
+    """End the pass that runs, where the engine can: `advance` repeats it for those that still want it."""
+    if isinstance(engine, Interruptible):
+        engine.cancel()
 
 
 class HeldTokens:

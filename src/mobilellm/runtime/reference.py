@@ -30,16 +30,11 @@ from mobilellm.gguf import GGUF, read_gguf
 Floats = NDArray[np.float32]
 
 
-class CancelledError(Exception):
-    """Another thread called `cancel` while this call ran."""
-
-
 class ReferenceModel:
     """One model. Sequences are told apart by their caches, so that many may be in flight."""
 
     def __init__(self, file: GGUF) -> None:
         self.config = gguf_model.read_config(file)
-        self._cancelled = False
         self._embedding = _Matrix.of(file, "token_embd.weight")
         self._blocks = [_Block.of(file, index) for index in range(self.config.num_layers)]
         self._norm = file.array("output_norm.weight")
@@ -54,13 +49,10 @@ class ReferenceModel:
         """Feed tokens (T,) and return their final normalised states (T, E); the cache grows by T."""
         config = self.config
         cache.reserve(tokens, config.vocab_size)
-        self._cancelled = False
         T = len(tokens)
         cos, sin = _rotation(config, np.arange(cache.length, cache.length + T))
         x = self._embedding.values[tokens]
         for step, index in enumerate(config.schedule):
-            if self._cancelled:
-                raise CancelledError
             block = self._blocks[index]
             y = _norm(x, block.attention_norm, config.rms_norm_eps)
             q = _rotate(block.q(y).reshape(T, -1, config.head_dim), cos, sin)
@@ -79,10 +71,6 @@ class ReferenceModel:
     def logits(self, states: Floats) -> Floats:
         """Logits (T, V) of final states (T, E)."""
         return self._head(states)
-
-    def cancel(self) -> None:
-        """From any thread: the `forward` that runs raises CancelledError after its current block."""
-        self._cancelled = True
 
 
 class CacheState(NamedTuple):

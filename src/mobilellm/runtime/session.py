@@ -14,7 +14,7 @@ from mobilellm.completion import Completion, NewToken, Piece, Until, completions
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import engine as native
 from mobilellm.runtime.decoding import Decoding, Limit, limits
-from mobilellm.runtime.generation import Engine, Generation, HeldTokens, Usage, advance
+from mobilellm.runtime.generation import Engine, Generation, HeldTokens, Usage, advance, interrupt
 from mobilellm.runtime.reference import ReferenceModel
 from mobilellm.runtime.session_file import read_session, write_session
 from mobilellm.sampling import Sampler, Sampling
@@ -30,9 +30,9 @@ class RuntimeModel:
     engine: Engine
     tokenizer: Tokenizer
     source: str
-    file: GGUF | None
-    """None where it came from no .gguf file; its sessions are then not kept in files."""
     chat_template: str | None = None
+    file: GGUF | None = None
+    """None where it came from no .gguf file; its sessions are then not kept in files."""
 
     def stream(
         self,
@@ -185,30 +185,31 @@ class Session:
     def cancel(self) -> None:
         """From any thread: what is being generated ends now, with what there is; its `finish` is "cancelled".
 
-        A prompt that is being read is left after the current block. The session can be used on.
+        A prompt that is being read is left after the current block, in numpy after the current piece of it.
+        The session can be used on.
         """
         if self._current is not None and not self._current.finish:
             self._current.cancel()
             if self._lock.locked():
-                self._model.engine.cancel()
+                interrupt(self._model.engine)
 
     def save(self, path: str | Path) -> None:
         """Keep what is held in a file, for `restore` in this process or another."""
+        model = self._fingerprint()
         with self._lock:
             self._held.cut(len(self._held.tokens))  # a Ctrl-C may have come between the two
-            write_session(path, self._of(), self._held.tokens, self._held.cache.state())
+            write_session(path, model, self._held.tokens, self._held.cache.state())
 
     def restore(self, path: str | Path) -> None:
         """Hold what `save` kept, and nothing else. Raises FileNotFoundError, or ValueError with one line."""
-        tokens, state = read_session(path, self._of())
+        tokens, state = read_session(path, self._fingerprint())
         self.cancel()
         with self._lock:
             self._held.restore(tokens, state)
 
-    def _of(self) -> str:
-        """What a session's file belongs to."""
+    def _fingerprint(self) -> str:
         if self._model.file is None:
-            raise ValueError(f"{self._model.source}: only sessions of a .gguf file can be kept")
+            raise ValueError(f"{self._model.source}: sessions are kept for .gguf files alone")
         return self._model.file.sha256
 
     def _drawn(self, generation: Generation) -> Iterator[NewToken]:
@@ -238,4 +239,4 @@ def load(
         say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
         engine = "reference"
     runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
-    return RuntimeModel(runs, tokenizer, str(path), file, gguf_model.chat_template(file))
+    return RuntimeModel(runs, tokenizer, str(path), gguf_model.chat_template(file), file)

@@ -3,24 +3,15 @@
 #include <cmath>
 #include <cstring>
 
-#include "pass.h"
+#include "attention_pass.h"
 
 namespace mobilellm {
 namespace {
 
-class Forward : public Pass {
+class Forward : public AttentionPass {
  public:
   Forward(Model& model, Scratch& scratch, const std::vector<Row>& rows, float* states)
-      : Pass(model, scratch, int(rows.size())), rows_(rows), states_(states) {
-    group_ = shape().num_heads / shape().num_kv_heads;
-    value_stride_ = int(padded(shape().head_dim));
-    for (int row = 0; row < count_;) {  // tokens of one sequence, a tile at a time
-      int end = row + 1;
-      while (end < count_ && end - row < kQueryRows && rows_[end].sequence == rows_[row].sequence) ++end;
-      tiles_.push_back({row, end});
-      row = end;
-    }
-  }
+      : AttentionPass(model, scratch, rows), states_(states) {}
 
   void run(int thread) {
     const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
@@ -40,7 +31,7 @@ class Forward : public Pass {
       x = prepare(thread, s_.x.data(), hidden, hidden, block.feed_forward_norm,
                   in_blocks(block.gate.type) || in_blocks(block.up.type));
       x = gate(thread, step, x);
-      multiply<true>(thread, block.down, x, s_.x.data(), hidden, step.next ? projections_part(thread, *step.next) : nullptr,
+      multiply<true>(thread, block.down, x, s_.x.data(), hidden, step.next ? part(thread, *step.next) : nullptr,
                      [&](int panel, int first) { return fetched(step, &Block::down, panel, first); });
       if (m_.team.stopped(thread)) return;
     }
@@ -92,6 +83,8 @@ class Forward : public Pass {
     return panel % step.turns == step.turn ? (step.coming->*matrix).panel(panel) : nullptr;
   }
 
+  using Pass::part;
+
   static constexpr Matrix Block::*kProjections[] = {&Block::q, &Block::k, &Block::v};
 
   // Which of queries, keys and values a panel of all three belongs to; `panel` becomes its place there.
@@ -103,7 +96,8 @@ class Forward : public Pass {
 
   static int projections(const Block& block) { return block.q.panels + block.k.panels + block.v.panels; }
 
-  const uint8_t* projections_part(int thread, const Block& block) const {
+  // Where a thread's own part of a block's first product begins.
+  const uint8_t* part(int thread, const Block& block) const {
     int panel = Shares::start(projections(block), thread, m_.team.size());
     const int which = projection(block, panel);
     return (block.*kProjections[which]).panel(panel);
@@ -179,101 +173,6 @@ class Forward : public Pass {
     });
   }
 
-  // Attention. A piece of work is a row, a key/value head and a span of positions where rows are few, and a
-  // tile of rows and a head with all spans where there are many: the same sums in the same order.
-  void attend(int thread, int step) {
-    const int heads = shape().num_kv_heads;
-    if (few()) {
-      const int pieces = count_ * heads * s_.spans;
-      for (Shares shares(m_.team, thread, pieces, 1); shares.next();) {
-        const int piece = shares.first;
-        const int span = piece % s_.spans, head = piece / s_.spans % heads, row = piece / s_.spans / heads;
-        if (span * kSpan > rows_[row].position) continue;
-        const size_t at = size_t(piece) * group_;
-        attend_span(thread, step, row, row + 1, head, span,
-                    {&s_.partial[at * value_stride_], &s_.partial_totals[2 * at], &s_.partial_totals[2 * at + group_]});
-      }
-    } else {
-      const int tiles = int(tiles_.size());
-      for (Shares shares(m_.team, thread, tiles * heads, 1); shares.next();) {
-        // The last rows see most and come first, so that no thread ends with a long piece.
-        const auto [first, end] = tiles_[size_t(tiles - 1 - shares.first % tiles)];
-        attend_tile(thread, step, first, end, shares.first / tiles);
-      }
-    }
-    m_.team.meet(thread);
-  }
-
-  void attend_tile(int thread, int step, int first, int end, int head) {
-    Scratch::Own& own = s_.own[thread];
-    const int count = (end - first) * group_, dim = shape().head_dim;
-    const Partial whole{own.whole.data(), own.whole_totals.data(), own.whole_totals.data() + count};
-    const Partial part{own.part.data(), own.part_totals.data(), own.part_totals.data() + count};
-    clear(whole, count);
-    for (int span = 0; span * kSpan <= rows_[end - 1].position; ++span) {
-      attend_span(thread, step, first, end, head, span, part);
-      m_.kernels.merge(whole, part, count, value_stride_);
-    }
-    for (int query = 0; query < count; ++query) {
-      const int row = first + query / group_, its_head = head * group_ + query % group_;
-      finish(whole, query, s_.mixed.data() + (size_t(row) * shape().num_heads + its_head) * dim);
-    }
-  }
-
-  void attend_span(int thread, int step, int first, int end, int head, int span, const Partial& partial) {
-    Scratch::Own& own = s_.own[thread];
-    const int dim = shape().head_dim, count = (end - first) * group_, start = span * kSpan;
-    const size_t its_heads = size_t(group_) * dim, all_heads = size_t(shape().num_heads) * dim;
-    const float* queries = s_.q.data() + first * all_heads + head * its_heads;
-    if (end - first > 1) {
-      for (int row = first; row < end; ++row, queries += all_heads) {
-        for (int number = 0; number < dim; ++number) {
-          std::memcpy(own.queries.data() + size_t(number) * count + (row - first) * group_, queries + number * group_,
-                      size_t(group_) * 4);
-        }
-      }
-      queries = own.queries.data();
-    }
-    for (int query = 0; query < count; ++query) {
-      own.visible[query] = rows_[first + query / group_].position + 1 - start;
-    }
-    const int seen = rows_[end - 1].position + 1 - start;
-    Sequence& sequence = *rows_[first].sequence;
-    m_.kernels.attend({sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
-                       seen < kSpan ? seen : kSpan, queries, own.visible.data(), count, own.scores.data()},
-                      partial);
-  }
-
-  // Few rows: put the spans together, by every thread for itself, into its `whole` (count, heads).
-  void mix(int thread) {
-    Scratch::Own& own = s_.own[thread];
-    const int heads = shape().num_kv_heads, dim = shape().head_dim;
-    float* out = own.whole.data();
-    for (int row = 0; row < count_; ++row) {
-      for (int head = 0; head < heads; ++head) {
-        const Partial whole{own.part.data(), own.part_totals.data(), own.part_totals.data() + group_};
-        clear(whole, group_);
-        for (int span = 0; span * kSpan <= rows_[row].position; ++span) {
-          const size_t at = ((size_t(row) * heads + head) * s_.spans + span) * group_;
-          m_.kernels.merge(whole,
-                           {&s_.partial[at * value_stride_], &s_.partial_totals[2 * at], &s_.partial_totals[2 * at + group_]},
-                           group_, value_stride_);
-        }
-        for (int query = 0; query < group_; ++query, out += dim) finish(whole, query, out);
-      }
-    }
-  }
-
-  void clear(const Partial& whole, int count) const {
-    std::memset(whole.out, 0, size_t(count) * value_stride_ * 4);
-    for (int query = 0; query < count; ++query) whole.largest[query] = -INFINITY, whole.total[query] = 0;
-  }
-
-  void finish(const Partial& whole, int query, float* out) const {
-    const float *from = whole.out + size_t(query) * value_stride_, total = whole.total[query];
-    for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] / total;
-  }
-
   // hidden = silu(gate) * up, two panels at a time: a run of what is rounded to 8 bits at once, if it has to be.
   Inputs gate(int thread, const Step& step, const Inputs& x) {
     const Block& block = step.block;
@@ -307,10 +206,7 @@ class Forward : public Pass {
     }
   }
 
-  const std::vector<Row>& rows_;
   float* states_;
-  int group_, value_stride_;
-  std::vector<std::pair<int, int>> tiles_;
 };
 
 class Logits : public Pass {

@@ -3,8 +3,9 @@
 // A matrix lies in panels of 16 rows. For every run of 4 columns a panel of blocks holds 16 rows x 4 numbers
 // side by side, so that one load feeds 8 or 16 rows, the rows' scales apply as one vector, and no sum has to
 // be taken across a register. The scales of two blocks, a line of 64 bytes, stand before their numbers: a panel
-// is read from its first byte to its last, for the processor foresees one stream and not two. Plain numbers lie column by column, 16 rows side by side. All instruction sets
-// read the same layout; only the order of sums of floats is the same within one.
+// is read from its first byte to its last, for the processor foresees one stream and not two. Plain numbers lie
+// column by column, 16 rows side by side. All instruction sets read the same layout; the order of sums of floats is
+// the same within each.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +23,12 @@ static inline constexpr bool in_blocks(Type type) { return type == Type::Q8_0 ||
 
 // Where a block's scales (float16, of 16 rows) and its numbers stand in a panel whose blocks have `bytes` bytes.
 // (Static, as all that is compiled for several processors: versions of one name would be merged into one of them.)
-static inline constexpr size_t scales_at(int block, int bytes) { return size_t(block / 2) * (64 + 2 * bytes) + block % 2 * 32; }
-static inline constexpr size_t numbers_at(int block, int bytes) { return size_t(block / 2 + 1) * 64 + size_t(block) * bytes; }
+static inline constexpr size_t scales_at(int block, int bytes) {
+  return size_t(block / 2) * (64 + 2 * bytes) + block % 2 * 32;
+}
+static inline constexpr size_t numbers_at(int block, int bytes) {
+  return size_t(block / 2 + 1) * 64 + size_t(block) * bytes;
+}
 
 // Columns in 8 bits, in runs of 32 with a scale each; all tokens' of a run stand together, in the order in which a
 // tile of tokens is multiplied.
@@ -58,7 +63,8 @@ struct Attention {
   float* scores;  // room for (count, kSpan)
 };
 
-// A softmax under way: out (count, value_stride) is the sum of values by e^(score - largest), total that of the weights.
+// A softmax under way: out (count, value_stride) is the sum of values by e^(score - largest), total that of the
+// weights.
 struct Partial {
   float* out;
   float* largest;

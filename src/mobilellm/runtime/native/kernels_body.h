@@ -133,10 +133,10 @@ void plain_product(const uint8_t* panel, int columns, const Inputs& x, int first
   });
 }
 
-// What a block of weights asks for: a single token's product is bound by memory.
+// What a block of weights asks for: a few tokens' product is bound by memory.
 template <int N, int Bytes>
 inline void fetch(const uint8_t* weights, const uint8_t*& ahead) {
-  if constexpr (N == 1) {
+  if constexpr (N < 4) {
     for (int line = 0; line < Bytes; line += 64) prefetch(weights + kAhead + line);
   }
   if (ahead) {
@@ -152,7 +152,9 @@ void norm(const float* x, const float* weight, float epsilon, int count, float* 
   float total = sum(squares);
   for (; i < count; ++i) total += x[i] * x[i];
   const float root = __builtin_sqrtf(total / float(count) + epsilon);
-  for (i = 0; i + kLanes <= count; i += kLanes) write(out + i, read<floats>(x + i) / all(root) * read<floats>(weight + i));
+  for (i = 0; i + kLanes <= count; i += kLanes) {
+    write(out + i, read<floats>(x + i) / all(root) * read<floats>(weight + i));
+  }
   for (; i < count; ++i) out[i] = x[i] / root * weight[i];
 }
 

@@ -119,6 +119,7 @@ template <typename Kind>
 void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
                     const uint8_t* ahead) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows, t ? nullptr : ahead);
+    const uint8_t* fetched = t ? nullptr : ahead;
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows, fetched);
   });
 }
