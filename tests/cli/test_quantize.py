@@ -165,7 +165,7 @@ def test_a_calibrated_model_loses_less(
         flags = ["--calibration", str(tmp_path / "calibration.txt")] if method == "gptq" else []
         flags += ["--scheme", "q4_0", "--method", method, "--eval-tokens", "900"]
         found[method] = quantized(model, tmp_path / method, tmp_path / "held-out.txt", *flags)["report"]
-    assert found["gptq"]["comparison"]["kl"] < 0.7 * found["rtn"]["comparison"]["kl"]
+    assert found["gptq"]["comparison"]["kl"] < 0.8 * found["rtn"]["comparison"]["kl"]
     assert found["gptq"]["method"] == "gptq"
     assert found["gptq"]["calibrated_on"] == [str(tmp_path / "calibration.txt")]
     assert mobilellm.load(tmp_path / "gptq").model.quantization.scheme == "q4_0"

@@ -220,7 +220,7 @@ def test_the_numbers_are_those_of_the_model(place: Path, whole: Path) -> None:
 def test_in_bfloat16_too(place: Path, tmp_path: Path, mask: bool) -> None:
     """A run that computes in bfloat16 reports what its model, saved in float32, is found to have, and says how."""
     out = tmp_path / "run"
-    flags = ["--compute.precision", "bfloat16", "--steps", "2", *(["--data.document-mask"] if mask else [])]
+    flags = ["--compute.precision", "bfloat16", "--steps", "30", *(["--data.document-mask"] if mask else [])]
     assert _main(command(place, out, *flags)) == 0
     loaded = load(out / "model")
     assert loaded.tokenizer is not None
