@@ -137,12 +137,14 @@ uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
   job.team.run(
       [](void* context, int thread) {
         Job& job = *static_cast<Job*>(context);
-        constexpr size_t kPiece = 1 << 15;
+        constexpr size_t kPiece = 1 << 15, kAhead = 256;  // as far ahead as products ask for weights
         uint64_t sums[32] = {};
         for (Shares shares(job.team, thread, int(job.count / kPiece), 1); shares.next();) {
           const size_t at = size_t(shares.first) * kPiece;
-          for (size_t i = at; i < at + kPiece; i += 32)
+          for (size_t i = at; i < at + kPiece; i += 32) {
+            for (size_t line = 0; line < 32; line += 8) __builtin_prefetch(job.from + i + kAhead + line, 0, 2);
             for (int lane = 0; lane < 32; ++lane) sums[lane] += job.from[i + lane];
+          }
         }
         for (uint64_t each : sums) job.sum += each;
       },
