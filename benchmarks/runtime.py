@@ -1,6 +1,6 @@
 """Speed of the native engine: decoding, prefill, loading, memory, beside this machine's own read bandwidth.
 
-    python benchmarks/runtime.py --peers --json docs/results/runtime.json
+    python benchmarks/runtime.py --peers --json runtime.json
 
 What `mobilellm bench decode`, `prefill` and `load` measure, of random weights of the presets' shapes, in one
 run and one file; all models and runtimes take turns. `--peers` wants the extra `peers`
