@@ -65,11 +65,6 @@ def export_source(
 ) -> Exported:
     """As `export`, of a model that is in memory; `out` has been checked."""
     target = target_of(kind.name)
-    if source.quantized is not None and source.quantized.quantization.kv is not None:
-        raise ValueError(
-            f"{source.name}: rounds keys and values, which what runs a {kind.name} artefact does not; "
-            "quantise without --kv"
-        )
     options = target.complete(options, source)
     if options.unroll and not source.config.shares_layers:
         raise ValueError(f"unroll = True: {source.name} shares no layers; leave it out")

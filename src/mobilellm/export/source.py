@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
+from mobilellm.export.targets import Options
 from mobilellm.model import api, checkpoint, hub
 from mobilellm.model.quantized import Quantized
 from mobilellm.model.transformer import MobileLLM
@@ -108,6 +110,33 @@ def _chat_template(directory: Path) -> str | None:
         return None
     template = values.get("chat_template") if isinstance(values, dict) else None
     return template if isinstance(template, str) else None
+
+
+def kept_types(
+    source: Source, options: Options, kind: str, names: Mapping[str, str], refusal: str
+) -> Options:
+    """The types of a quantised source, which nothing rounds again: `names` are what the target calls them.
+
+    Raises ValueError, ending in `refusal` for a format that the target has no type for.
+    """
+    assert source.quantized is not None
+    own = source.quantized.quantization
+    if own.kv is not None:
+        raise ValueError(
+            f"{source.name}: rounds keys and values, which what runs a {kind} artefact does not; "
+            "quantise without --kv"
+        )
+    for option, asked, has in (
+        ("type", options.type, own.linear),
+        ("embedding_type", options.embedding_type, own.embedding),
+    ):
+        if has not in names:
+            raise ValueError(f"{source.name}: is quantised as {own.scheme}{refusal}")
+        if asked is not None and asked.lower() != names[has].lower():
+            raise ValueError(
+                f"{option} = {asked} would round {source.name} again, which is {names[has]}; leave it out"
+            )
+    return dataclasses.replace(options, type=names[own.linear], embedding_type=names[own.embedding])
 
 
 def stored_name(name: str, config: ModelConfig) -> str:

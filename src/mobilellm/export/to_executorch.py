@@ -28,7 +28,7 @@ from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import EngineRuntime
 from mobilellm.export.pte_program import OUTSIDE, Contents, keys_of, lower, read_program
 from mobilellm.export.questions import Floats
-from mobilellm.export.source import Source
+from mobilellm.export.source import Source, kept_types
 from mobilellm.export.static_model import Embedding, Matrices, StaticModel
 from mobilellm.export.static_model import Stored as StoredMatrix
 from mobilellm.export.targets import KINDS as TARGETS
@@ -47,6 +47,9 @@ FORMATS = {"int4": INT4, "int8": INT8, "fp32": None}
 EMBEDDING = "model.embed_tokens.weight"
 
 
+_REFUSAL = ", which is not lowered to XNNPACK; quantise its source with --scheme 8da4w, in groups of 32"
+
+
 class ExecutorchTarget:
     """See `Target`."""
 
@@ -55,7 +58,7 @@ class ExecutorchTarget:
     def complete(self, options: Options, source: Source) -> Options:
         """A model quantised in int4 and int8 keeps its own."""
         if source.quantized is not None:
-            return _own_types(source, options)
+            return kept_types(source, options, self.kind.name, {name: name for name in FORMATS}, _REFUSAL)
         kind = _known(options.type or "int4")
         embedding = _known(options.embedding_type or ("fp32" if kind == "fp32" else "int8"))
         return dataclasses.replace(options, type=kind, embedding_type=embedding)
@@ -204,29 +207,6 @@ def _known(kind: str) -> str:
     if kind not in FORMATS:
         raise ValueError(f"type = {kind!r} is not known to executorch; choose one of {', '.join(FORMATS)}")
     return kind
-
-
-def _own_types(source: Source, options: Options) -> Options:
-    assert source.quantized is not None
-    own = source.quantized.quantization
-    if own.kv is not None:
-        raise ValueError(
-            f"{source.name}: rounds keys and values, which this lowering does not; quantise without --kv"
-        )
-    for option, asked, has in (
-        ("type", options.type, own.linear),
-        ("embedding_type", options.embedding_type, own.embedding),
-    ):
-        if has not in FORMATS:
-            raise ValueError(
-                f"{source.name}: is quantised as {own.scheme}, which is not lowered to XNNPACK; "
-                "quantise its source with --scheme 8da4w, in groups of 32"
-            )
-        if asked not in (None, has):
-            raise ValueError(
-                f"{option} = {asked} would round {source.name} again, which is {has}; leave it out"
-            )
-    return dataclasses.replace(options, type=own.linear, embedding_type=own.embedding)
 
 
 def _context(config: ModelConfig, options: Options) -> int:

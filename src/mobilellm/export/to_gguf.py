@@ -19,7 +19,7 @@ from mobilellm.export.engine_runtime import engine_runtime
 from mobilellm.export.llama_cpp_runtime import llama_cpp_runtime
 from mobilellm.export.ollama import modelfile
 from mobilellm.export.questions import Floats
-from mobilellm.export.source import Source, growth_note, open_source, stored_name
+from mobilellm.export.source import Source, growth_note, kept_types, open_source, stored_name
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES, BlockType
@@ -33,6 +33,9 @@ _WORST_ROW = 2.0
 """A calibrated method trades errors between weights: a row may be further off than rounding leaves it."""
 
 
+_REFUSAL = ", which GGUF has no type for; quantise its source with --scheme q4_0 or q8_0"
+
+
 class GgufTarget:
     """See `Target`."""
 
@@ -40,8 +43,14 @@ class GgufTarget:
 
     def complete(self, options: Options, source: Source) -> Options:
         """A model quantised in GGUF's formats keeps its own."""
-        roles = _roles_of(source, options)
-        return dataclasses.replace(options, type=roles.linear.name, embedding_type=roles.embedding.name)
+        if source.quantized is not None:
+            return kept_types(
+                source, options, self.kind.name, {name.lower(): name for name in TYPES}, _REFUSAL
+            )
+        kind = _type(options.type or "Q8_0").name
+        return dataclasses.replace(
+            options, type=kind, embedding_type=_type(options.embedding_type or kind).name
+        )
 
     def write(self, source: Source, path: Path, options: Options) -> list[str]:
         config = _config(source, options)
@@ -177,28 +186,6 @@ def export_gguf(
     opened = open_source(source, say)
     options = TARGET.complete(Options(kind, embedding_kind, unroll=unroll), opened)
     return TARGET.write(opened, Path(path), options)
-
-
-def _roles_of(source: Source, options: Options) -> Roles:
-    """The types asked for, or those a quantised model has. Raises ValueError."""
-    if source.quantized is None:
-        kind = options.type or "Q8_0"
-        return Roles(_type(kind), _type(options.embedding_type or kind))
-    own = source.quantized.quantization
-    for option, asked, has in (
-        ("type", options.type, own.linear),
-        ("embedding_type", options.embedding_type, own.embedding),
-    ):
-        if has.upper() not in TYPES:
-            raise ValueError(
-                f"{source.name}: is quantised as {own.scheme}, which GGUF has no type for; "
-                "quantise its source with --scheme q4_0 or q8_0"
-            )
-        if asked is not None and asked.upper() != has.upper():
-            raise ValueError(
-                f"{option} = {asked} would round {source.name} again, which is {has}; leave it out"
-            )
-    return Roles(_type(own.linear), _type(own.embedding))
 
 
 def _type(name: str) -> BlockType:

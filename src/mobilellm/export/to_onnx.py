@@ -29,7 +29,7 @@ from mobilellm.export.genai_runtime import genai_runtime
 from mobilellm.export.onnx_graph import CONFIG, EMBEDDING_TYPE, TYPE, model_proto
 from mobilellm.export.onnx_graph import Stored as StoredTensor
 from mobilellm.export.questions import Floats
-from mobilellm.export.source import Source
+from mobilellm.export.source import Source, kept_types
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
 from mobilellm.export.to_gguf import TARGET as GGUF
 from mobilellm.gguf_blocks import TYPES
@@ -45,6 +45,13 @@ ONE_FILE = 1_900_000_000
 """Bytes of weights that fit in the .onnx file itself: protobuf ends at 2 GB. More lie beside it."""
 
 
+_KEPT = {"q8_0": "int8", "q4_0": "int4"}
+_REFUSAL = (
+    "; onnxruntime multiplies with blocks of 32 and scales in float16, quantise its source with "
+    "--scheme q4_0 or q8_0"
+)
+
+
 class OnnxTarget:
     """See `Target`."""
 
@@ -53,7 +60,7 @@ class OnnxTarget:
     def complete(self, options: Options, source: Source) -> Options:
         """A model quantised in q4_0 and q8_0 keeps its own."""
         if source.quantized is not None:
-            return _own_types(source, options)
+            return kept_types(source, options, self.kind.name, _KEPT, _REFUSAL)
         kind = _known(options.type or "int4")
         return dataclasses.replace(options, type=kind, embedding_type=_known(options.embedding_type or kind))
 
@@ -153,29 +160,6 @@ def _known(kind: str) -> str:
     if kind not in FORMATS:
         raise ValueError(f"type = {kind!r} is not known to onnx; choose one of {', '.join(FORMATS)}")
     return kind
-
-
-def _own_types(source: Source, options: Options) -> Options:
-    assert source.quantized is not None
-    own, names = source.quantized.quantization, {"q8_0": "int8", "q4_0": "int4"}
-    if own.kv is not None:
-        raise ValueError(
-            f"{source.name}: rounds keys and values, which the graph does not; quantise without --kv"
-        )
-    for option, asked, has in (
-        ("type", options.type, own.linear),
-        ("embedding_type", options.embedding_type, own.embedding),
-    ):
-        if has not in names:
-            raise ValueError(
-                f"{source.name}: is quantised as {own.scheme}; onnxruntime multiplies with blocks of 32 and "
-                "scales in float16, quantise its source with --scheme q4_0 or q8_0"
-            )
-        if asked not in (None, names[has]):
-            raise ValueError(
-                f"{option} = {asked} would round {source.name} again, which is {names[has]}; leave it out"
-            )
-    return dataclasses.replace(options, type=names[own.linear], embedding_type=names[own.embedding])
 
 
 def _model(source: Source, options: Options) -> Any:
