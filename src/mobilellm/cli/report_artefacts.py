@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from mobilellm.eval.interface import LanguageModel
     from mobilellm.eval.tasks import LoadedTasks
     from mobilellm.export.found import Found
     from mobilellm.export.speed import Speed
@@ -120,31 +117,16 @@ def _tasks(arguments: Arguments) -> LoadedTasks | None:
 
 def _accuracy(each: Found, tasks: LoadedTasks, limit: int | None, notes: list[str]) -> float | None:
     """Average of the eight tasks in the artefact's own runtime; None where it could not be had."""
+    from mobilellm.eval.models import open_model
     from mobilellm.eval.zero_shot import score
 
     _say(f"scoring {each.path.name} on the eight tasks")
     try:
-        with _language_model(each) as model:
-            return float(score(model, tasks, limit).record.results["average"]["acc_norm"])
+        model = open_model(each.path, "transformers" if each.kind.name == "hf" else "auto", say=_say)
+        return float(score(model, tasks, limit).record.results["average"]["acc_norm"])
     except (ValueError, OSError, ImportError) as error:
         notes.append(f"{each.path.name}: not scored: {error}")
         return None
-
-
-@contextmanager
-def _language_model(each: Found) -> Iterator[LanguageModel]:
-    """The evaluation's own way into a runtime where it has one, else by the logits of whatever runs it."""
-    from mobilellm.eval.models import open_model
-    from mobilellm.export.scored import ArtefactModel
-    from mobilellm.export.targets import target_of
-
-    if each.kind.name in ("gguf", "hf"):
-        yield open_model(each.path, "transformers" if each.kind.name == "hf" else "auto", say=_say)
-        return
-    target = target_of(each.kind.name)
-    opener = target.runtimes(each.path)[next(iter(each.report["runtimes"]))]
-    with opener(each.path) as runtime:
-        yield ArtefactModel(runtime, each.path, target.inventory(each.path).config, each.report)
 
 
 def _stored_as(options: dict[str, Any]) -> str:
