@@ -6,6 +6,7 @@ G = H / K query heads to a key/value head.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products
+from mobilellm.model.projection import Projection
 
 BLOCK = 128
 """Queries that attend at a time: fewer skip more of what causality hides, more make larger products."""
@@ -87,66 +89,95 @@ class Norm(torch.autograd.Function):
 
 
 class Attention(torch.autograd.Function):
-    """x + o(attend(rotate(q, k, v of norm(x))))"""
+    """x + o(attend(rotate(q, k, v of norm(x)))); `tensors` are those of qkv, then those of o."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, x: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor
+        ctx: Any, run: Setting, qkv: Projection, o: Projection, x: Tensor, norm: Tensor, *tensors: Tensor
     ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        joint = run.products.through(y, q, k, v)  # (N, (H + 2K) * D)
+        joint, kept = qkv.through(y, tensors[: qkv.count])  # (N, (H + 2K) * D)
         queries, keys, values = _rotate(run, joint)
         out, total = _attend(run, queries, keys, values)  # (N, H * D)
-        ctx.save_for_backward(normed, norm, q, k, v, o, scale, queries, keys, values, out, total)
-        ctx.run = run
-        return _add(run, x, run.products.through(out, o))
+        projected, kept_of_o = o.through(out, tensors[qkv.count :])
+        ctx.save_for_backward(
+            *tensors, *kept, *kept_of_o, normed, norm, scale, queries, keys, values, out, total
+        )
+        ctx.run, ctx.qkv, ctx.o = run, qkv, o
+        return _add(run, x, projected)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        normed, norm, q, k, v, o, scale, queries, keys, values, out, total = ctx.saved_tensors
+        qkv: Projection = ctx.qkv
+        o: Projection = ctx.o
+        of_qkv, of_o, kept, kept_of_o, rest = _split(
+            ctx.saved_tensors, qkv.count, o.count, qkv.num_kept, o.num_kept
+        )
+        normed, norm, scale, queries, keys, values, out, total = rest
+        wanted, wanted_of_o, _ = _split(ctx.needs_input_grad[5:], qkv.count, o.count)
         dx = dx.contiguous()
-        dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
-        (do,) = run.products.gradients(dy, out, [len(o)], run.gradient_dtype)
-        dout = run.products.back(dy, o)
+        dout, flow = o.back(dx.to(torch.bfloat16).view(-1, dx.shape[-1]), of_o, kept_of_o)
+        do = o.gradients(flow, out, of_o, kept_of_o, wanted_of_o, run.gradient_dtype)
         djoint = _attend_backward(run, queries, keys, values, total, dout)
-        dy = run.products.back(djoint, q, k, v)
+        dy, flow = qkv.back(djoint, of_qkv, kept)
         y = _norm_again(run, normed, norm)
-        dqkv = run.products.gradients(djoint, y, [len(q), len(k), len(v)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, do)
+        dqkv = qkv.gradients(flow, y, of_qkv, kept, wanted, run.gradient_dtype)
+        return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, *do)
 
 
 class FeedForward(torch.autograd.Function):
-    """x + down(silu(gate(norm(x))) * up(norm(x)))"""
+    """x + down(silu(gate(norm(x))) * up(norm(x))); `tensors` are those of gate_up, then those of down."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor
+        ctx: Any,
+        run: Setting,
+        gate_up: Projection,
+        down: Projection,
+        x: Tensor,
+        norm: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        gate_up = run.products.through(y, gate, up)  # (N, 2F)
-        inner = gate_up.new_empty(gate_up.shape[0], gate.shape[0])
-        run.kernels("swiglu", gate_up, inner, *inner.shape)
-        ctx.save_for_backward(normed, norm, gate, up, down, scale, gate_up)
-        ctx.run = run
-        return _add(run, x, run.products.through(inner, down))
+        both, kept = gate_up.through(y, tensors[: gate_up.count])  # (N, 2F)
+        inner = both.new_empty(both.shape[0], both.shape[1] // 2)
+        run.kernels("swiglu", both, inner, *inner.shape)
+        projected, kept_of_down = down.through(inner, tensors[gate_up.count :])
+        ctx.save_for_backward(*tensors, *kept, *kept_of_down, normed, norm, scale, both)
+        ctx.run, ctx.gate_up, ctx.down = run, gate_up, down
+        return _add(run, x, projected)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        normed, norm, gate, up, down, scale, gate_up = ctx.saved_tensors
+        gate_up: Projection = ctx.gate_up
+        down: Projection = ctx.down
+        of_gate_up, of_down, kept, kept_of_down, rest = _split(
+            ctx.saved_tensors, gate_up.count, down.count, gate_up.num_kept, down.num_kept
+        )
+        normed, norm, scale, both = rest
+        wanted, wanted_of_down, _ = _split(ctx.needs_input_grad[5:], gate_up.count, down.count)
         dx = dx.contiguous()
-        dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
-        dinner = run.products.back(dy, down)  # (N, F)
-        dgate_up, inner = torch.empty_like(gate_up), torch.empty_like(dinner)
-        run.kernels("swiglu_backward", gate_up, dinner, dgate_up, inner, *inner.shape)
-        (ddown,) = run.products.gradients(dy, inner, [len(down)], run.gradient_dtype)
-        dy = run.products.back(dgate_up, gate, up)
+        dinner, flow = down.back(dx.to(torch.bfloat16).view(-1, dx.shape[-1]), of_down, kept_of_down)
+        dboth, inner = torch.empty_like(both), torch.empty_like(dinner)  # dinner is (N, F)
+        run.kernels("swiglu_backward", both, dinner, dboth, inner, *inner.shape)
+        ddown = down.gradients(flow, inner, of_down, kept_of_down, wanted_of_down, run.gradient_dtype)
+        dy, flow = gate_up.back(dboth, of_gate_up, kept)
         y = _norm_again(run, normed, norm)
-        dboth = run.products.gradients(dgate_up, y, [len(gate), len(up)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dboth, ddown)
+        dgate_up = gate_up.gradients(flow, y, of_gate_up, kept, wanted, run.gradient_dtype)
+        return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dgate_up, *ddown)
+
+
+def _split(values: Sequence[Any], *sizes: int) -> Iterator[Sequence[Any]]:
+    """Parts of so many values each, and what is left."""
+    start = 0
+    for size in sizes:
+        yield values[start : start + size]
+        start += size
+    yield values[start:]
 
 
 def _norm(run: Setting, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
