@@ -1,6 +1,7 @@
 """The steps of training on a CPU in bfloat16, forward and backward: attention, feed-forward, norm, embedding.
 
-ctx.saved_tensors is what a token costs in memory. N = B * T tokens; other letters as in transformer.py, and
+ctx.saved_tensors is what a token costs in memory. Where products round their input (quantisation-aware
+training), gradients go straight through, and those of weights come from the rounded input. N = B * T tokens; other letters as in transformer.py, and
 G = H / K query heads to a key/value head.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products
+from mobilellm.model.rounding import Rounding
 
 BLOCK = 128
 """Queries that attend at a time: fewer skip more of what causality hides, more make larger products."""
@@ -39,6 +41,9 @@ class Setting(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
         return self.B, self.T, self.K, self.G, self.D, BLOCK
+
+
+Roundings = tuple[Rounding | None, Rounding | None]
 
 
 class EmbeddingAndHead(torch.autograd.Function):
@@ -71,35 +76,37 @@ class EmbeddingAndHead(torch.autograd.Function):
 
 class Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Setting, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Setting, rounding: Rounding | None, x: Tensor, weight: Tensor) -> Tensor:
         x = x.contiguous()
         y, *kept = _norm(run, x, weight)
         ctx.save_for_backward(weight, *kept)
         ctx.run = run
-        return y.view(x.shape)
+        return _rounded(run, rounding, y).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, normed, scale = ctx.saved_tensors
         dy = dy.to(torch.bfloat16).contiguous()
         zeros = torch.zeros(dy.shape)
-        return (None, *_norm_backward(ctx.run, dy, weight, normed, scale, zeros))
+        return (None, None, *_norm_backward(ctx.run, dy, weight, normed, scale, zeros))
 
 
 class Attention(torch.autograd.Function):
-    """x + o(attend(rotate(q, k, v of norm(x))))"""
+    """x + o(attend(rotate(q, k, v of norm(x)))); `roundings` are of the inputs of q, k, v and of o."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, x: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor
-    ) -> Tensor:
+        ctx: Any, run: Setting, roundings: Roundings, x: Tensor, norm: Tensor,
+        q: Tensor, k: Tensor, v: Tensor, o: Tensor,
+    ) -> Tensor:  # fmt: skip
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        joint = run.products.through(y, q, k, v)  # (N, (H + 2K) * D)
+        joint = run.products.through(_rounded(run, roundings[0], y), q, k, v)  # (N, (H + 2K) * D)
         queries, keys, values = _rotate(run, joint)
         out, total = _attend(run, queries, keys, values)  # (N, H * D)
+        out = _rounded(run, roundings[1], out)
         ctx.save_for_backward(normed, norm, q, k, v, o, scale, queries, keys, values, out, total)
-        ctx.run = run
+        ctx.run, ctx.rounding = run, roundings[0]
         return _add(run, x, run.products.through(out, o))
 
     @staticmethod
@@ -112,41 +119,44 @@ class Attention(torch.autograd.Function):
         dout = run.products.back(dy, o)
         djoint = _attend_backward(run, queries, keys, values, total, dout)
         dy = run.products.back(djoint, q, k, v)
-        y = _norm_again(run, normed, norm)
+        y = _rounded(run, ctx.rounding, _norm_again(run, normed, norm))
         dqkv = run.products.gradients(djoint, y, [len(q), len(k), len(v)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, do)
+        return (None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, do)
 
 
 class FeedForward(torch.autograd.Function):
-    """x + down(silu(gate(norm(x))) * up(norm(x)))"""
+    """x + down(silu(gate(norm(x))) * up(norm(x))); `roundings` are of the inputs of gate, up and of down."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor
-    ) -> Tensor:
+        ctx: Any, run: Setting, roundings: Roundings, x: Tensor, norm: Tensor,
+        gate: Tensor, up: Tensor, down: Tensor,
+    ) -> Tensor:  # fmt: skip
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        gate_up = run.products.through(y, gate, up)  # (N, 2F)
+        gate_up = run.products.through(_rounded(run, roundings[0], y), gate, up)  # (N, 2F)
         inner = gate_up.new_empty(gate_up.shape[0], gate.shape[0])
         run.kernels("swiglu", gate_up, inner, *inner.shape)
         ctx.save_for_backward(normed, norm, gate, up, down, scale, gate_up)
-        ctx.run = run
-        return _add(run, x, run.products.through(inner, down))
+        ctx.run, ctx.roundings = run, roundings
+        return _add(run, x, run.products.through(_rounded(run, roundings[1], inner), down))
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
+        before, between = ctx.roundings
         normed, norm, gate, up, down, scale, gate_up = ctx.saved_tensors
         dx = dx.contiguous()
         dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
         dinner = run.products.back(dy, down)  # (N, F)
         dgate_up, inner = torch.empty_like(gate_up), torch.empty_like(dinner)
         run.kernels("swiglu_backward", gate_up, dinner, dgate_up, inner, *inner.shape)
+        inner = _rounded(run, between, inner)
         (ddown,) = run.products.gradients(dy, inner, [len(down)], run.gradient_dtype)
         dy = run.products.back(dgate_up, gate, up)
-        y = _norm_again(run, normed, norm)
+        y = _rounded(run, before, _norm_again(run, normed, norm))
         dboth = run.products.gradients(dgate_up, y, [len(gate), len(up)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dboth, ddown)
+        return (None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dboth, ddown)
 
 
 def _norm(run: Setting, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,6 +183,14 @@ def _norm_backward(
         "rms_norm_backward", dy, normed, weight, scale, residual, dx, dweight, len(scale), normed.shape[1]
     )
     return dx, dweight
+
+
+def _rounded(run: Setting, rounding: Rounding | None, x: Tensor) -> Tensor:
+    """x (N, C) as a quantised product takes it, in place."""
+    if rounding is not None:
+        group = rounding.group or x.shape[1]
+        run.kernels("round_activations", x, x.numel(), group, int(rounding.symmetric))
+    return x
 
 
 def _add(run: Setting, x: Tensor, y: Tensor) -> Tensor:
