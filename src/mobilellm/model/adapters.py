@@ -108,7 +108,7 @@ def _folded(name: str, adapted: AdaptedLinear | None) -> Tensor:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights by their names, shapes and values: in which dtype or files they lie does not count."""
+    """SHA-256 of weights by their names, shapes and values, in whatever dtype or files they lie."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].detach().cpu().float().contiguous()
