@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tiny_baselines import tokenizer
 
 from mobilellm.eval.transformers_chat import TokenizerChat
-from tests.eval.tiny_baselines import tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for tool in tools or [] %}{{ tool.name }}\n{% endfor %}"

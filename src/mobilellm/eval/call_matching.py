@@ -144,7 +144,7 @@ def _items_fit(value: list[Any], allowed: Any, wanted: type) -> bool:
 
 
 def _is_dict_allowed(value: dict[str, Any], allowed: Sequence[Any]) -> bool:
-    """Whether it has the fields of one of the allowed ones, none missing or more, with values allowed there."""
+    """Whether it has the fields of one of the allowed, none missing or more, with values allowed there."""
     return any(
         all(key in each and _plain(field) in _plain_row(each[key]) for key, field in value.items())
         and all(key in value or "" in fields for key, fields in each.items())
