@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobilellm.artefacts.onnx_engine import GENAI_CONFIG
+from mobilellm.chat_template import stored_template
 from mobilellm.installation import install_command, missing_packages
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.tokenizer import Tokenizer
@@ -24,8 +25,7 @@ def artefact_directory(path: str | Path) -> Path | None:
 def open_artefact(directory: Path) -> RuntimeModel:
     """Raises FileNotFoundError or ValueError with one line; ImportError names what to install."""
     tokenizer = Tokenizer.load(directory)
-    template = directory / "chat_template.jinja"
-    chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
+    chat_template = stored_template(directory)
     if (directory / PROGRAM).is_file():
         _check_installed(directory, "executorch", "executorch")
         from mobilellm.artefacts.executorch_engine import ExecutorchModel
