@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mobilellm.artefacts.onnx_engine import GENAI_CONFIG
+from mobilellm.chat_template import stored_template
 from mobilellm.installation import install_command, missing_packages
 from mobilellm.runtime.session import RuntimeModel, load
 from mobilellm.tokenizer import Tokenizer
@@ -40,8 +41,7 @@ def open_artefact(directory: Path, threads: int | None = None) -> RuntimeModel:
     if threads is not None and threads < 1:
         raise ValueError(f"threads = {threads} must be at least 1")
     tokenizer = Tokenizer.load(directory)
-    template = directory / "chat_template.jinja"
-    chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
+    chat_template = stored_template(directory)
     if (directory / PROGRAM).is_file():
         if threads is not None:
             raise ValueError(f"threads = {threads}: ExecuTorch takes as many as it finds; leave it out")
