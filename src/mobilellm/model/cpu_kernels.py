@@ -27,6 +27,7 @@ _SIGNATURES = {
     "rms_norm_again": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
     "rms_norm_backward": [POINTER] * 7 + [INTEGER] * 2 + [THREADS],
     "add": [POINTER] * 3 + [INTEGER, THREADS],
+    "round_activations": [POINTER] + [INTEGER] * 2 + [FLAG, THREADS],
     "swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
     "swiglu_backward": [POINTER] * 4 + [INTEGER] * 2 + [THREADS],
     "rotary": [POINTER] * 6 + [INTEGER] * 7 + [THREADS] * 2,
