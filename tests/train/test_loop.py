@@ -512,7 +512,7 @@ class WeightedLoader(PackedLoader):
     factor = 1.0
 
     def next(self) -> Batch:
-        tokens, targets, weights, _ = super().next()
+        tokens, targets, weights, *_ = super().next()
         rows = np.array([[0.0], [1.0], [3.0], [0.25]], dtype=np.float32)
         return Batch(tokens, targets, np.where(tokens % 3 == 0, 0, weights * rows) * np.float32(self.factor))
 
