@@ -52,7 +52,9 @@ def taught(
     return TaughtLoader(loader, cache, {"ce_weight": choice.ce_weight, "kl_weight": choice.kl_weight})
 
 
-def _opened(choice: DistillChoice, tokenizer: Tokenizer, world: World) -> tuple[Teacher | None, TeacherCache]:
+def _opened(
+    choice: DistillChoice, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
+) -> tuple[Teacher | None, TeacherCache]:
     from mobilellm.cli.run_teacher import open_teacher
     from mobilellm.train.teacher_cache import CacheIdentity
     from mobilellm.train.teaching import open_together

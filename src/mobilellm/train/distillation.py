@@ -14,8 +14,8 @@ class DistillChoice:
     """Learn a teacher's probabilities beside the text: ce_weight * nll + kl_weight * T² * KL."""
 
     teacher: str | None = None
-    """A model with the same tokenizer: directory, run, Hub id or .gguf file. Before the first step it runs over
-    every row of the run that the cache lacks; it can be left out where none is missing."""
+    """A model with the same tokenizer: directory, run, Hub id or .gguf file. Before the first step it runs
+    over every row of the run that the cache lacks; where none is missing it can be left out."""
     cache: Path = Path("teacher-cache")
     """Folder that keeps what it said, for later epochs and runs."""
     top_k: int = 64
