@@ -35,7 +35,9 @@ def adapted_linear(part: nn.Module) -> AdaptedLinear | None:
     # With dropout the magnitude scales a product of its own, of what was not dropped.
     if further or (magnitude is not None and share) or not all(map(_is_float, tensors)):
         return None
-    return AdaptedLinear(layer.base_layer, Adapter(layer.scaling[name], share, magnitude is not None), tensors)
+    return AdaptedLinear(
+        layer.base_layer, Adapter(layer.scaling[name], share, magnitude is not None), tensors
+    )
 
 
 def is_adapted(part: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from mobilellm.model.products import Products
 
 
 class Adapter(NamedTuple):
-    """What goes with the tensors of one adapter: A (r, E), B (rows, r), and m (rows,) if it has a magnitude."""
+    """What goes with the tensors of one: A (r, E), B (rows, r), and m (rows,) if it has a magnitude."""
 
     scaling: float
     dropout: float  # share of x that A does not see
@@ -101,7 +101,7 @@ class Projection:
         dtype: torch.dtype,
     ) -> list[Tensor | None]:
         """Of every tensor, None where it is not `wanted`; weights' in `dtype`, adapters' in float32."""
-        weights, lows, highs, _ = self._parts(tensors)
+        weights, lows, _, _ = self._parts(tensors)
         sizes = [len(weight) for weight in weights]
         out: list[Tensor | None] = [None] * len(weights)
         if any(wanted[: len(weights)]):
