@@ -7,6 +7,7 @@ tokenizer, chat template     those of the run, if it had any
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ def merge_adapter(
     model = checkpoint.build(weights, torch.float32)
     stated = _put_on(directory, config, model, str(source))
     found = fingerprint(weights.tensors) if stated else None
-    if stated != found:
+    if stated and stated != found:
         raise ValueError(
             f"{directory}: was trained on other weights than those of {source} (SHA-256 {stated[:12]}…, not "
             f"{str(found)[:12]}…); name the right ones with --model"
@@ -121,13 +122,12 @@ def _read_config(directory: Path) -> Any:
     import peft
 
     try:
-        config = peft.PeftConfig.from_pretrained(str(directory))
+        kind = json.loads((directory / CONFIG).read_text(encoding="utf-8"))["peft_type"]
+        if kind != "LORA":
+            raise ValueError(f"peft_type is {kind}; only LoRA and DoRA can be merged")
+        config: Any = peft.LoraConfig.from_pretrained(str(directory))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{directory / CONFIG}: not peft's ({' '.join(str(error).split())})") from None
-    if not isinstance(config, peft.LoraConfig):
-        raise ValueError(
-            f"{directory}: is an adapter of type {config.peft_type}; only LoRA and DoRA are merged"
-        )
+        raise ValueError(f"{directory / CONFIG}: {' '.join(str(error).split())}") from None
     if config.init_lora_weights not in _HARMLESS:
         raise ValueError(
             f"{directory}: init_lora_weights = {config.init_lora_weights!r} changes the base model too; save "

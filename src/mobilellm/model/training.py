@@ -142,7 +142,7 @@ class Runner:
 
 
 def _known(part: Any, kind: type[nn.Module]) -> bool:
-    """Neither wrapped nor replaced, no rounding, no hooks; its weight a plain one, frozen also in bfloat16."""
+    """Neither wrapped nor replaced, no rounding, no hooks; the weight plain, if frozen also in bfloat16."""
     if type(part) is not kind or getattr(part, "rounding", None) is not None:
         return False
     weight: Any = part.weight
