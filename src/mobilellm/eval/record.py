@@ -21,7 +21,7 @@ from mobilellm.eval.interface import ModelIdentity
 
 FORMAT = "mobilellm-evaluation-1"
 KINDS = ("perplexity", "zero-shot", "tools", "chat")
-PACKAGES = ("mobilellm", "torch", "transformers", "tokenizers", "numpy", "lm_eval", "datasets")
+PACKAGES = ("mobilellm", "torch", "transformers", "tokenizers", "numpy", "lm_eval", "datasets", "rouge_score")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from mobilellm.eval.conversations import Conversations, read_conversations
 from mobilellm.eval.interface import LanguageModel
 from mobilellm.eval.intervals import clustered, wilson
 from mobilellm.eval.record import Record, record
-from mobilellm.tool_calls import parse_tool_calls
+from mobilellm.tool_calls import ToolCall, parse_tool_calls
 
 PROTOCOL = "tool calling, greedy"
 OVER_CONTEXT = "over context"
@@ -148,7 +148,7 @@ def _questions_judged(
         fault = fault_of_calls(question.functions, calls, question.answers) if completion else OVER_CONTEXT
         without += completion is not None and not calls
         faults.append(fault)
-        lines.append({"id": question.id, **_written(completion), "calls": calls, "fault": fault})
+        lines.append({"id": question.id, **_written(completion, calls), "fault": fault})
     right = faults.count("")
     low, high = wilson(right, len(faults))
     found = {
@@ -171,10 +171,8 @@ def _turns_judged(
         for metric, value in scores.items():
             values[metric].append(value)
             places[metric].append(turn.conversation)
-        wanted = {"wanted_calls": turn.calls} if turn.calls else {"wanted_text": turn.text}
-        lines.append(
-            {"conversation": turn.conversation, **_written(completion), "calls": calls, **wanted, **scores}
-        )
+        wanted = {"wanted_calls": _objects(turn.calls)} if turn.calls else {"wanted_text": turn.text}
+        lines.append({"conversation": turn.conversation, **_written(completion, calls), **wanted, **scores})
     found: dict[str, Any] = {
         "conversations": len({turn.conversation for turn, _ in asked}),
         "call_turns": len(values["call"]), "text_turns": len(values["rougeL"]),
@@ -187,11 +185,16 @@ def _turns_judged(
     return found, {metric: each for metric, each in values.items() if each}, lines
 
 
-def _written(completion: Completion | None) -> dict[str, Any]:
+def _written(completion: Completion | None, calls: Sequence[ToolCall]) -> dict[str, Any]:
     return {
         "answer": None if completion is None else completion.text,
         "finish": OVER_CONTEXT if completion is None else completion.finish,
+        "calls": _objects(calls),
     }
+
+
+def _objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    return [call._asdict() for call in calls]
 
 
 def _with_tools(file: Path, held_out: float | None, limit: int | None) -> Conversations:
