@@ -29,6 +29,7 @@ VERBS = {
     "cost": "days to train on given hardware, beside the published figures",
     "report": "draw a run, or several compared: pictures, one page, the numbers",
     "generate": "complete a prompt",
+    "chat": "talk to a model in the terminal, or in a pipe",
     "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "convert": "read any official layout, write one clean directory",

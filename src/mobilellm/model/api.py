@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobilellm.chat_template import stored_template
 from mobilellm.completion import Completion, NewToken, Piece, Until, completions, stream_text
 from mobilellm.config import ModelConfig
 from mobilellm.model import checkpoint, hub
@@ -26,6 +27,8 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     source: str
     repairs: tuple[str, ...] = ()
+    chat_template: str | None = None
+    """Of a model to talk to: for `mobilellm.chat_template.ChatTemplate`. None of a base model."""
 
     def stream(
         self,
@@ -76,7 +79,7 @@ def load(
     for repair in repairs:
         say(f"{source}: repaired: {repair}")
     model = checkpoint.build(weights, wanted, device)
-    return LoadedModel(model, tokenizer, str(source), repairs)
+    return LoadedModel(model, tokenizer, str(source), repairs, stored_template(directory))
 
 
 def generate(

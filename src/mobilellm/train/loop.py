@@ -217,13 +217,13 @@ class _Run:
     def _backward(self, fed: Fed, total: float) -> float:
         """Gradients of the whole step; this process's part of the loss."""
         compute = self.settings.compute
-        parts = [part for part in (fed.tokens, fed.targets, fed.weights, fed.segments) if part is not None]
+        parts = {"tokens": fed.tokens, "targets": fed.targets, "weights": fed.weights, **fed.options}
         micro = list(
-            zip(*(torch.split(part, self.settings.batch.micro_batch) for part in parts), strict=True)
+            zip(*(torch.split(part, self.settings.batch.micro_batch) for part in parts.values()), strict=True)
         )
         loss = torch.zeros((), device=self.world.device)
         for number, (tokens, targets, weights, *rest) in enumerate(micro, 1):
-            options: dict[str, Any] = {"segments": rest[0]} if rest else {}
+            options: dict[str, Any] = dict(zip(fed.options, rest, strict=True))
             if compute.z_loss:
                 options["z_loss"] = compute.z_loss
             if compute.activation_checkpointing:
