@@ -7,7 +7,9 @@ registry the first time, by their pinned hashes, and from this user's cache afte
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +47,12 @@ def run(arguments: Arguments) -> None:
             lambda what, done, total: bar.show(done, f"{what}, {done / 1e6:.1f} MB", total or None),
         )
     if arguments.json:
-        print(json.dumps({"folder": str(folder.path), "bytes": folder.bytes, "model_bytes": folder.model_bytes,
-                          "notes": folder.notes}))  # fmt: skip
+        values = dataclasses.asdict(folder) | {"path": str(folder.path)}
+        print(json.dumps(values))
         return
-    print_sheet([("folder", f"{folder.path}, {folder.bytes:,} B"), ("model in it", f"{folder.model_bytes:,} B")])
-    print_notes(
-        [
-            *folder.notes,
-            f"Look at it: {Path(sys.executable).name} -m http.server --bind 127.0.0.1 --directory {folder.path} 8080, "
-            "then open http://127.0.0.1:8080",
-        ]
+    print_sheet(
+        [("folder", f"{folder.path}, {folder.bytes:,} B"), ("model in it", f"{folder.model_bytes:,} B")]
     )
+    python = shlex.quote(sys.executable)
+    look = f"{python} -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(folder.path))} 8080"
+    print_notes([*folder.notes, f"Look at it: {look}, then open http://127.0.0.1:8080"])

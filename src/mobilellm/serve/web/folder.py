@@ -1,9 +1,9 @@
 """A folder that any server of static files serves: the page, the model, and what runs it in the browser.
 
-    index.html, …                     the page of `mobilellm serve`, with a backend.js of its own
-    model_worker.js, …                the model behind it, in a worker
-    transformers.min.js, ort-wasm-…   from the npm registry, see packages.py
-    model/                            an ONNX export, and card.json: its name and what is known of it
+index.html, …                     the page of `mobilellm serve`, with a backend.js of its own
+model_worker.js, …                the model behind it, in a worker
+transformers.min.js, ort-wasm-…   from the npm registry, see packages.py
+model/                            an ONNX export, and card.json: its name and what is known of it
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ def write_folder(
     then compared with its source as `export` does. Raises ValueError where that fails, and as `files_of`.
     """
     check_destination(out, overwrite, _objection())
-    packages = {package: files_of(package, progress) for package in PACKAGES}
+    libraries = [files_of(package, progress) for package in PACKAGES]
     if (Path(model) / GENAI_CONFIG).is_file():
         if kind is not None:
-            raise ValueError(f"type = {kind}: {model} is an ONNX export already, which keeps its own; leave it out")
-        return _written(Path(model), Path(model).resolve().name, out, packages.values(), overwrite, [])
+            raise ValueError(
+                f"type = {kind}: {model} is an ONNX export already, which keeps its own; leave it out"
+            )
+        return _written(Path(model), Path(model).resolve().name, out, libraries, overwrite, [])
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.tmp-", dir=out.resolve().parent) as temporary:
         exported = export(model, Path(temporary) / "onnx", KINDS["onnx"], Options(type=kind), say=say)
@@ -70,7 +72,7 @@ def write_folder(
                 "mobilellm export MODEL OUT --to onnx shows the figures"
             )
         name = Path(model).resolve().name if Path(model).exists() else str(model).rpartition("/")[2]
-        return _written(exported.path, name, out, packages.values(), overwrite, exported.notes)
+        return _written(exported.path, name, out, libraries, overwrite, exported.notes)
 
 
 def _written(
@@ -103,7 +105,11 @@ def _card(onnx: Path, name: str) -> dict[str, object]:
 def _page_files() -> list[Traversable]:
     """Those of the page that `serve` shows, but for the module that talks to it."""
     page = files("mobilellm.serve") / "page"
-    return [file for file in page.iterdir() if file.is_file() and file.name not in {own.name for own in _own_files()}]
+    return [
+        file
+        for file in page.iterdir()
+        if file.is_file() and file.name not in {own.name for own in _own_files()}
+    ]
 
 
 def _own_files() -> list[Traversable]:

@@ -74,7 +74,7 @@ def files_of(package: Package, progress: Progress = lambda what, done, total: No
 
 
 def _fetched(package: Package, cached: Path, progress: Progress) -> bytes:
-    registry = os.environ.get("npm_config_registry") or _REGISTRY
+    registry = os.environ.get("NPM_CONFIG_REGISTRY") or _REGISTRY
     address = f"{registry.rstrip('/')}/{package.name}/-/{package.archive}"
     content = io.BytesIO()
     try:
