@@ -37,6 +37,7 @@ VERBS = {
     "convert": "read any official layout, write one clean directory",
     "quantize": "8 or 4 bits a weight, and what that costs beside the model it was made from",
     "export": "a model as what a device runs, compared with its source before it gets its name",
+    "web": "a folder that runs the model in the browser, with the page of serve",
     "verify": "compare what was exported with its source, in its own runtime",
     "bench": "tokens a second, start and memory on this machine, beside other runtimes",
 }
