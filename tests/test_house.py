@@ -25,11 +25,11 @@ FLOORS = {
         "sentencepiece_model", "text_stream",
         "short_text", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
         "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
-        "compiled",
+        "compiled", "call_syntax", "tool_calls",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},
-    4: {"export", "serve", "report"},
+    4: {"export", "serve", "report", "chat"},
     5: {"cli", "__main__"},
 }  # fmt: skip
 STRANGERS = {("data", "model"), ("data", "hf"), ("train", "eval"), ("eval", "train")}

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from mobilellm.model.products import Products
+from mobilellm.model.rounding import Rounding
 
 
 class Adapter(NamedTuple):
-    """What goes with the tensors of one adapter: A (r, E), B (rows, r), and m (rows,) if it has a magnitude."""
+    """What goes with the tensors of one adapter: A (r, E), B (rows, r), m (rows,) if it has a magnitude."""
 
     scaling: float
     dropout: float  # share of x that A does not see
@@ -40,8 +41,11 @@ class Projection:
     and go in bfloat16, tensors are float32 or, where frozen, bfloat16.
     """
 
-    def __init__(self, products: Products, adapters: Sequence[Adapter | None]) -> None:
-        self._products, self._adapters = products, tuple(adapters)
+    def __init__(
+        self, products: Products, adapters: Sequence[Adapter | None], rounding: Rounding | None = None
+    ) -> None:
+        """`rounding` is what the steps round x with before it comes here."""
+        self._products, self._adapters, self.rounding = products, tuple(adapters), rounding
         self._adapted = [index for index, adapter in enumerate(adapters) if adapter is not None]
         present = [adapter for adapter in adapters if adapter is not None]
         self._dropout = present[0].dropout if present else 0.0
@@ -101,7 +105,7 @@ class Projection:
         dtype: torch.dtype,
     ) -> list[Tensor | None]:
         """Of every tensor, None where it is not `wanted`; weights' in `dtype`, adapters' in float32."""
-        weights, lows, highs, _ = self._parts(tensors)
+        weights, lows, _, _ = self._parts(tensors)
         sizes = [len(weight) for weight in weights]
         out: list[Tensor | None] = [None] * len(weights)
         if any(wanted[: len(weights)]):

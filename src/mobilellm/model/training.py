@@ -32,8 +32,9 @@ def training_hidden(
     segments: Tensor | None = None,
     activation_checkpointing: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Final hidden states (B, T, E) as `MobileLLM.hidden`, and the head's weight (V, E), for a loss.
+    """Final hidden states (B, T, E) as the head takes them, and its weight (V, E), for a loss.
 
+    Those of `MobileLLM.hidden`, rounded where the model rounds what goes into its head.
     `segments` (B, T) numbers the documents of every row in order: no token attends outside its own, and
     positions begin at 0 in each. With `activation_checkpointing` blocks keep their inputs only and run again
     in backward. Where the faster way is taken the hidden states are bfloat16, and the gradient of the head's
@@ -42,7 +43,8 @@ def training_hidden(
     kernels = None if why_plain(model) else cpu_kernels.load()
     if not isinstance(kernels, Kernels) or tokens.shape[1] > LONGEST:
         hidden = model.hidden(tokens, segments=segments, activation_checkpointing=activation_checkpointing)
-        return hidden, model.head_weight
+        rounding = model.head_rounding
+        return hidden if rounding is None else rounding(hidden), model.head_weight
     runner = Runner(kernels, model, tokens, segments)
     hidden = model.hidden(tokens, activation_checkpointing=activation_checkpointing, runner=runner)
     return hidden, model.head_weight if runner.head is None else runner.head
@@ -87,7 +89,7 @@ class Runner:
             angle.cos().contiguous(), angle.sin().contiguous(), 1 if segments is None else B,
             gradient_dtype(model.head_weight),
         )  # fmt: skip
-        self.tied = config.tie_word_embeddings
+        self.tied, self.head_rounding = config.tie_word_embeddings, model.head_rounding
         self.head: Tensor | None = None
         """The weight to use for the head where it is the embedding's, after `embed`."""
 
@@ -129,21 +131,23 @@ class Runner:
         tensors: list[Any] = [linear.weight for linear in linears]
         tensors += [tensor for each in adapted if each is not None for tensor in each.tensors]
         adapters = [None if each is None else each.adapter for each in adapted]
-        return Projection(self.setting.products, adapters), tensors
+        roundings: list[Any] = [linear.rounding for linear in linears]
+        assert all(each == roundings[0] for each in roundings), "what has one input rounds it in one way"
+        return Projection(self.setting.products, adapters, roundings[0]), tensors
 
     def norm(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """The final norm (B, T, E), in bfloat16 as the head's product takes it."""
+        """The final norm (B, T, E), in bfloat16 as the head's product takes it, rounded as it rounds."""
         if not _known(norm, nn.RMSNorm) or x.dtype != torch.float32:
             plain: Tensor = norm(x)
-            return plain
+            return plain if self.head_rounding is None else self.head_rounding(plain)
         function: Any = Norm.apply
-        out: Tensor = function(self.setting, x, norm.weight)
+        out: Tensor = function(self.setting, self.head_rounding, x, norm.weight)
         return out
 
 
 def _known(part: Any, kind: type[nn.Module]) -> bool:
-    """Neither wrapped nor replaced, no rounding, no hooks; its weight a plain one, in bfloat16 only if frozen."""
-    if type(part) is not kind or getattr(part, "rounding", None) is not None:
+    """Neither wrapped nor replaced, no hooks; its weight a plain one, in bfloat16 only if frozen."""
+    if type(part) is not kind:
         return False
     weight: Any = part.weight
     narrow = kind is Linear and weight.dtype == torch.bfloat16 and not weight.requires_grad

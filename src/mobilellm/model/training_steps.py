@@ -1,7 +1,8 @@
 """The steps of training on a CPU in bfloat16, forward and backward: attention, feed-forward, norm, embedding.
 
-ctx.saved_tensors is what a token costs in memory. N = B * T tokens; other letters as in transformer.py, and
-G = H / K query heads to a key/value head.
+ctx.saved_tensors is what a token costs in memory. Where products round their input (quantisation-aware
+training), gradients go straight through, and those of weights come from the rounded input. N = B * T tokens;
+other letters as in transformer.py, and G = H / K query heads to a key/value head.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products
 from mobilellm.model.projection import Projection
+from mobilellm.model.rounding import Rounding
 
 BLOCK = 128
 """Queries that attend at a time: fewer skip more of what causality hides, more make larger products."""
@@ -73,19 +75,19 @@ class EmbeddingAndHead(torch.autograd.Function):
 
 class Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Setting, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Setting, rounding: Rounding | None, x: Tensor, weight: Tensor) -> Tensor:
         x = x.contiguous()
         y, *kept = _norm(run, x, weight)
         ctx.save_for_backward(weight, *kept)
         ctx.run = run
-        return y.view(x.shape)
+        return _rounded(run, rounding, y).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, normed, scale = ctx.saved_tensors
         dy = dy.to(torch.bfloat16).contiguous()
         zeros = torch.zeros(dy.shape)
-        return (None, *_norm_backward(ctx.run, dy, weight, normed, scale, zeros))
+        return (None, None, *_norm_backward(ctx.run, dy, weight, normed, scale, zeros))
 
 
 class Attention(torch.autograd.Function):
@@ -97,9 +99,10 @@ class Attention(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        joint, kept = qkv.through(y, tensors[: qkv.count])  # (N, (H + 2K) * D)
+        joint, kept = qkv.through(_rounded(run, qkv.rounding, y), tensors[: qkv.count])  # (N, (H + 2K) * D)
         queries, keys, values = _rotate(run, joint)
         out, total = _attend(run, queries, keys, values)  # (N, H * D)
+        out = _rounded(run, o.rounding, out)
         projected, kept_of_o = o.through(out, tensors[qkv.count :])
         ctx.save_for_backward(
             *tensors, *kept, *kept_of_o, normed, norm, scale, queries, keys, values, out, total
@@ -122,7 +125,7 @@ class Attention(torch.autograd.Function):
         do = o.gradients(flow, out, of_o, kept_of_o, wanted_of_o, run.gradient_dtype)
         djoint = _attend_backward(run, queries, keys, values, total, dout)
         dy, flow = qkv.back(djoint, of_qkv, kept)
-        y = _norm_again(run, normed, norm)
+        y = _rounded(run, qkv.rounding, _norm_again(run, normed, norm))
         dqkv = qkv.gradients(flow, y, of_qkv, kept, wanted, run.gradient_dtype)
         return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, *do)
 
@@ -142,10 +145,10 @@ class FeedForward(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        both, kept = gate_up.through(y, tensors[: gate_up.count])  # (N, 2F)
+        both, kept = gate_up.through(_rounded(run, gate_up.rounding, y), tensors[: gate_up.count])  # (N, 2F)
         inner = both.new_empty(both.shape[0], both.shape[1] // 2)
         run.kernels("swiglu", both, inner, *inner.shape)
-        projected, kept_of_down = down.through(inner, tensors[gate_up.count :])
+        projected, kept_of_down = down.through(_rounded(run, down.rounding, inner), tensors[gate_up.count :])
         ctx.save_for_backward(*tensors, *kept, *kept_of_down, normed, norm, scale, both)
         ctx.run, ctx.gate_up, ctx.down = run, gate_up, down
         return _add(run, x, projected)
@@ -164,9 +167,10 @@ class FeedForward(torch.autograd.Function):
         dinner, flow = down.back(dx.to(torch.bfloat16).view(-1, dx.shape[-1]), of_down, kept_of_down)
         dboth, inner = torch.empty_like(both), torch.empty_like(dinner)  # dinner is (N, F)
         run.kernels("swiglu_backward", both, dinner, dboth, inner, *inner.shape)
+        inner = _rounded(run, down.rounding, inner)
         ddown = down.gradients(flow, inner, of_down, kept_of_down, wanted_of_down, run.gradient_dtype)
         dy, flow = gate_up.back(dboth, of_gate_up, kept)
-        y = _norm_again(run, normed, norm)
+        y = _rounded(run, gate_up.rounding, _norm_again(run, normed, norm))
         dgate_up = gate_up.gradients(flow, y, of_gate_up, kept, wanted, run.gradient_dtype)
         return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dgate_up, *ddown)
 
@@ -204,6 +208,14 @@ def _norm_backward(
         "rms_norm_backward", dy, normed, weight, scale, residual, dx, dweight, len(scale), normed.shape[1]
     )
     return dx, dweight
+
+
+def _rounded(run: Setting, rounding: Rounding | None, x: Tensor) -> Tensor:
+    """x (N, C) as a quantised product takes it, in place."""
+    if rounding is not None:
+        group = rounding.group or x.shape[1]
+        run.kernels("round_activations", x, x.numel(), group, int(rounding.symmetric))
+    return x
 
 
 def _add(run: Setting, x: Tensor, y: Tensor) -> Tensor:
