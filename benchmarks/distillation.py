@@ -171,8 +171,8 @@ class Bench:
         )
         cache = open_cache(self.work / "cache", identity)
         began = time.monotonic()
-        if rows := fill(cache, loader, steps, teacher, World()):
-            print(f"the teacher ran over {rows} rows in {time.monotonic() - began:.1f} s", flush=True)
+        if passages := fill(cache, loader, steps, teacher, World()):
+            print(f"the teacher ran over {passages} passages in {time.monotonic() - began:.1f} s", flush=True)
         return TaughtLoader(loader, cache, MIXTURE)
 
     def summary(self, seeds: list[int]) -> dict[str, Any]:

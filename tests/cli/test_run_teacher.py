@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,7 +18,7 @@ from mobilellm.model import checkpoint
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer
 from mobilellm.train.teacher import Teacher, top_k
-from mobilellm.train.teacher_cache import Row
+from mobilellm.train.teacher_cache import Passage
 
 CPU = torch.device("cpu")
 TEXT = "\n\n".join(topics[name] for name in sorted(topics))[:60_000]
@@ -59,27 +60,19 @@ def opened(source: Path, tokenizer: Tokenizer, dtype: str | None = None) -> Teac
     return open_teacher(str(source), dtype, CPU, tokenizer, SAID.append)
 
 
-def some_rows(documents: bool) -> list[Row]:
+def some_passages() -> list[Passage]:
     draw = np.random.default_rng(0)
-    rows = []
-    for length in (40, 40, 17):
-        segments = np.arange(length) // 7 if documents else None
-        rows.append(Row(draw.integers(0, 350, length), draw.random(length) < 0.7, segments))
-    return rows
+    return [Passage(draw.integers(0, 350, length), draw.random(length) < 0.7) for length in (40, 17, 40, 3)]
 
 
-def check(teacher: Teacher, logits_of: object, atol: float) -> None:
-    """`logits_of` gives those of one document."""
-    for documents in (False, True):
-        rows = some_rows(documents)
-        for row, top in zip(rows, top_k(teacher, rows, 12, 2.0), strict=True):
-            ends = [*range(7, len(row.tokens), 7), len(row.tokens)] if documents else [len(row.tokens)]
-            parts = np.split(row.tokens, ends[:-1])
-            whole = np.concatenate([logits_of(torch.from_numpy(part)) for part in parts])  # type: ignore[operator]
-            logs = torch.from_numpy(whole[row.counted, :350] / 2).log_softmax(-1)
-            best = logs.topk(12).values
-            assert np.allclose(top.logs[:, :-1], best, atol=atol)
-            assert np.allclose(logs.gather(-1, torch.from_numpy(top.ids.astype(np.int64))), best, atol=atol)
+def check(teacher: Teacher, logits_of: Callable[[torch.Tensor], np.ndarray], atol: float) -> None:
+    passages = some_passages()
+    for passage, top in zip(passages, top_k(teacher, passages, 12, 2.0), strict=True):
+        whole = logits_of(torch.from_numpy(passage.tokens))
+        logs = torch.from_numpy(whole[passage.counted, :350] / 2).log_softmax(-1)
+        best = logs.topk(12).values
+        assert np.allclose(top.logs[:, :-1], best, atol=atol)
+        assert np.allclose(logs.gather(-1, torch.from_numpy(top.ids.astype(np.int64))), best, atol=atol)
 
 
 def test_a_model_of_ours(directory: Path, model: MobileLLM, tokenizer: Tokenizer) -> None:
@@ -156,4 +149,4 @@ def test_numbers_that_overflow_are_refused(directory: Path, tokenizer: Tokenizer
     tensors["model.norm.weight"][:] = 3e38
     safetensors.torch.save_file(tensors, broken / "model.safetensors")
     with pytest.raises(ValueError, match=r"gives logits that are no numbers .*another teacher"):
-        top_k(opened(broken, tokenizer), some_rows(False), 4, 1.0)
+        top_k(opened(broken, tokenizer), some_passages(), 4, 1.0)

@@ -29,7 +29,7 @@ def taught(
     world: World,
     quiet: bool,
 ) -> Loader:
-    """`loader` with what the teacher says. Before, the teacher runs over the rows its cache lacks.
+    """`loader` with what the teacher says. Before, the teacher runs over what its cache lacks.
 
     `whole` deals out all rows of a step, `loader` this process's share. Says what it does unless `quiet`.
     Raises ValueError or FileNotFoundError for a teacher or a cache that does not fit.
@@ -43,11 +43,11 @@ def taught(
 
         def progress(done: int, of: int) -> None:
             if say is _print:
-                bar.show(done, f"teacher: {done:,} of {of:,} rows", of)
+                bar.show(done, f"teacher: {done:,} of {of:,} passages", of)
 
-        rows = fill(cache, whole, steps, teacher, world, progress)
+        count = fill(cache, whole, steps, teacher, world, progress)
     size = sum(file.stat().st_size for file in choice.cache.glob("part-*.safetensors"))
-    ran = f"the teacher ran over {rows:,} rows" if rows else "the teacher need not run"
+    ran = f"the teacher ran over {count:,} passages" if count else "the teacher need not run"
     say(f"      distillation: {ran}; {len(cache):,} are in {choice.cache} ({size / 1e6:,.1f} MB)")
     return TaughtLoader(loader, cache, {"ce_weight": choice.ce_weight, "kl_weight": choice.kl_weight})
 
