@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from mobilellm.train.distillation import DistillChoice
 from mobilellm.train.settings import TrainSettings
 from mobilellm.train.tables import OVER_LONG, ChatChoice, DataChoice, LogChoice, ModelChoice, SampleChoice
 
@@ -33,12 +34,15 @@ class Recipe(TrainSettings):
     model: ModelChoice
     data: DataChoice = field(default_factory=DataChoice)
     chat: ChatChoice | None = None
+    distill: DistillChoice | None = None
     sample: SampleChoice = field(default_factory=SampleChoice)
     log: LogChoice = field(default_factory=LogChoice)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
         problems += self._source_problems()
+        if self.distill is not None:
+            problems += self.distill.problems()
         for name, value, least in (
             ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
             ("sample.tokens", self.sample.tokens, 1),
