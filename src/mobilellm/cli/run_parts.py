@@ -18,7 +18,6 @@ from mobilellm.train.recipe import Recipe
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
     from mobilellm.data.chat import Skip
-    from mobilellm.data.chat import Skip
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.tokenizer import Tokenizer
     from mobilellm.train.distributed import LossFunction, World
