@@ -14,16 +14,17 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mobilellm.cli import run_folder, run_parts
+from mobilellm.cli.qat_parts import Qat
 from mobilellm.installation import program
 from mobilellm.train.checkpoint_files import checkpoints, step_of
-from mobilellm.train.recipe import Recipe, load_recipe, recipe_names
+from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, with_tables
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
@@ -39,7 +40,7 @@ REQUEUE = 75
 class Arguments:
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe of the package, or a TOML file. It must come first."""
-    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    settings: Annotated[tyro.conf.AvoidSubcommands[Recipe], tyro.conf.arg(name="")]
     out: Path = field(default=Path("runs/train"))
     """Folder of the run: checkpoints, metrics, the model at the end."""
     resume: bool = False
@@ -55,11 +56,16 @@ class Arguments:
 
 
 def default_arguments(rest: Sequence[str]) -> Arguments:
-    """Arguments with the recipe's values, which flags then override."""
+    """Arguments with the recipe's values, which flags then override.
+
+    A flag of an optional table (--qat.scheme) adds the table; --help shows those of all.
+    """
+    tables = {flag.removeprefix("--").partition(".")[0] for flag in rest if flag.startswith("--")}
     if rest and not rest[0].startswith("-"):
-        return Arguments(rest[0], load_recipe(rest[0]))
+        return Arguments(rest[0], with_tables(load_recipe(rest[0]), tables))
     if {"-h", "--help"} & set(rest):
-        return Arguments("tiny-cpu", load_recipe("tiny-cpu"))
+        every = {each.name for each in fields(Recipe)}
+        return Arguments("tiny-cpu", with_tables(load_recipe("tiny-cpu"), every))
     raise ValueError(f"train: name a recipe first: {', '.join(recipe_names())}, or a TOML file")
 
 
@@ -98,6 +104,7 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
 
     recipe, out = arguments.settings, arguments.out
     model = run_parts.model(recipe, config, tokenizer, world)
+    qat = None if recipe.qat is None else Qat(recipe.qat, model)
     loader = run_parts.loader(recipe, tokenizer, world)
     done = checkpoints(out / "checkpoints")
     first = step_of(done[-1]) if done else 0
@@ -109,6 +116,8 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
             watchers = [run_folder.FolderFiles(out, recipe, card), trackers.update]
             if not arguments.json:
                 print(_opening(recipe, card, first), flush=True)
+                if qat is not None:
+                    print(qat.described, flush=True)
                 peak = card["peak_flops"] and card["peak_flops"] * world.size
                 bar = TrainingProgress(recipe.steps, first, card["flops_per_token"], peak)
                 watchers.append(stack.enter_context(bar).update)
@@ -118,11 +127,16 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
                 watcher(record)
 
         evaluate, speak = run_parts.evaluator(recipe, tokenizer, world), run_parts.speaker(recipe, tokenizer)
+        if qat is not None:
+            evaluate, speak = qat.of_the_quantized(evaluate), speak and qat.of_the_quantized(speak)
         on_stop = say_stopping if world.is_first else None
         outcome = train(
-            model, loader, recipe, out, evaluate, on_record, world=world, speak=speak, on_stop=on_stop
-        )
+            model, loader, recipe, out, evaluate, on_record, world=world, speak=speak, on_stop=on_stop,
+            passes=None if qat is None else qat.passes,
+        )  # fmt: skip
     run_parts.keep_model(out, model, tokenizer, world)
+    if qat is not None and world.is_first:
+        qat.keep(out, tokenizer)
     if world.is_first:
         _closing(arguments, outcome)
     return outcome

@@ -114,7 +114,7 @@ class Runner:
         if not known or attention.kv_rounding is not None or x.dtype != torch.float32:
             return None
         q, k, v, o, gate, up, down = (part.rounding for part in linears)
-        assert q == k == v and gate == up, "what has one input rounds it in one way"
+        assert (q, q, gate) == (k, v, up), "what has one input rounds it in one way"
         weights: list[Any] = [part.weight for part in linears]
         function: Any = Attention.apply
         x = function(self.setting, (q, o), x, norms[0].weight, *weights[:4])

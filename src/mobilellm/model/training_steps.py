@@ -1,8 +1,8 @@
 """The steps of training on a CPU in bfloat16, forward and backward: attention, feed-forward, norm, embedding.
 
 ctx.saved_tensors is what a token costs in memory. Where products round their input (quantisation-aware
-training), gradients go straight through, and those of weights come from the rounded input. N = B * T tokens; other letters as in transformer.py, and
-G = H / K query heads to a key/value head.
+training), gradients go straight through, and those of weights come from the rounded input.
+N = B * T tokens; other letters as in transformer.py, and G = H / K query heads to a key/value head.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import sys
@@ -30,6 +31,8 @@ from mobilellm.train.stop_requests import stop_requests
 
 Evaluator = Callable[[MobileLLM, int], Mapping[str, float]]
 Speaker = Callable[[MobileLLM, int], Sequence[tuple[str, str]]]
+Passes = Callable[[int], contextlib.AbstractContextManager[None]]
+"""Steps done -> what the passes of the next one run in: within, the model may compute with other weights."""
 Stopped = Literal["interrupt", "requeue"]
 
 
@@ -51,6 +54,7 @@ def train(
     world: World | None = None,
     speak: Speaker | None = None,
     on_stop: Callable[[], None] | None = None,
+    passes: Passes | None = None,
 ) -> Outcome:
     """Train `model` in place up to `settings.steps`, going on from the newest checkpoint in `directory`.
 
@@ -60,6 +64,8 @@ def train(
     seconds, seconds spent waiting for data, peak memory; evaluations under "eval", what `speak` gives
     (prompts and completions) under "samples". In a world of several processes all call this alike, each with
     its own share of the data; only the first writes records, and only there is `speak` called.
+    Quantisation-aware training is a matter of `passes`: gradients of the weights that the model has within
+    change those it has outside.
 
     Raises TrainingError when the loss is no longer a number or jumps, ValueError for a checkpoint that is
     damaged or another run's, for settings that do not fit model or loader, and while another process trains
@@ -73,7 +79,7 @@ def train(
         stop_requests(on_stop) as requests,
     ):
         run = _Run(model, loader, settings, directory, world, loss_function, requests)
-        run.evaluate, run.speak, run.on_record = evaluate, speak, on_record
+        run.evaluate, run.speak, run.on_record, run.passes = evaluate, speak, on_record, passes
         return run()
 
 
@@ -83,6 +89,7 @@ class _Run:
     evaluate: Evaluator | None
     speak: Speaker | None
     on_record: Callable[[Record], None] | None
+    passes: Passes | None
 
     def __init__(
         self,
@@ -196,7 +203,8 @@ class _Run:
         _seed(settings.seed, self.done, self.world.rank)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(fed, total)
+        with contextlib.nullcontext() if self.passes is None else self.passes(self.done):
+            loss = self._backward(fed, total)
         clip = self.optimizer.clip if isinstance(self.optimizer, KernelAdamW) else self.spread.clip
         norm = clip(settings.optim.clip_norm)
         (everywhere,) = self.world.sum([loss])
@@ -255,8 +263,8 @@ def run_identity(model: MobileLLM, settings: TrainSettings) -> dict[str, Any]:
     }  # fmt: skip
     fixed: dict[str, Any] = {}
     for name, value in asdict(settings).items():
-        if name not in TrainSettings.__dataclass_fields__:  # a recipe's model, data and logging
-            continue
+        if value is None or name not in TrainSettings.__dataclass_fields__:
+            continue  # a kind of run that this is not; a recipe's model, data and logging
         leaves = (
             {f"{name}.{leaf}": each for leaf, each in value.items()}
             if isinstance(value, dict)

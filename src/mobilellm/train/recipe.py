@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from mobilellm.config import ModelConfig
 from mobilellm.presets import preset
-from mobilellm.train.settings import TrainSettings
+from mobilellm.train.settings import TrainSettings, without_none
 
 
 class RecipeError(ValueError):
@@ -147,6 +147,14 @@ def load_recipe(name: str | Path) -> Recipe:
     return parse_recipe(text, str(path))
 
 
+def with_tables(recipe: Recipe, names: Collection[str]) -> Recipe:
+    """The recipe with the optional tables of these names, at their defaults where it has none."""
+    hints = get_type_hints(Recipe)
+    kinds: dict[str, Any] = {name: without_none(hints[name]) for name in names if name in hints}
+    missing = {name for name in kinds if is_dataclass(kinds[name]) and getattr(recipe, name) is None}
+    return replace(recipe, **{name: kinds[name]() for name in missing})
+
+
 def parse_recipe(text: str, source: str) -> Recipe:
     """A recipe from TOML text; `source` names it in errors. Unknown and missing keys come in one error."""
     try:
@@ -177,7 +185,7 @@ def to_toml(recipe: Recipe) -> str:
                 if getattr(value, leaf.name) is not None
             ]
             tables += ["", f"[{each.name}]", *inner]
-        else:
+        elif value is not None:
             lines.append(f"{each.name} = {_toml(value)}")
     return "\n".join([*lines, *tables]) + "\n"
 
@@ -193,9 +201,9 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str
         if name not in values:
             if each.default is MISSING and each.default_factory is MISSING:
                 problems.append(f"missing key {prefix}{name}")
-        elif is_dataclass(hints[name]):
+        elif is_dataclass(inner := without_none(hints[name])):
             if isinstance(values[name], Mapping):
-                arguments[name] = _build(hints[name], values[name], f"{prefix}{name}.", problems)
+                arguments[name] = _build(inner, values[name], f"{prefix}{name}.", problems)
             else:
                 problems.append(f"{prefix}{name} = {values[name]!r} must be a table")
         else:
@@ -212,8 +220,7 @@ def _converted(kind: Any, value: Any) -> Any:
         if not isinstance(value, list):
             raise TypeError("a list")
         return tuple(_converted(get_args(kind)[0], item) for item in value)
-    choices = [each for each in get_args(kind) if each is not type(None)] or [kind]
-    (wanted,) = choices
+    wanted = without_none(kind)
     if wanted is Path and isinstance(value, str):
         return Path(value)
     if wanted is float and type(value) is int:
