@@ -23,20 +23,20 @@ FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
         "sentencepiece_model", "text_stream",
-        "short_text", "sampling", "atomic", "gguf", "hardware", "installation",
+        "short_text", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
         "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
-        "compiled",
+        "compiled", "call_syntax", "tool_calls",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},
-    4: {"export", "serve", "report"},
+    4: {"export", "serve", "report", "chat"},
     5: {"cli", "__main__"},
 }  # fmt: skip
 STRANGERS = {("data", "model"), ("data", "hf"), ("train", "eval"), ("eval", "train")}
 """Rooms that must not know each other, though their floors would let them: (importer, imported)."""
 WITHOUT_TORCH = FLOORS[1] | {"data", "runtime"}
 HEAVY = {"torch", "transformers"}
-FLOOR_1_PACKAGES = {"numpy", "tokenizers", "gguf"}
+FLOOR_1_PACKAGES = {"numpy", "tokenizers", "gguf", "jinja2"}
 
 
 # The imports of the package

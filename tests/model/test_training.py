@@ -318,7 +318,7 @@ def ways(model: MobileLLM, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list
 def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
     kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adapters, quantised layers, hooks and frozen weights: the modules are called as they are."""
+    """Replaced modules and hooks: the modules are called as they are. A frozen weight is no such thing."""
     model = lively(preset("test"))
     run = ways(model, monkeypatch)
     assert run().count("swiglu") == 2
@@ -328,7 +328,12 @@ def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
     handle.remove()
     mlp.down_proj = torch.nn.Sequential(mlp.down_proj)  # type: ignore[union-attr, arg-type]
     assert run().count("swiglu") == 1
-    model.model.layers[1].self_attn.q_proj.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    projection = model.model.layers[1].self_attn.q_proj  # type: ignore[union-attr]
+    projection.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    assert run().count("swiglu") == 1
+    projection.bfloat16()  # type: ignore[operator]
+    assert run().count("swiglu") == 1
+    projection.weight.requires_grad_(True)  # type: ignore[union-attr, operator]
     assert run().count("swiglu") == 0
 
 

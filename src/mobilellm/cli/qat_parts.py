@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.tokenizer import Tokenizer
-    from mobilellm.train.settings import QatSettings
+    from mobilellm.train.qat import QatChoice
 
 T = TypeVar("T")
 
@@ -18,20 +18,20 @@ T = TypeVar("T")
 class Qat:
     """Of one model in training. Raises ValueError for a scheme that does not exist or does not fit it."""
 
-    def __init__(self, settings: QatSettings, model: MobileLLM) -> None:
+    def __init__(self, choice: QatChoice, model: MobileLLM) -> None:
         from mobilellm.quant.qat import QuantizedWhile
         from mobilellm.quant.schemes import scheme
 
         try:
-            self.scheme = scheme(settings.scheme, settings.embedding, settings.group)
+            self.scheme = scheme(choice.scheme, choice.embedding, choice.group)
             self._quantized = QuantizedWhile(model, self.scheme)
         except ValueError as error:
             raise ValueError(f"train: {error}") from None
-        self._settings, self._model = settings, model
+        self._choice, self._model = choice, model
 
     def passes(self, done: int) -> contextlib.AbstractContextManager[None]:
         """Those of the step after `done` ones: in full precision first, if the recipe says so."""
-        return contextlib.nullcontext() if done < self._settings.after_steps else self._quantized()
+        return contextlib.nullcontext() if done < self._choice.after_steps else self._quantized()
 
     def of_the_quantized(self, ask: Callable[[MobileLLM, int], T]) -> Callable[[MobileLLM, int], T]:
         """The same question (an evaluation, samples), asked of what quantising the model then would give."""
@@ -54,7 +54,7 @@ class Qat:
     @property
     def described(self) -> str:
         """For the first line of a run."""
-        first = self._settings.after_steps
+        first = self._choice.after_steps
         when = f" after step {first:,}" if first else ""
         kinds = f"{self.scheme.linear.name}, embedding and head {self.scheme.embedding.name}"
         return f"quantisation-aware{when}: {kinds}; evaluations are of the quantised model"

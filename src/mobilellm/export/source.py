@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobilellm.chat_template import stored_template
 from mobilellm.config import ModelConfig
 from mobilellm.export.targets import Options
 from mobilellm.model import api, checkpoint, hub
@@ -93,23 +93,10 @@ def source_of(name: str, directory: Path, weights: checkpoint.Weights) -> Source
     if tokenizer is None:
         raise FileNotFoundError(f"{name}: has no tokenizer, and an artefact needs one to read text")
     repairs = weights.repairs + tokenizer.repairs
-    template = _chat_template(directory)
+    template = stored_template(directory)
     return Source(
         name, directory, weights.config, weights.tensors, tokenizer, template, repairs, weights.quantized
     )
-
-
-def _chat_template(directory: Path) -> str | None:
-    """From chat_template.jinja, or, as older files have it, from tokenizer_config.json."""
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    try:
-        values = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    template = values.get("chat_template") if isinstance(values, dict) else None
-    return template if isinstance(template, str) else None
 
 
 def kept_types(

@@ -51,9 +51,10 @@ class HfTarget:
                 "Blocks are shared: the directory carries its code and loads with trust_remote_code=True. "
                 "For a plain Llama: --unroll."
             )
-        checkpoint.save(path, model, source.tokenizer, further_files=licence_files(source.directory))
-        if source.chat_template is not None:
-            (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
+        licence = licence_files(source.directory)
+        checkpoint.save(
+            path, model, source.tokenizer, further_files=licence, chat_template=source.chat_template
+        )
         return notes
 
     def options_of(self, path: Path, source: Source) -> Options:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.atomic import atomic_directory
+from mobilellm.chat_template import TEMPLATE_FILE
 from mobilellm.config import ModelConfig
 from mobilellm.layouts import ConfigFile, config_json, not_a_model_directory, read_config_file
 from mobilellm.model.quantized import Quantization, Quantized, attach, is_quantized, read_quantized
@@ -110,13 +111,14 @@ def save(
     layout: str | None = None,
     overwrite: bool = False,
     further_files: Sequence[Path] = (),
+    chat_template: str | None = None,
 ) -> None:
     """Write a clean model directory, whole or not at all, read back and compared before it gets its name.
 
     `layout` is "llama" (loads in stock transformers; no sharing) or "mobilellm" (carries its modelling code
     for `trust_remote_code`); by default "mobilellm" when layers are shared, else "llama". `further_files`
-    (the licence, say) are copied beside. Raises what `atomic_directory` raises, and CheckpointError for what
-    could not be loaded again, e.g. NaN.
+    (the licence, say) are copied beside; `chat_template` makes it a model to talk to. Raises what
+    `atomic_directory` raises, and CheckpointError for what could not be loaded again, e.g. NaN.
     """
     config = model.config
     layout = layout or ("mobilellm" if config.shares_layers else "llama")
@@ -136,6 +138,8 @@ def save(
         write_tensors(temporary / "model.safetensors", model.state_dict(), {"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(temporary, model_max_length=config.max_position_embeddings)
+        if chat_template is not None:
+            (temporary / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
         if layout == "mobilellm":
             for name in REMOTE_CODE:
                 code = (files("mobilellm") / "hf" / name).read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mobilellm.chat_template import stored_template
 from mobilellm.model import checkpoint, hub
 from mobilellm.model.api import read_tokenizer
 from mobilellm.model.licence import licence_files, stated_licence
@@ -23,7 +24,8 @@ def convert(
 ) -> dict[str, Any]:
     """Convert a model and return what was done, repairs too; notices go to `say`, a line each.
 
-    Licence texts and model card are carried along: the result stays under the licence of its source.
+    Licence texts, model card and chat template are carried along: the result stays under the licence of its
+    source.
 
     Without a dtype the stored one is kept. Raises what reading and `checkpoint.save` raise.
     """
@@ -41,7 +43,8 @@ def convert(
         model = checkpoint.unroll(model)
         say(f"unrolled: {weights.config.num_layers} stored blocks become {model.config.num_layers}")
     licence = stated_licence(directory)
-    checkpoint.save(destination, model, tokenizer, layout, overwrite, licence_files(directory))
+    template = stored_template(directory)
+    checkpoint.save(destination, model, tokenizer, layout, overwrite, licence_files(directory), template)
     return {
         "source": str(source),
         "destination": str(destination),

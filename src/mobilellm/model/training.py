@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.model import cpu_kernels
+from mobilellm.model.adapted import adapted_linear, has_hooks
 from mobilellm.model.cpu_kernels import LONGEST, Kernels
 from mobilellm.model.document_mask import document_starts
 from mobilellm.model.products import products
+from mobilellm.model.projection import Projection
 from mobilellm.model.rope import angles
 from mobilellm.model.training_steps import Attention, EmbeddingAndHead, FeedForward, Norm, Setting
 from mobilellm.model.transformer import Block, Linear, MobileLLM
@@ -93,7 +95,7 @@ class Runner:
 
     def embed(self, weight: Tensor, tokens: Tensor) -> Tensor:
         """Embeddings (B, T, E) of tokens."""
-        if not (self.tied and _plain(weight)):
+        if not (self.tied and _plain(weight) and weight.requires_grad):
             return F.embedding(tokens, weight)
         function: Any = EmbeddingAndHead.apply
         x: Tensor
@@ -103,24 +105,35 @@ class Runner:
     def block(self, block: Block, x: Tensor) -> Tensor | None:
         """What `block` makes of x (B, T, E); None where its parts are not those this way knows."""
         attention, mlp = block.self_attn, block.mlp
-        linears = (
-            attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-        )  # fmt: skip
         norms = (block.input_layernorm, block.post_attention_layernorm)
-        known = all(_known(part, Linear) for part in linears) and all(
-            _known(part, nn.RMSNorm) for part in norms
-        )
+        groups = [
+            self._maps(attention.q_proj, attention.k_proj, attention.v_proj), self._maps(attention.o_proj),
+            self._maps(mlp.gate_proj, mlp.up_proj), self._maps(mlp.down_proj),
+        ]  # fmt: skip
+        known = all(_known(part, nn.RMSNorm) for part in norms)
         if not known or attention.kv_rounding is not None or x.dtype != torch.float32:
             return None
-        q, k, v, o, gate, up, down = (part.rounding for part in linears)
-        assert (q, q, gate) == (k, v, up), "what has one input rounds it in one way"
-        weights: list[Any] = [part.weight for part in linears]
+        qkv, o, gate_up, down = groups
+        if qkv is None or o is None or gate_up is None or down is None:
+            return None
         function: Any = Attention.apply
-        x = function(self.setting, (q, o), x, norms[0].weight, *weights[:4])
+        x = function(self.setting, qkv[0], o[0], x, norms[0].weight, *qkv[1], *o[1])
         function = FeedForward.apply
-        out: Tensor = function(self.setting, (gate, down), x, norms[1].weight, *weights[4:])
+        out: Tensor = function(self.setting, gate_up[0], down[0], x, norms[1].weight, *gate_up[1], *down[1])
         return out
+
+    def _maps(self, *parts: nn.Module) -> tuple[Projection, list[Tensor]] | None:
+        """Linear maps of one input, and their tensors; None where one is not such as this way knows."""
+        adapted = [adapted_linear(part) for part in parts]
+        linears = [part if each is None else each.linear for part, each in zip(parts, adapted, strict=True)]
+        if not all(_known(linear, Linear) for linear in linears):
+            return None
+        tensors: list[Any] = [linear.weight for linear in linears]
+        tensors += [tensor for each in adapted if each is not None for tensor in each.tensors]
+        adapters = [None if each is None else each.adapter for each in adapted]
+        roundings: list[Any] = [linear.rounding for linear in linears]
+        assert all(each == roundings[0] for each in roundings), "what has one input rounds it in one way"
+        return Projection(self.setting.products, adapters, roundings[0]), tensors
 
     def norm(self, norm: nn.Module, x: Tensor) -> Tensor:
         """The final norm (B, T, E), in bfloat16 as the head's product takes it, rounded as it rounds."""
@@ -133,16 +146,13 @@ class Runner:
 
 
 def _known(part: Any, kind: type[nn.Module]) -> bool:
-    """Neither wrapped nor replaced (adapters), no hooks, its weight a plain one in training."""
+    """Neither wrapped nor replaced, no hooks; its weight a plain one, in bfloat16 only if frozen."""
     if type(part) is not kind:
         return False
-    hooked = (
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    )
     weight: Any = part.weight
-    return _plain(weight) and not hooked
+    narrow = kind is Linear and weight.dtype == torch.bfloat16 and not weight.requires_grad
+    return not has_hooks(part) and _plain(weight, torch.bfloat16 if narrow else torch.float32)
 
 
-def _plain(weight: Tensor) -> bool:
-    known = type(weight) in (nn.Parameter, Tensor) and weight.dtype == torch.float32
-    return known and weight.is_contiguous() and weight.requires_grad
+def _plain(weight: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype == dtype and weight.is_contiguous()

@@ -1,12 +1,13 @@
 """The steps of training on a CPU in bfloat16, forward and backward: attention, feed-forward, norm, embedding.
 
 ctx.saved_tensors is what a token costs in memory. Where products round their input (quantisation-aware
-training), gradients go straight through, and those of weights come from the rounded input.
-N = B * T tokens; other letters as in transformer.py, and G = H / K query heads to a key/value head.
+training), gradients go straight through, and those of weights come from the rounded input. N = B * T tokens;
+other letters as in transformer.py, and G = H / K query heads to a key/value head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products
+from mobilellm.model.projection import Projection
 from mobilellm.model.rounding import Rounding
 
 BLOCK = 128
@@ -41,9 +43,6 @@ class Setting(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
         return self.B, self.T, self.K, self.G, self.D, BLOCK
-
-
-Roundings = tuple[Rounding | None, Rounding | None]
 
 
 class EmbeddingAndHead(torch.autograd.Function):
@@ -92,71 +91,97 @@ class Norm(torch.autograd.Function):
 
 
 class Attention(torch.autograd.Function):
-    """x + o(attend(rotate(q, k, v of norm(x)))); `roundings` are of the inputs of q, k, v and of o."""
+    """x + o(attend(rotate(q, k, v of norm(x)))); `tensors` are those of qkv, then those of o."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, roundings: Roundings, x: Tensor, norm: Tensor,
-        q: Tensor, k: Tensor, v: Tensor, o: Tensor,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, run: Setting, qkv: Projection, o: Projection, x: Tensor, norm: Tensor, *tensors: Tensor
+    ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        joint = run.products.through(_rounded(run, roundings[0], y), q, k, v)  # (N, (H + 2K) * D)
+        joint, kept = qkv.through(_rounded(run, qkv.rounding, y), tensors[: qkv.count])  # (N, (H + 2K) * D)
         queries, keys, values = _rotate(run, joint)
         out, total = _attend(run, queries, keys, values)  # (N, H * D)
-        out = _rounded(run, roundings[1], out)
-        ctx.save_for_backward(normed, norm, q, k, v, o, scale, queries, keys, values, out, total)
-        ctx.run, ctx.rounding = run, roundings[0]
-        return _add(run, x, run.products.through(out, o))
+        out = _rounded(run, o.rounding, out)
+        projected, kept_of_o = o.through(out, tensors[qkv.count :])
+        ctx.save_for_backward(
+            *tensors, *kept, *kept_of_o, normed, norm, scale, queries, keys, values, out, total
+        )
+        ctx.run, ctx.qkv, ctx.o = run, qkv, o
+        return _add(run, x, projected)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        normed, norm, q, k, v, o, scale, queries, keys, values, out, total = ctx.saved_tensors
+        qkv: Projection = ctx.qkv
+        o: Projection = ctx.o
+        of_qkv, of_o, kept, kept_of_o, rest = _split(
+            ctx.saved_tensors, qkv.count, o.count, qkv.num_kept, o.num_kept
+        )
+        normed, norm, scale, queries, keys, values, out, total = rest
+        wanted, wanted_of_o, _ = _split(ctx.needs_input_grad[5:], qkv.count, o.count)
         dx = dx.contiguous()
-        dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
-        (do,) = run.products.gradients(dy, out, [len(o)], run.gradient_dtype)
-        dout = run.products.back(dy, o)
+        dout, flow = o.back(dx.to(torch.bfloat16).view(-1, dx.shape[-1]), of_o, kept_of_o)
+        do = o.gradients(flow, out, of_o, kept_of_o, wanted_of_o, run.gradient_dtype)
         djoint = _attend_backward(run, queries, keys, values, total, dout)
-        dy = run.products.back(djoint, q, k, v)
-        y = _rounded(run, ctx.rounding, _norm_again(run, normed, norm))
-        dqkv = run.products.gradients(djoint, y, [len(q), len(k), len(v)], run.gradient_dtype)
-        return (None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, do)
+        dy, flow = qkv.back(djoint, of_qkv, kept)
+        y = _rounded(run, qkv.rounding, _norm_again(run, normed, norm))
+        dqkv = qkv.gradients(flow, y, of_qkv, kept, wanted, run.gradient_dtype)
+        return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, *do)
 
 
 class FeedForward(torch.autograd.Function):
-    """x + down(silu(gate(norm(x))) * up(norm(x))); `roundings` are of the inputs of gate, up and of down."""
+    """x + down(silu(gate(norm(x))) * up(norm(x))); `tensors` are those of gate_up, then those of down."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, roundings: Roundings, x: Tensor, norm: Tensor,
-        gate: Tensor, up: Tensor, down: Tensor,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        run: Setting,
+        gate_up: Projection,
+        down: Projection,
+        x: Tensor,
+        norm: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        gate_up = run.products.through(_rounded(run, roundings[0], y), gate, up)  # (N, 2F)
-        inner = gate_up.new_empty(gate_up.shape[0], gate.shape[0])
-        run.kernels("swiglu", gate_up, inner, *inner.shape)
-        ctx.save_for_backward(normed, norm, gate, up, down, scale, gate_up)
-        ctx.run, ctx.roundings = run, roundings
-        return _add(run, x, run.products.through(_rounded(run, roundings[1], inner), down))
+        both, kept = gate_up.through(_rounded(run, gate_up.rounding, y), tensors[: gate_up.count])  # (N, 2F)
+        inner = both.new_empty(both.shape[0], both.shape[1] // 2)
+        run.kernels("swiglu", both, inner, *inner.shape)
+        projected, kept_of_down = down.through(_rounded(run, down.rounding, inner), tensors[gate_up.count :])
+        ctx.save_for_backward(*tensors, *kept, *kept_of_down, normed, norm, scale, both)
+        ctx.run, ctx.gate_up, ctx.down = run, gate_up, down
+        return _add(run, x, projected)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        before, between = ctx.roundings
-        normed, norm, gate, up, down, scale, gate_up = ctx.saved_tensors
+        gate_up: Projection = ctx.gate_up
+        down: Projection = ctx.down
+        of_gate_up, of_down, kept, kept_of_down, rest = _split(
+            ctx.saved_tensors, gate_up.count, down.count, gate_up.num_kept, down.num_kept
+        )
+        normed, norm, scale, both = rest
+        wanted, wanted_of_down, _ = _split(ctx.needs_input_grad[5:], gate_up.count, down.count)
         dx = dx.contiguous()
-        dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
-        dinner = run.products.back(dy, down)  # (N, F)
-        dgate_up, inner = torch.empty_like(gate_up), torch.empty_like(dinner)
-        run.kernels("swiglu_backward", gate_up, dinner, dgate_up, inner, *inner.shape)
-        inner = _rounded(run, between, inner)
-        (ddown,) = run.products.gradients(dy, inner, [len(down)], run.gradient_dtype)
-        dy = run.products.back(dgate_up, gate, up)
-        y = _rounded(run, before, _norm_again(run, normed, norm))
-        dboth = run.products.gradients(dgate_up, y, [len(gate), len(up)], run.gradient_dtype)
-        return (None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dboth, ddown)
+        dinner, flow = down.back(dx.to(torch.bfloat16).view(-1, dx.shape[-1]), of_down, kept_of_down)
+        dboth, inner = torch.empty_like(both), torch.empty_like(dinner)  # dinner is (N, F)
+        run.kernels("swiglu_backward", both, dinner, dboth, inner, *inner.shape)
+        inner = _rounded(run, down.rounding, inner)
+        ddown = down.gradients(flow, inner, of_down, kept_of_down, wanted_of_down, run.gradient_dtype)
+        dy, flow = gate_up.back(dboth, of_gate_up, kept)
+        y = _rounded(run, gate_up.rounding, _norm_again(run, normed, norm))
+        dgate_up = gate_up.gradients(flow, y, of_gate_up, kept, wanted, run.gradient_dtype)
+        return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dgate_up, *ddown)
+
+
+def _split(values: Sequence[Any], *sizes: int) -> Iterator[Sequence[Any]]:
+    """Parts of so many values each, and what is left."""
+    start = 0
+    for size in sizes:
+        yield values[start : start + size]
+        start += size
+    yield values[start:]
 
 
 def _norm(run: Setting, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from mobilellm.config import ModelConfig
 from mobilellm.presets import preset
-from mobilellm.train.settings import TrainSettings, without_none
+from mobilellm.train.qat import QatChoice
+from mobilellm.train.settings import TrainSettings
 
 
 class RecipeError(ValueError):
@@ -96,6 +97,7 @@ class Recipe(TrainSettings):
     data: DataChoice
     sample: SampleChoice = field(default_factory=SampleChoice)
     log: LogChoice = field(default_factory=LogChoice)
+    qat: QatChoice | None = None
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
@@ -115,6 +117,8 @@ class Recipe(TrainSettings):
                 problems.append(f"{name} = {value} must be at least {least}")
         if not self.sample.temperature >= 0:
             problems.append(f"sample.temperature = {self.sample.temperature} must be 0 or above")
+        if self.qat is not None:
+            problems += self.qat.problems(self.steps, self.compute.strategy)
         if self.log.tracker not in ("none", "trackio", "wandb"):
             problems.append(f"log.tracker = {self.log.tracker!r} must be none, trackio or wandb")
         return problems
@@ -150,7 +154,7 @@ def load_recipe(name: str | Path) -> Recipe:
 def with_tables(recipe: Recipe, names: Collection[str]) -> Recipe:
     """The recipe with the optional tables of these names, at their defaults where it has none."""
     hints = get_type_hints(Recipe)
-    kinds: dict[str, Any] = {name: without_none(hints[name]) for name in names if name in hints}
+    kinds: dict[str, Any] = {name: _without_none(hints[name]) for name in names if name in hints}
     missing = {name for name in kinds if is_dataclass(kinds[name]) and getattr(recipe, name) is None}
     return replace(recipe, **{name: kinds[name]() for name in missing})
 
@@ -201,7 +205,7 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str
         if name not in values:
             if each.default is MISSING and each.default_factory is MISSING:
                 problems.append(f"missing key {prefix}{name}")
-        elif is_dataclass(inner := without_none(hints[name])):
+        elif is_dataclass(inner := _without_none(hints[name])):
             if isinstance(values[name], Mapping):
                 arguments[name] = _build(inner, values[name], f"{prefix}{name}.", problems)
             else:
@@ -220,7 +224,7 @@ def _converted(kind: Any, value: Any) -> Any:
         if not isinstance(value, list):
             raise TypeError("a list")
         return tuple(_converted(get_args(kind)[0], item) for item in value)
-    wanted = without_none(kind)
+    wanted = _without_none(kind)
     if wanted is Path and isinstance(value, str):
         return Path(value)
     if wanted is float and type(value) is int:
@@ -228,6 +232,12 @@ def _converted(kind: Any, value: Any) -> Any:
     if type(value) is not wanted:
         raise TypeError("a path" if wanted is Path else f"of type {wanted.__name__}")
     return value
+
+
+def _without_none(kind: Any) -> Any:
+    """T of `T | None`; any other type as it is."""
+    possible = get_args(kind)
+    return next(each for each in possible if each is not type(None)) if type(None) in possible else kind
 
 
 def _toml(value: Any) -> str:

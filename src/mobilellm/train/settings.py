@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 SCHEDULES = ("cosine", "wsd", "linear")
 OPTIMIZERS = ("adamw", "muon")
@@ -95,20 +95,6 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QatSettings:
-    """Quantisation-aware training (`quant/qat.py`): steps are computed with the weights that are exported."""
-
-    scheme: str = "q4_0"
-    """q8_0, q4_0, 8da4w, int8 or w8a8, as in `mobilellm quantize`."""
-    embedding: str | None = None
-    """Format of embedding and head where it is not the scheme's own: q4_0 can have q8_0, 8da4w int4."""
-    group: int | None = None
-    """8da4w: weights that share a scale; by default 32."""
-    after_steps: int = 0
-    """Steps in full precision before it begins. Evaluations are of the quantised model from the start."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """All that `train.loop.train` reads. Raises ValueError naming every bad field at once."""
 
@@ -122,7 +108,6 @@ class TrainSettings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
-    qat: QatSettings | None = None
     evaluate_every: int = 1000
     """Steps between evaluations; there is one before the first step and one after the last."""
 
@@ -155,17 +140,6 @@ class TrainSettings:
                 f"batch.tokens_per_step = {batch.tokens_per_step} must be a multiple of "
                 f"batch.sequence_length = {batch.sequence_length}"
             ]
-        return self._qat_relations()
-
-    def _qat_relations(self) -> list[str]:
-        if self.qat is None:
-            return []
-        if not 0 <= self.qat.after_steps < self.steps:
-            return [
-                f"qat.after_steps = {self.qat.after_steps} must be 0 or above, and below steps = {self.steps}"
-            ]
-        if self.compute.strategy == "fsdp":
-            return ["qat needs whole matrices, which compute.strategy = 'fsdp' splits; use 'ddp'"]
         return []
 
 
@@ -215,12 +189,10 @@ def type_problems(settings: Any, prefix: str = "") -> list[str]:
     Whole numbers are accepted for floats, and stored as floats.
     """
     problems = []
-    for name, hint in get_type_hints(type(settings)).items():
+    for name, kind in get_type_hints(type(settings)).items():
         if name not in {field.name for field in fields(settings)}:
             continue
-        value, kind = getattr(settings, name), without_none(hint)
-        if value is None and kind is not hint:
-            continue
+        value = getattr(settings, name)
         if is_dataclass(kind):
             if type(value) is kind:
                 problems += type_problems(value, f"{prefix}{name}.")
@@ -234,12 +206,6 @@ def type_problems(settings: Any, prefix: str = "") -> list[str]:
             words = "finite float" if kind is float else kind.__name__
             problems.append(f"{prefix}{name} = {value!r} must be of type {words}")
     return problems
-
-
-def without_none(kind: Any) -> Any:
-    """T of `T | None`; any other type as it is."""
-    possible = get_args(kind)
-    return next(each for each in possible if each is not type(None)) if type(None) in possible else kind
 
 
 def _value(settings: Any, name: str) -> Any:
