@@ -14,6 +14,8 @@ EXTRAS = {
     "lm_eval": "eval", "gguf": "export", "onnx": "onnx", "onnxruntime": "onnx", "onnxruntime_genai": "onnx",
     "executorch": "executorch", "llama_cpp": "peers", "prompt_toolkit": "chat",
     "peft": "finetune", "trl": "finetune",
+    "starlette": "serve", "uvicorn": "serve", "httptools": "serve", "pydantic": "serve",
+    "llguidance": "serve", "prometheus_client": "serve",
 }  # fmt: skip
 """A package that the base install does without -> the extra that brings it."""
 

@@ -180,3 +180,8 @@ def test_what_cannot_be_trained_so_is_refused() -> None:
         QuantizedWhile(already, scheme("q4_0"))
     with pytest.raises(ValueError, match="group = 64 does not divide the rows of 160"):
         QuantizedWhile(random_model(SHAPE), scheme("8da4w", group=64))
+    adapted = random_model(SHAPE)
+    block = adapted.model.layers[1]
+    block.mlp.up_proj = torch.nn.Sequential(block.mlp.up_proj)  # type: ignore[assignment, union-attr, arg-type]
+    with pytest.raises(ValueError, match="qat: the model has adapters beside its matrices"):
+        QuantizedWhile(adapted, scheme("q4_0"))

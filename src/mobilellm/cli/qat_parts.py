@@ -33,8 +33,12 @@ class Qat:
         """Those of the step after `done` ones: in full precision first, if the recipe says so."""
         return contextlib.nullcontext() if done < self._choice.after_steps else self._quantized()
 
-    def of_the_quantized(self, ask: Callable[[MobileLLM, int], T]) -> Callable[[MobileLLM, int], T]:
+    def of_the_quantized(
+        self, ask: Callable[[MobileLLM, int], T] | None
+    ) -> Callable[[MobileLLM, int], T] | None:
         """The same question (an evaluation, samples), asked of what quantising the model then would give."""
+        if ask is None:
+            return None
 
         def asked(model: MobileLLM, step: int) -> T:
             with self._quantized():

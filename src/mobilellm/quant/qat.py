@@ -28,7 +28,8 @@ from mobilellm.quant.schemes import Scheme, check_widths
 class QuantizedWhile:
     """Lets a float32 model be, for a while, what quantising it now would give.
 
-    Raises ValueError for a model that is quantised already, and widths that the scheme cannot take.
+    Raises ValueError for a model that is quantised already or has adapters, and for widths that the scheme
+    cannot take.
     """
 
     def __init__(self, model: MobileLLM, scheme: Scheme) -> None:
@@ -36,6 +37,11 @@ class QuantizedWhile:
             raise ValueError(
                 f"qat: the model is quantised already ({model.quantization.scheme}); start from what it was "
                 "made from"
+            )
+        if not scheme.formats(model.config).keys() <= dict(model.named_parameters()).keys():
+            raise ValueError(
+                "qat: the model has adapters beside its matrices, and what is exported are both in one; leave "
+                "[lora] out, or merge it first"
             )
         check_widths(scheme, model.config)
         self._model, self._scheme = model, scheme
