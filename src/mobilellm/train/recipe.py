@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from mobilellm.train.lora import LoraChoice
+from mobilellm.train.qat import QatChoice
 from mobilellm.train.settings import TrainSettings
 from mobilellm.train.tables import OVER_LONG, ChatChoice, DataChoice, LogChoice, ModelChoice, SampleChoice
 
@@ -35,12 +36,15 @@ class Recipe(TrainSettings):
     data: DataChoice = field(default_factory=DataChoice)
     chat: ChatChoice | None = None
     lora: LoraChoice | None = None
+    qat: QatChoice | None = None
     sample: SampleChoice = field(default_factory=SampleChoice)
     log: LogChoice = field(default_factory=LogChoice)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
         problems += self._source_problems() + self._lora_problems()
+        if self.qat is not None:
+            problems += self.qat.problems(self.steps, self.compute.strategy)
         for name, value, least in (
             ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
             ("sample.tokens", self.sample.tokens, 1),
