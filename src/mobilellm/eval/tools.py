@@ -69,6 +69,11 @@ def read_tool_data(
                 if limit is None or len(held) < limit:
                     held.append(question)
     _refuse_repeated(data)
+    if held_out is not None and not data.conversations:
+        raise ValueError(
+            f"held_out = {held_out} is of files of conversations, and none is named; leave it out: the "
+            "leaderboard's questions are no training data"
+        )
     return data
 
 
