@@ -187,7 +187,10 @@ def _turns_judged(
         if each:
             low, high = clustered(each, places[metric])
             found |= {metric: sum(each) / len(each), f"{metric}_low": low, f"{metric}_high": high}
-    return found, {metric: each for metric, each in values.items() if each}, lines
+    items = {metric: each for metric, each in values.items() if each}
+    # Turns of one conversation are not independent: whoever compares must know which belong together.
+    items |= {f"{metric}_conversation": list(map(float, places[metric])) for metric in items}
+    return found, items, lines
 
 
 def _written(completion: Completion | None, calls: Sequence[ToolCall]) -> dict[str, Any]:
