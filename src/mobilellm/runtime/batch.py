@@ -142,8 +142,8 @@ class ContinuousBatch:
         failed: Callable[[Exception], None] | None = None,
         around: Callable[[Draw], Draw] | None = None,
     ) -> Request:
-        """Begin a text as soon as a slot is free. `show` is called with each piece, by the batch's thread, and
-        `failed` with what went wrong, if anything does; then no piece follows.
+        """Begin a text as soon as a slot is free. By the batch's thread `show` is called with each piece and
+        `failed` with what went wrong, if anything does; no piece follows then.
 
         The result is that of `RuntimeModel.generate` with this prompt alone; `around` is as in
         `RuntimeModel.generation`. Raises at once ValueError for a prompt that does not fit, and for a batch

@@ -1,13 +1,14 @@
 """The way into the batch and back: counted and bounded, and what it draws brought into the event loop.
 
-    one request -> Answer -> n choices, each a request of the batch
-    the batch's thread -> Answer.arrived (one wake of the loop for all that came meanwhile) -> `take`
+one request -> Answer -> n choices, each a request of the batch
+the batch's thread -> Answer.arrived (one wake of the loop for all that came meanwhile) -> `take`
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from mobilellm.serve.drawing import Drawing, TokenChances
 from mobilellm.serve.errors import ApiError
 from mobilellm.serve.settings import Limits
 
+_log = logging.getLogger(__name__)
 _DECODING = Decoding(context="stop")
 
 
@@ -47,19 +49,30 @@ class Arrival(NamedTuple):
     error: Exception | None
 
 
+class Times(NamedTuple):
+    """Of an answer, in seconds and tokens a second; None where there is too little to tell."""
+
+    to_first_token: float | None
+    """From the request's coming on, waiting included."""
+    prompt_rate: float | None
+    rate: float | None
+
+
 class Answer:
-    """All choices of one request on their way. Its methods belong to the event loop, `arrived` to any thread."""
+    """All choices of one request on their way. Methods are the event loop's, but `arrived` any thread's."""
 
     def __init__(self, choices: Sequence[Choice], ended: Callable[[], None]) -> None:
         self.choices = choices
         self.started = time.perf_counter()
         self.unfinished = len(choices)
         self.completion_tokens = 0
+        self.last_arrival = self.started
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._incoming: deque[Arrival] = deque()
         self._waking = False
         self._here: list[Arrival] = []
+        self._fault: ApiError | None = None
         self._something = asyncio.Event()
         self._requests: list[BatchRequest] = []
 
@@ -94,10 +107,13 @@ class Answer:
 
     def _deliver(self) -> None:
         self._waking = False
+        self.last_arrival = time.perf_counter()
         while self._incoming:
             arrival = self._incoming.popleft()
             self._here.append(arrival)
-            if arrival.piece is not None and arrival.piece.token is not None:
+            if arrival.error is not None:
+                self.fail(_fault(arrival.error))
+            elif arrival.piece is not None and arrival.piece.token is not None:
                 self.completion_tokens += 1
             if arrival.piece is None or arrival.piece.finish:
                 self.unfinished -= 1
@@ -105,15 +121,19 @@ class Answer:
         self._something.set()
 
     async def take(self) -> list[Arrival]:
-        """What came since the last time, at least one. Raises what went wrong in the batch."""
+        """What came since the last time, at least one. Raises ApiError for what went wrong meanwhile."""
         await self._something.wait()
         self._something.clear()
         here, self._here = self._here, []
-        for arrival in here:
-            if arrival.error is not None:
-                self.cancel()
-                raise arrival.error
+        if self._fault is not None:
+            raise self._fault
         return here
+
+    def fail(self, fault: ApiError) -> None:
+        """End here: `take` raises it."""
+        self._fault = self._fault or fault
+        self.cancel()
+        self._something.set()
 
     def cancel(self) -> None:
         """Every choice ends at the next token, with what there is."""
@@ -129,6 +149,19 @@ class Answer:
     @property
     def reused_tokens(self) -> int:
         return sum(request.usage.reused for request in self._requests)
+
+    def times(self) -> Times:
+        began = [each.drawing.began for each in self.choices if each.drawing.began is not None]
+        first = [each.drawing.first for each in self.choices if each.drawing.first is not None]
+        if not first:
+            return Times(None, None, None)
+        read, reading = self.prompt_tokens - self.reused_tokens, min(first) - min(began)
+        more, writing = self.completion_tokens - len(first), self.last_arrival - min(first)
+        return Times(
+            min(first) - self.started,
+            read / reading if read > 0 and reading > 0 else None,
+            more / writing if more > 0 and writing > 0 else None,
+        )
 
 
 class Answering:
@@ -197,7 +230,14 @@ class Answering:
         while self._answers and time.monotonic() < patience:
             await asyncio.sleep(0.05)
         for answer in [*self._answers]:
-            answer.cancel()
+            answer.fail(ApiError(503, "the server ended before this answer did", "shutting_down"))
 
     def close(self) -> None:
         self._batch.close()
+
+
+def _fault(error: Exception) -> ApiError:
+    if isinstance(error, MemoryError):
+        return ApiError(503, str(error), "out_of_memory", headers={"Retry-After": "5"})
+    _log.error("a text failed", exc_info=error)
+    return ApiError(500, "the model could not go on; the server's own log says why", "internal_error")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -62,6 +62,10 @@ class Drawing:
 
         return drawn
 
+    @property
+    def tells_chances(self) -> bool:
+        return self._top is not None
+
     def next_chances(self) -> TokenChances | None:
         return self._chances.popleft() if self._chances else None
 
@@ -92,6 +96,6 @@ def _chances(logits: Floats, token: int, top: int) -> TokenChances:
     exact = logits.astype(np.float64)
     logprobs = exact - exact.max()
     logprobs -= np.log(np.exp(logprobs).sum())
-    best = np.argpartition(logprobs, len(logprobs) - top)[len(logprobs) - top :] if top else []
-    ranked = sorted(((int(each), float(logprobs[each])) for each in best), key=lambda pair: -pair[1])
+    best: Sequence[int] = np.argpartition(-logprobs, top)[:top].tolist() if top else []
+    ranked = sorted(((each, float(logprobs[each])) for each in best), key=lambda pair: -pair[1])
     return TokenChances(token, float(logprobs[token]), ranked)

@@ -29,9 +29,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {
-            "error": {"message": self.message, "type": kind, "param": self.parameter, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": kind, "param": self.parameter, "code": self.code}}
 
     def response(self) -> Response:
         return JsonResponse(self.body(), self.status, self.headers)

@@ -24,9 +24,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Vocabulary(tokenizer)))
 
-    def of_chat(
-        self, request: ChatRequest, tools: Sequence[dict[str, Any]]
-    ) -> Callable[[], Matcher] | None:
+    def of_chat(self, request: ChatRequest, tools: Sequence[dict[str, Any]]) -> Callable[[], Matcher] | None:
         """What a request's answer must keep to, to be begun once a choice; None where it is free."""
         required = request.tool_choice not in (None, "auto", "none")
         wanted = request.response_format

@@ -1,4 +1,4 @@
-"""A request as the runtime takes it: prompts as tokens, sampling, limits. What cannot be done is refused here."""
+"""A request as the runtime takes it: prompts as tokens, sampling, limits. What cannot be done is refused."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Prepared:
     stream: bool
     include_usage: bool
     choices: list[Choice]
-    prompts: list[str]
-    """Of a completion, the text that each choice goes on from: for `echo`."""
+    echoed: list[str]
+    """Of a completion, what each choice's text begins with: its prompt, or nothing."""
     with_tools: bool = False
 
 
@@ -162,7 +162,10 @@ class Preparer:
     def _check_model(self, request: Request) -> None:
         if request.model is not None and request.model != self.name:
             raise ApiError(
-                404, f"model {request.model[:100]!r} is not here; {self.name!r} is", "model_not_found", "model"
+                404,
+                f"model {request.model[:100]!r} is not here; {self.name!r} is",
+                "model_not_found",
+                "model",
             )
 
     def _prepared(
@@ -170,24 +173,23 @@ class Preparer:
         kind: str,
         request: Request,
         choices: list[Choice],
-        prompts: list[str],
+        echoed: list[str],
         with_tools: bool = False,
     ) -> Prepared:
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options: goes with stream = true only", None, "stream_options")
         usage = bool(request.stream_options and request.stream_options.include_usage)
         return Prepared(
-            f"{kind}-{uuid.uuid4().hex}", int(time.time()), bool(request.stream), usage, choices, prompts,
+            f"{kind}-{uuid.uuid4().hex}", int(time.time()), bool(request.stream), usage, choices, echoed,
             with_tools,
         )  # fmt: skip
 
 
-def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+def _prompts(prompt: str | Sequence[str | int | list[int]]) -> Sequence[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
-    if isinstance(prompt[0], int):
-        return [[each for each in prompt if isinstance(each, int)]]
-    return [each for each in prompt if not isinstance(each, int)]
+    ids = [each for each in prompt if isinstance(each, int)]
+    return [ids] if ids else [each for each in prompt if not isinstance(each, int)]
 
 
 def _sampling(request: Request, number: int) -> Sampling:
