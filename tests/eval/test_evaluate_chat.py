@@ -16,6 +16,7 @@ from mobilellm import load
 from mobilellm.chat_template import DEFAULT, ChatTemplate
 from mobilellm.data.holding_out import digest_of
 from mobilellm.eval.chat import evaluate_chat, repetition
+from mobilellm.eval.compare import Ratio, compare
 from mobilellm.eval.conversations import read_conversations
 from mobilellm.eval.intervals import wilson
 from mobilellm.eval.torch_model import torch_model
@@ -129,3 +130,19 @@ def test_refused(file: Path, tmp_path: Path) -> None:
             read_conversations(path, held_out, limit)
     with pytest.raises(ValueError, match="answered = 0 must be at least 1"):
         evaluate_chat(ScriptedModel(says), read_conversations(file), 0)
+
+
+def test_two_records_compared(file: Path) -> None:
+    class Better(ScriptedModel):
+        def log_likelihoods(self, requests: Any) -> Any:
+            for number, answer in super().log_likelihoods(requests):
+                yield number, answer._replace(tokens=answer.tokens / 2)
+
+    one, other = (
+        evaluate_chat(model(says), read_conversations(file))[0] for model in (ScriptedModel, Better)
+    )
+    (row,) = compare(one, other).rows
+    assert isinstance(row, Ratio)
+    assert (row.windows, row.won, row.lost, row.per) == (8, 8, 0, "token")
+    assert row.ratio == row.ratio_low == row.ratio_high == 0.5
+    assert row.perplexity_ratio == pytest.approx(math.exp(-0.5))

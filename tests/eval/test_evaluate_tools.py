@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from leaderboard_files import SIMPLE, SIMPLE_ANSWERS, write, write_all
 from scripted_model import ScriptedModel
 
 from mobilellm.chat_template import DEFAULT
+from mobilellm.eval.compare import Difference, compare
 from mobilellm.eval.intervals import wilson
-from mobilellm.eval.record import read, save
+from mobilellm.eval.record import Record, read, save
 from mobilellm.eval.tools import OVER_CONTEXT, evaluate_tools, read_tool_data
 
 TOOL = {"name": "search", "parameters": {"type": "object", "properties": {"for": {"type": "string"}}}}
@@ -143,3 +145,44 @@ def test_refused(tmp_path: Path, conversations: Path) -> None:
     with pytest.raises(ValueError, match="max_tokens = 0 must be at least 1"):
         evaluate_tools(ScriptedModel(says), read_tool_data([conversations]), 0)
     assert SIMPLE  # its answers are what is missing
+
+
+def test_two_records_compared(tmp_path: Path, conversations: Path) -> None:
+    data = read_tool_data([write_all(tmp_path / "bfcl"), conversations])
+
+    def better(prompt: str) -> str | tuple[str, Any]:
+        if "Find rice." in prompt:
+            return "There is none." if "tool: []" in prompt else "It is 12."
+        return "math.add(a=2)" if "Add 2." in prompt else says(prompt)
+
+    one, other = (evaluate_tools(ScriptedModel(each), data)[0] for each in (says, better))
+    first = replace(one, results={k: v for k, v in one.results.items() if v.get("questions", 2) > 1})
+    first = replace(first, items={name: one.items[name] for name in first.results})
+    rows = {row.name: row for row in compare(first, other).rows}
+    assert set(rows) == {
+        "simple", *(f"talks.json: {metric}" for metric in ("intent", "structure", "call", "rouge1", "rougeL"))
+    }  # fmt: skip
+    simple, rouge, call = rows["simple"], rows["talks.json: rouge1"], rows["talks.json: call"]
+    assert isinstance(simple, Difference)
+    assert isinstance(rouge, Difference)
+    assert isinstance(call, Difference)
+    assert (simple.won, simple.lost, simple.p, simple.documents) == (1, 0, 1.0, 3)
+    assert (rouge.b, rouge.difference, rouge.won) == (1.0, 1 - rouge.a, 2)
+    assert (call.difference, call.low, call.high, call.lost) == (-1.0, -1.0, -1.0, 2)
+    with pytest.raises(ValueError, match="simple: not comparable: other documents"):
+        compare(evaluate_tools(ScriptedModel(says), read_tool_data([tmp_path / "bfcl"], limit=2))[0], other)
+
+
+def test_turns_of_one_conversation_are_drawn_together(tmp_path: Path, conversations: Path) -> None:
+    made = evaluate_tools(ScriptedModel(says), read_tool_data([conversations]))[0]
+    change = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+
+    def record(values: list[float], groups: list[float]) -> Record:
+        return replace(made, items={"talks.json": {"call": values, "call_conversation": groups}})
+
+    widths = []
+    for groups in ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]):
+        (row,) = compare(record([0.0] * 6, groups), record(change, groups)).rows
+        assert row.difference == 0.5
+        widths.append(row.high - row.low)
+    assert widths[0] < widths[1] == 1.0

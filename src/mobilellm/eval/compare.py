@@ -161,10 +161,10 @@ def _differences(
         right_a, right_b = _answers(a, task, metric), _answers(b, task, metric)
         _check_same_documents(a, b, task, len(right_a), len(right_b))
         change = right_b - right_a
-        groups = np.unique(
-            a.items[task].get(f"{metric}_conversation", range(len(change))), return_inverse=True
-        )[1]
-        table = np.stack([np.bincount(groups, each) for each in (change, np.ones(len(change)))], axis=1)
+        # Turns of one conversation are drawn together.
+        ids = a.items[task].get(f"{metric}_conversation", range(len(change)))
+        groups = np.unique(ids, return_inverse=True)[1]
+        table = np.array([np.bincount(groups, change), np.bincount(groups)], dtype=np.float64).T
         sums = resampled_sums(table, samples, _generator(seed, name))
         means = sums[:, 0] / sums[:, 1]
         won, lost = int((change > 0).sum()), int((change < 0).sum())
