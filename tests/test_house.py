@@ -29,7 +29,7 @@ FLOORS = {
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},
-    4: {"export", "serve", "report"},
+    4: {"export", "serve", "report", "chat"},
     5: {"cli", "__main__"},
 }  # fmt: skip
 STRANGERS = {("data", "model"), ("data", "hf"), ("train", "eval"), ("eval", "train")}

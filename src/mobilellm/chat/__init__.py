@@ -1,0 +1,1 @@
+"""A conversation with a model, and the terminal it is held in."""
