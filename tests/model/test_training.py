@@ -328,8 +328,13 @@ def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
     handle.remove()
     mlp.down_proj = torch.nn.Sequential(mlp.down_proj)  # type: ignore[union-attr, arg-type]
     assert run().count("swiglu") == 1
-    model.model.layers[1].self_attn.q_proj.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    projection = model.model.layers[1].self_attn.q_proj  # type: ignore[union-attr]
+    projection.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
     assert run().count("swiglu") == 1
+    projection.bfloat16()  # type: ignore[operator]
+    assert run().count("swiglu") == 1
+    projection.weight.requires_grad_(True)  # type: ignore[union-attr, operator]
+    assert run().count("swiglu") == 0
 
 
 def test_sequences_for_which_c_has_no_room_go_the_plain_way(

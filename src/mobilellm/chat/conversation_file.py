@@ -33,7 +33,9 @@ def read_conversation(path: Path) -> list[Message]:
         raise ValueError(f"{path}: is not one conversation in JSON ({error})") from None
     messages = values.get("messages") if isinstance(values, dict) else values
     if not isinstance(messages, list):
-        raise ValueError(f'{path}: holds no conversation; {{"messages": [{{"role": …, "content": …}}]}} is one')
+        raise ValueError(
+            f'{path}: holds no conversation; {{"messages": [{{"role": …, "content": …}}]}} is one'
+        )
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise ValueError(f"{path}: message {number} has none of the roles {', '.join(ROLES)}")

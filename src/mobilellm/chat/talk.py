@@ -124,7 +124,9 @@ class Talk:
     def _check(self, tokens: int) -> None:
         context = self.speaker.context
         if tokens >= context:
-            mend = "shorten it" if self.settings.context == "slide" else "begin anew, or let the context slide"
+            mend = (
+                "shorten it" if self.settings.context == "slide" else "begin anew, or let the context slide"
+            )
             raise ValueError(f"{tokens:,} tokens do not fit the model's context of {context:,}; {mend}")
 
 

@@ -25,6 +25,7 @@ VERBS = {
     "tokenizer": "train a tokenizer on your text",
     "prepare": "raw text of any size to token shards, on all cores, resumable",
     "train": "pretrain by a recipe; the same command goes on where it stopped",
+    "finetune": "teach a model to chat, to call functions: your conversations, the same loop",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
     "report": "draw a run, or several compared: pictures, one page, the numbers",
@@ -33,6 +34,7 @@ VERBS = {
     "serve": "answer over HTTP as OpenAI's interface has it, with a page to chat",
     "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
+    "merge": "fold a LoRA adapter into the model it was trained on",
     "convert": "read any official layout, write one clean directory",
     "quantize": "8 or 4 bits a weight, and what that costs beside the model it was made from",
     "export": "a model as what a device runs, compared with its source before it gets its name",
@@ -41,7 +43,7 @@ VERBS = {
     "bench": "tokens a second, start and memory on this machine, beside other runtimes",
 }
 
-_EXTRAS_OF_VERBS = {"eval": "eval"}
+_EXTRAS_OF_VERBS = {"eval": "eval", "merge": "finetune"}
 """Where one extra brings all a verb needs: else it would be told package by package."""
 
 _WITH_A_WORD = {("report", "artefacts"): "report_artefacts"}

@@ -18,9 +18,6 @@ from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.tensor_files import CheckpointError
 from mobilellm.model.transformer import MobileLLM
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The matrices of a block, by the names that peft knows them by."""
-
 
 def adapt(
     model: MobileLLM,
@@ -36,7 +33,7 @@ def adapt(
     """Put fresh adapters on a model, in place; nothing but them is trained from then on.
 
     A new adapter changes nothing: B is zero, and a magnitude is the norm that is there. A is drawn from
-    `seed`. Settings as in `train.settings.LoraSettings`, which checks them.
+    `seed`. Settings as in `train.lora.LoraChoice`, which checks them.
     """
     import peft
 
@@ -49,6 +46,7 @@ def adapt(
         use_dora=dora,
         use_rslora=rslora,
     )
+    model.base_fingerprint = fingerprint(dict(model.named_parameters()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model)
