@@ -83,7 +83,9 @@ class RuntimeSpeaker:
     def tokens(
         self, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int | None, until: Until
     ) -> Iterator[NewToken]:
-        return self._session.generate_tokens(prompt, sampling, max_new_tokens, until, Decoding(context="stop"))
+        return self._session.generate_tokens(
+            prompt, sampling, max_new_tokens, until, Decoding(context="stop")
+        )
 
 
 class TorchSpeaker:
