@@ -134,16 +134,11 @@ def continue_texts(
     prompts: Sequence[Sequence[int]],
     stop: Sequence[str],
     generate: Callable[[Sequence[Sequence[int]], Until], Iterator[NewToken]],
-) -> list[str]:
+) -> list[Completion]:
     """What `generate` adds to each prompt of token ids, up to a stop string."""
-    streams = [TextStream(tokenizer, stop) for _ in prompts]
-    texts = [""] * len(prompts)
+    rows = [RowText(tokenizer, stop) for _ in prompts]
 
     def until(row: int, token: int) -> bool:
-        texts[row] += streams[row].push(token)
-        return streams[row].stopped
+        return rows[row].push(token)
 
-    for new in generate(prompts, until):
-        if new.finish:
-            texts[new.row] += streams[new.row].finish()
-    return texts
+    return completions((rows[new.row].piece(new) for new in generate(prompts, until)), len(prompts))

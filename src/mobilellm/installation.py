@@ -13,6 +13,9 @@ EXTRAS = {
     "zstandard": "data", "datasets": "data", "datasketch": "data", "datatrove": "datatrove",
     "lm_eval": "eval", "gguf": "export", "onnx": "onnx", "onnxruntime": "onnx", "onnxruntime_genai": "onnx",
     "executorch": "executorch", "llama_cpp": "peers", "prompt_toolkit": "chat",
+    "peft": "finetune", "trl": "finetune",
+    "starlette": "serve", "uvicorn": "serve", "httptools": "serve", "pydantic": "serve",
+    "llguidance": "serve", "prometheus_client": "serve",
 }  # fmt: skip
 """A package that the base install does without -> the extra that brings it."""
 

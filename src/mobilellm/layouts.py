@@ -83,6 +83,10 @@ def read_config_file(path: str | Path) -> ConfigFile:
     path = Path(path)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
+        if (path / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"{path}: is an adapter, not a whole model; make one with: mobilellm merge {path} --out DIR"
+            )
         raise FileNotFoundError(f"{path}: no config.json there; name a model directory or a preset")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

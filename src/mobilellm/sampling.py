@@ -6,13 +6,15 @@ Filters apply in the order of transformers: repetition penalty, temperature, top
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Draw = Callable[[Floats], int]
+"""From the logits (V,) of one sequence to its next token id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,9 @@ class Sampler:
         ids, probabilities = distribution(logits, self.sampling)
         cumulative = np.cumsum(probabilities)
         index = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-        return int(ids[min(index, len(ids) - 1)])
+        if index == len(ids):  # by rounding; the last ones may have no chance at all
+            index = int(np.flatnonzero(probabilities)[-1])
+        return int(ids[index])
 
 
 def distribution(logits: Floats, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

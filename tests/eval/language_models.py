@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mobilellm.completion import Completion
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 
 IDENTITY = ModelIdentity("told", "test", "float32", "cpu", "0" * 64, 1, 4, {})
@@ -41,8 +42,13 @@ class ToldModel:
             each[0] = self._told(context, continuation)
             yield number, Likelihood(each, False)
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
-        return [f"{''.join(map(chr, prompt))}|{'/'.join(stop)}|{max_tokens}" for prompt in prompts]
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
+        return [
+            Completion(f"{''.join(map(chr, prompt))}|{'/'.join(stop)}|{max_tokens}", [], "length")
+            for prompt in prompts
+        ]
 
 
 class PlainModel:
@@ -70,8 +76,10 @@ class PlainModel:
             yield number, Likelihood(each.numpy(), bool((logits.argmax(-1) == wanted).all()))
 
     @torch.no_grad()
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
-        texts = []
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
+        found = []
         for prompt in prompts:
             ids = list(prompt)
             while len(ids) < len(prompt) + max_tokens:
@@ -79,5 +87,6 @@ class PlainModel:
                 if ids[-1] == self._tokenizer.eos_token_id:
                     break
             text = self._tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
-            texts.append(min((text.split(end)[0] for end in stop), key=len, default=text))
-        return texts
+            short = min((text.split(end)[0] for end in stop), key=len, default=text)
+            found.append(Completion(short, ids[len(prompt) :], "stop" if short != text else "length"))
+        return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mobilellm.completion import Completion
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 
 MANY = [Request((number, number // 7), (number % 5, 3)) for number in range(200)]
@@ -39,9 +40,14 @@ class Oracle:
             self.asked += 1
             yield number, answer_to(requests[number])
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
         self.asked += len(prompts)
-        return [f"after {list(prompt)} é\udcff {stop} {max_tokens}" for prompt in prompts]
+        return [
+            Completion(f"after {list(prompt)} é\udcff {stop} {max_tokens}", [*prompt, 2], "eos")
+            for prompt in prompts
+        ]
 
 
 def answer_to(request: Request) -> Likelihood:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mobilellm.completion import Completion
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 
 BOS = 0
@@ -57,8 +58,10 @@ class TableModel:
                 ),
             )
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
-        texts = []
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
+        found = []
         for prompt in prompts:
             last, text = prompt[-1], ""
             for _ in range(max_tokens):
@@ -67,5 +70,5 @@ class TableModel:
                 if ends := [text.index(each) for each in stop if each in text]:
                     text = text[: min(ends)]
                     break
-            texts.append(text)
-        return texts
+            found.append(Completion(text, [], "length"))
+        return found

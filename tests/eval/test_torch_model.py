@@ -248,12 +248,12 @@ def test_greedy_text() -> None:
     prompts = [f"{'word ' * count}end" for count in (3, 1, 30, 2)]
     loaded = LoadedModel(speaker(), tokenizer(), "a model")
     model = torch_model(loaded)
-    plain = [generate(loaded, prompt, max_new_tokens=12)[0].text for prompt in prompts]
+    plain = [generate(loaded, prompt, max_new_tokens=12)[0] for prompt in prompts]
     encoded = model.encode(prompts)
     assert model.greedy(encoded, [], 12) == plain
-    assert all(plain)
-    stop = plain[0][2:4]
-    stopped = [generate(loaded, prompt, max_new_tokens=12, stop=[stop])[0].text for prompt in prompts]
+    assert all(completion.text for completion in plain)
+    stop = plain[0].text[2:4]
+    stopped = [generate(loaded, prompt, max_new_tokens=12, stop=[stop])[0] for prompt in prompts]
     assert model.greedy(encoded, [stop], 12) == stopped != plain
     assert model.greedy([], [], 12) == []
     with pytest.raises(ValueError, match=r"prompt 1 has 128 tokens; give 1 … 127"):
@@ -263,7 +263,7 @@ def test_greedy_text() -> None:
 def test_greedy_flag_is_what_decoding_gives() -> None:
     model = torch_model(LoadedModel(speaker(), tokenizer(), "a model"))
     prompt = model.encode(["word end"])[0]
-    text = model.greedy([prompt], [], 8)[0]
+    text = model.greedy([prompt], [], 8)[0].text
     ids = likeliest(speaker(), tuple(prompt), 8)
     assert tokenizer().decode([*prompt, *ids]).endswith(text)
     (answer,) = answered(model, [Request(tuple(prompt), ids)])

@@ -259,7 +259,7 @@ def test_greedy_equals_a_plain_loop(architecture: str, directory: Directory, tmp
     ]
     prompts[2] = prompts[2][::-1]
     ends = {3, model._tokenizer.eos_token_id}
-    wanted = []
+    wanted, drawn = [], []
     for prompt in prompts:
         ids = list(prompt)
         while len(ids) < len(prompt) + 12:
@@ -268,21 +268,30 @@ def test_greedy_equals_a_plain_loop(architecture: str, directory: Directory, tmp
             if following in ends:
                 break
             ids.append(following)
+        drawn.append((ids[len(prompt) :], "length" if len(ids) == len(prompt) + 12 else "eos"))
         before, after = (model._tokenizer.decode(part, skip_special_tokens=True) for part in (prompt, ids))
         wanted.append(after.removeprefix(before))
-    assert model.greedy(prompts, [], 12) == wanted
+    found = model.greedy(prompts, [], 12)
+    assert [completion.text for completion in found] == wanted
+    for completion, (ids, finish) in zip(found, drawn, strict=True):
+        assert completion.finish == finish
+        assert completion.tokens[: len(ids)] == ids
+        assert len(completion.tokens) == len(ids) + (finish == "eos")
     assert len(set(wanted)) > 1
     stop = wanted[0][2:4]
     assert len(stop) == 2
     stopped = model.greedy(prompts, [stop, "never in there"], 12)
-    assert stopped == [text.partition(stop)[0] for text in wanted]
-    assert stopped[0] != wanted[0]
+    assert [completion.text for completion in stopped] == [text.partition(stop)[0] for text in wanted]
+    assert stopped[0].text != wanted[0]
+    assert stopped[0].finish == "stop"
+    assert len(stopped[0].tokens) < 12
 
 
 def test_greedy_ends_where_the_context_is_full(directory: Directory) -> None:
     model = opened(directory("opt"))
     prompt = list(some_requests()[0].context[:1]) + [5] * (CONTEXT - 3)
-    assert len(model.greedy([prompt], [], 50)) == 1
+    (completion,) = model.greedy([prompt], [], 50)
+    assert (completion.finish, len(completion.tokens)) in {("context", 3), ("eos", 1), ("eos", 2), ("eos", 3)}
     for prompts, stop, count in (
         ([[1] * (CONTEXT + 1)], [], 5),
         ([[]], [], 5),

@@ -52,6 +52,18 @@ def test_asymmetric_tokens_against_torchao(x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ROUNDINGS)
 @given(x=NUMBERS)
+def test_gradients_go_straight_through(name: str, x: Tensor) -> None:
+    """All of them, and what is computed is the same with them as without."""
+    wanted, gradient = x.clone().requires_grad_(), torch.randn(x.shape)
+    found = ROUNDINGS[name](wanted)
+    assert torch.equal(found, ROUNDINGS[name](x))
+    found.backward(gradient)  # type: ignore[no-untyped-call]
+    assert wanted.grad is not None
+    assert torch.equal(wanted.grad, gradient)
+
+
+@pytest.mark.parametrize("name", ROUNDINGS)
+@given(x=NUMBERS)
 def test_no_number_moves_by_more_than_half_a_step(name: str, x: Tensor) -> None:
     rounding = ROUNDINGS[name]
     found = rounding(x)

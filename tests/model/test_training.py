@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
 from mobilellm.model import cpu_kernels, products, training, training_steps
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import KernelProducts, TorchProducts
+from mobilellm.model.rounding import ROUNDINGS, Rounding
 from mobilellm.model.training import training_hidden, why_plain
-from mobilellm.model.transformer import MobileLLM
+from mobilellm.model.transformer import Linear, MobileLLM
 from mobilellm.presets import preset
 
 Gradients = dict[str, Tensor]
@@ -107,6 +110,55 @@ def test_the_faster_way_is_as_near_to_float32_as_autocast(
     for part, distance in fast.items():
         assert distance < 1.5 * plain[part] + 4e-3, part
     assert sum(fast.values()) < 1.2 * sum(plain.values())
+
+
+ROUNDED = replace(preset("test-ls"), intermediate_size=160)
+
+
+def with_roundings(model: MobileLLM, rounding: Rounding) -> MobileLLM:
+    """As a quantised model has them, but for one matrix in each block that is not quantised."""
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.rounding = rounding
+    for block in model.model.layers:
+        block.mlp.down_proj.rounding = None  # type: ignore[union-attr, assignment]
+    model.head_rounding = rounding
+    return model
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS.values(), ids=lambda rounding: rounding.name)
+def test_the_faster_way_with_rounded_activations(
+    kernels: Kernels, rounding: Rounding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Almost as near to float32 as autocast of the plain modules, whose gradients go straight through too: those
+    round numbers of float32, where the kernels have bfloat16 ones, and some come out a step further."""
+    model = with_roundings(lively(ROUNDED), rounding)
+    tokens = torch.randint(384, (3, 40), generator=torch.Generator().manual_seed(1))
+    exact = gradients(model, tokens, narrow=False)
+    fast = distances(gradients(model, tokens, narrow=True), exact)
+    again = distances(gradients(model, tokens, narrow=True, activation_checkpointing=True), exact)
+    assert again == fast
+    without_kernels(monkeypatch)
+    plain = distances(gradients(model, tokens, narrow=True), exact)
+    for part, distance in fast.items():
+        assert distance < 1.5 * plain[part] + 4e-3, part
+    assert sum(fast.values()) < 1.3 * sum(plain.values())
+    unrounded = distances(gradients(lively(ROUNDED), tokens, narrow=False), exact)
+    assert sum(unrounded.values()) > 0.01  # the rounding does count
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS.values(), ids=lambda rounding: rounding.name)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**31), exponent=st.integers(-34, 30), shift=st.sampled_from([0.0, 5.0, -5.0]))
+def test_the_kernel_rounds_as_the_definition_bit_for_bit(
+    kernels: Kernels, rounding: Rounding, seed: int, exponent: int, shift: float
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = ((torch.randn(5, 96, generator=draw) + shift) * 10.0**exponent).bfloat16()
+    x[0], x[1, :32], x[2, 3] = 0, -0.0, 0
+    expected = rounding(x)
+    kernels("round_activations", x, x.numel(), rounding.group or 96, int(rounding.symmetric))
+    assert torch.equal(x.view(torch.int16), expected.view(torch.int16))
 
 
 @pytest.mark.parametrize("way", [TorchProducts, KernelProducts])
@@ -266,7 +318,7 @@ def ways(model: MobileLLM, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list
 def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
     kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adapters, quantised layers, hooks and frozen weights: the modules are called as they are."""
+    """Replaced modules and hooks: the modules are called as they are. A frozen weight is no such thing."""
     model = lively(preset("test"))
     run = ways(model, monkeypatch)
     assert run().count("swiglu") == 2
@@ -276,7 +328,12 @@ def test_a_block_with_a_foreign_part_goes_the_plain_way_alone(
     handle.remove()
     mlp.down_proj = torch.nn.Sequential(mlp.down_proj)  # type: ignore[union-attr, arg-type]
     assert run().count("swiglu") == 1
-    model.model.layers[1].self_attn.q_proj.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    projection = model.model.layers[1].self_attn.q_proj  # type: ignore[union-attr]
+    projection.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    assert run().count("swiglu") == 1
+    projection.bfloat16()  # type: ignore[operator]
+    assert run().count("swiglu") == 1
+    projection.weight.requires_grad_(True)  # type: ignore[union-attr, operator]
     assert run().count("swiglu") == 0
 
 

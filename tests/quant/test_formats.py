@@ -35,6 +35,32 @@ def test_codes_and_scales_are_those_of_the_gguf_package(kind: WeightFormat, weig
     np.testing.assert_array_equal(matrix.values().numpy(), decoded)
 
 
+SINGLE = st.floats(allow_nan=False, allow_infinity=False, width=32)
+SMALL_GRID = st.integers(-16, 16).map(lambda whole: whole / 2)
+"""Numbers with many ties: of largest magnitude, and half-way between two codes."""
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0], ids=lambda kind: kind.name)
+@settings(deadline=None)
+@given(
+    numbers=st.one_of(
+        st.lists(SINGLE, min_size=64, max_size=64),  # huge, subnormal, zeros of both signs
+        st.lists(st.one_of(SMALL_GRID, st.sampled_from([0.0, -0.0])), min_size=64, max_size=64),
+        st.lists(st.floats(-(2.0**-96), 2.0**-96, width=32), min_size=64, max_size=64),
+    )
+)
+def test_torch_and_numpy_are_one_arithmetic_bit_for_bit(kind: WeightFormat, numbers: list[float]) -> None:
+    """In the bytes of the file, the signs of zeros included; and both refuse what float16 cannot scale."""
+    weight = torch.tensor(numbers).view(1, 64)
+    try:
+        raw = TYPES[kind.name.upper()].encode(weight.numpy())
+    except ValueError:
+        with pytest.raises(ValueError, match="too large for scales in float16"):
+            kind.quantize(weight)
+        return
+    np.testing.assert_array_equal(kind.file_bytes(kind.quantize(weight)).reshape(-1), raw)
+
+
 @given(weight=WEIGHTS)
 def test_int4_is_torchaos_with_scales_in_bfloat16(weight: Tensor) -> None:
     """Transcribed: symmetric, -8 … 7, scale max|w| / 7.5 of each 32, x * (1 / scale) rounded half to even."""

@@ -56,7 +56,7 @@ class UnequalLoader(PackedLoader):
     """Weights that follow from the tokens, so that devices get unequal shares and some rows nothing."""
 
     def next(self) -> Batch:
-        tokens, targets, weights, _ = super().next()
+        tokens, targets, weights, *_ = super().next()
         rows = (tokens[:, :1] % 4).astype(np.float32)
         return Batch(tokens, targets, weights * rows * (tokens % 3).astype(np.float32))
 

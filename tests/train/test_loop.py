@@ -512,7 +512,7 @@ class WeightedLoader(PackedLoader):
     factor = 1.0
 
     def next(self) -> Batch:
-        tokens, targets, weights, _ = super().next()
+        tokens, targets, weights, *_ = super().next()
         rows = np.array([[0.0], [1.0], [3.0], [0.25]], dtype=np.float32)
         return Batch(tokens, targets, np.where(tokens % 3 == 0, 0, weights * rows) * np.float32(self.factor))
 
@@ -536,7 +536,7 @@ def test_micro_batches_change_nothing(tmp_path: Path, micro_batch: int) -> None:
 def test_weights_count_by_token(tmp_path: Path) -> None:
     """The first loss is the weighted mean over the whole batch, here written out."""
     settings = tiny_settings()
-    tokens, targets, weights, _ = WeightedLoader(tiny_stream(), 16, 4, settings.seed).next()
+    tokens, targets, weights, *_ = WeightedLoader(tiny_stream(), 16, 4, settings.seed).next()
     logits = tiny_model()(torch.from_numpy(tokens)).double().log_softmax(-1).detach().numpy()
     sums = [
         (weights[row, i] * -logits[row, i, targets[row, i]], weights[row, i])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, say, scored_model
+from mobilellm.cli.eval_outputs import file_names, output_file
 
 if TYPE_CHECKING:
     from mobilellm.eval.harness import Progress
@@ -46,14 +46,15 @@ class ZeroShot:
 
 
 def run_zero_shot(arguments: ZeroShot) -> None:
-    names = _checked_names(arguments)
+    names = file_names("zero-shot", arguments.models, (arguments.json, arguments.log_likelihoods))
     tasks = [name for name in re.split(r"[,\s]+", arguments.tasks or "") if name]
     if arguments.tasks is not None and not tasks:
         raise ValueError("tasks = '' names none; leave --tasks out for the eight")
     from mobilellm.eval.record import save
     from mobilellm.eval.tasks import BY_NAME, load_tasks
-    from mobilellm.eval.zero_shot import save_log_likelihoods
+    from mobilellm.eval.zero_shot import check_limit, save_log_likelihoods
 
+    check_limit(arguments.limit)
     if any(name not in BY_NAME for name in tasks) and arguments.data_dir is None:
         say("looking through all of lm-eval's tasks, which takes half a minute")
     elif arguments.data_dir is None:
@@ -65,9 +66,9 @@ def run_zero_shot(arguments: ZeroShot) -> None:
             scored = _score(arguments, source, loaded)
             records.append(scored.record)
             if arguments.json:
-                save(scored.record, _output(arguments.json, name, ".json", len(names)))
+                save(scored.record, output_file(arguments.json, name, ".json", len(names)))
             if arguments.log_likelihoods:
-                path = _output(arguments.log_likelihoods, name, ".jsonl.gz", len(names))
+                path = output_file(arguments.log_likelihoods, name, ".jsonl.gz", len(names))
                 save_log_likelihoods(scored, path)
     finally:  # what is finished is shown, whatever became of the rest
         if records:
@@ -115,27 +116,6 @@ def _score(arguments: ZeroShot, source: str, loaded: LoadedTasks) -> Scored:
             model.progress(done.tokens, done.all_tokens)
 
         return score(model.model, loaded, arguments.limit, progress=progress)
-
-
-def _checked_names(arguments: ZeroShot) -> list[str]:
-    """A file name for every model."""
-    from mobilellm.eval.zero_shot import check_limit
-
-    if not arguments.models:
-        raise ValueError("zero-shot: no model is named; name at least one")
-    names = [re.sub(r"[^\w.-]+", "_", model).strip("._-") or "model" for model in arguments.models]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise ValueError(f"zero-shot: two models would be written as {name!r}; name each once")
-    check_limit(arguments.limit)
-    for path in (arguments.json, arguments.log_likelihoods):
-        if path is not None and len(names) > 1 and path.is_file():
-            raise FileExistsError(f"{path}: is a file; for several models name a folder")
-    return names
-
-
-def _output(path: Path, name: str, ending: str, models: int) -> Path:
-    return path / f"{name}{ending}" if models > 1 or path.is_dir() else path
 
 
 def _cell(record: Record, task: str, metric: str) -> str:

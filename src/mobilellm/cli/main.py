@@ -30,16 +30,19 @@ VERBS = {
     "report": "draw a run, or several compared: pictures, one page, the numbers",
     "generate": "complete a prompt",
     "chat": "talk to a model in the terminal, or in a pipe",
+    "serve": "answer over HTTP as OpenAI's interface has it, with a page to chat",
     "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
+    "merge": "fold a LoRA adapter into the model it was trained on",
     "convert": "read any official layout, write one clean directory",
     "quantize": "8 or 4 bits a weight, and what that costs beside the model it was made from",
     "export": "a model as what a device runs, compared with its source before it gets its name",
+    "web": "a folder that runs the model in the browser, with the page of serve",
     "verify": "compare what was exported with its source, in its own runtime",
     "bench": "tokens a second, start and memory on this machine, beside other runtimes",
 }
 
-_EXTRAS_OF_VERBS = {"eval": "eval"}
+_EXTRAS_OF_VERBS = {"eval": "eval", "merge": "finetune"}
 """Where one extra brings all a verb needs: else it would be told package by package."""
 
 _WITH_A_WORD = {("report", "artefacts"): "report_artefacts"}

@@ -29,13 +29,17 @@ class Stream(Protocol):
 class Batch(NamedTuple):
     """Token ids (N, T), the ids that follow them (N, T), how much each target counts (N, T).
 
-    `segments` (N, T), if documents are to be kept apart, numbers the documents within each row.
+    `segments` (N, T), if documents are to be kept apart, numbers the documents within each row. Of a teacher
+    there may be its K likeliest tokens in place of each target, `teacher_ids` (N, T, K), and logarithms of
+    their probabilities and that of all others, `teacher_logs` (N, T, K + 1).
     """
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
     segments: NDArray[np.int32] | None = None
+    teacher_ids: NDArray[np.integer[Any]] | None = None
+    teacher_logs: NDArray[np.float16] | None = None
 
 
 def document_segments(tokens: NDArray[np.integer[Any]]) -> NDArray[np.int32]:

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from mobilellm import __version__
+from mobilellm.completion import Completion
 from mobilellm.eval.answers_file import AnswersFile
-from mobilellm.eval.interface import LanguageModel, Likelihood, ModelIdentity, Request
+from mobilellm.eval.interface import ChatFormat, LanguageModel, Likelihood, ModelIdentity, Request
 from mobilellm.user_cache import user_cache
 
 _log = logging.getLogger("mobilellm")
@@ -75,6 +76,13 @@ class Cached:
     def encode_with_places(self, text: str) -> tuple[list[int], list[int]]:
         return self._model.encode_with_places(text)
 
+    @property
+    def chat_template(self) -> str | None:
+        return self._model.chat_template
+
+    def chat_format(self, template: str) -> ChatFormat:
+        return self._model.chat_format(template)
+
     def log_likelihoods(self, requests: Sequence[Request]) -> Iterator[tuple[int, Likelihood]]:
         """Those that are kept first, then the rest as the model gives them."""
         keys = [_request_key(request) for request in requests]
@@ -99,23 +107,24 @@ class Cached:
         finally:  # also where the caller stops listening
             self._flush()
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
         keys = [_prompt_key(prompt, stop, max_tokens) for prompt in prompts]
         known = self._find("texts", keys)
         self.cached += sum(key in known for key in keys)
-        texts = {key: value.decode("utf-8", "surrogatepass") for key, value in known.items()}
-        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in texts}
+        found = {key: Completion(*json.loads(value)) for key, value in known.items()}
+        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in found}
         self.scored += sum(key in missing for key in keys)
         ordered = sorted(missing, key=lambda key: len(missing[key]))  # the model may batch equal lengths
         for start in range(0, len(ordered), _PROMPTS_AT_ONCE):
             part = ordered[start : start + _PROMPTS_AT_ONCE]
-            for key, text in zip(
-                part, self._model.greedy([missing[key] for key in part], stop, max_tokens), strict=True
-            ):
-                texts[key] = text
-                self._keep("texts", key, text.encode("utf-8", "surrogatepass"))
+            answers = self._model.greedy([missing[key] for key in part], stop, max_tokens)
+            for key, answer in zip(part, answers, strict=True):
+                found[key] = answer
+                self._keep("texts", key, json.dumps(answer).encode())
             self._flush()
-        return [texts[key] for key in keys]
+        return [found[key] for key in keys]
 
     def close(self) -> None:
         """Close the file. What is asked afterwards is computed and not kept."""
@@ -180,7 +189,7 @@ def _request_key(request: Request) -> bytes:
 
 
 def _prompt_key(prompt: Sequence[int], stop: Sequence[str], max_tokens: int) -> bytes:
-    return _short_digest(json.dumps([list(prompt), list(stop), max_tokens]).encode())
+    return _short_digest(json.dumps(["completion", list(prompt), list(stop), max_tokens]).encode())
 
 
 def _short_digest(*parts: bytes) -> bytes:

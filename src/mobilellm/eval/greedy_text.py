@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from mobilellm.completion import Completion, FinishReason, room_for
+
 _PROMPTS_AT_ONCE = 16
 
 
@@ -29,7 +31,9 @@ class GreedyDecoder:
         }
         model.generation_config = GenerationConfig(**self._settings)
 
-    def texts(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
+    def completions(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
         """What is added to each prompt before a stop string, an EOS, `max_tokens`, or a full context.
 
         Prompts of one length are decoded together, so that nothing is padded.
@@ -38,7 +42,7 @@ class GreedyDecoder:
             raise ValueError(
                 f"greedy: max_tokens = {max_tokens} must be at least 1, and no stop string empty"
             )
-        texts = [""] * len(prompts)
+        found = dict[int, Completion]()
         for numbers in _equally_long(prompts):
             prompt = torch.tensor([list(prompts[number]) for number in numbers], device=self._model.device)
             length = prompt.shape[1]
@@ -51,8 +55,23 @@ class GreedyDecoder:
                 stopping_criteria=StoppingCriteriaList([_Stopped(self, length, stop)]),
             )
             for number, row in zip(numbers, out.tolist(), strict=True):
-                texts[number] = _before_any(stop, self.added(row[:length], row[length:]))
-        return texts
+                limit = room_for(length, max_tokens, self._context + 1)  # the last token drawn is never fed
+                found[number] = self._completion(row[:length], row[length:], stop, limit)
+        return [found[number] for number in range(len(prompts))]
+
+    def _completion(
+        self, prompt: list[int], tokens: list[int], stop: Sequence[str], limit: tuple[int, FinishReason]
+    ) -> Completion:
+        """Of a row that may go on after its end: rows of a batch end together."""
+        end = next((i + 1 for i, token in enumerate(tokens) if token in self._ends), None)
+        text = self.added(prompt, tokens)
+        short = _before_any(stop, text)
+        if short != text:
+            kept = next(
+                n for n in range(1, len(tokens) + 1) if _has_any(stop, self.added(prompt, tokens[:n]))
+            )
+            return Completion(short, tokens[:kept], "stop")
+        return Completion(text, tokens[:end], "eos" if end else limit[1])
 
     def added(self, prompt: list[int], tokens: list[int]) -> str:
         """The text of `tokens` up to an EOS, read after the prompt: some tokenizers drop a first space."""
@@ -71,7 +90,7 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         texts = [self._decoder.added(row[: self._length], row[self._length :]) for row in input_ids.tolist()]
-        stopped = [any(text in each for text in self._stop) for each in texts]
+        stopped = [_has_any(self._stop, each) for each in texts]
         return torch.tensor(stopped, device=input_ids.device)
 
 
@@ -85,6 +104,10 @@ def _equally_long(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         numbers = list(group)
         for start in range(0, len(numbers), _PROMPTS_AT_ONCE):
             yield numbers[start : start + _PROMPTS_AT_ONCE]
+
+
+def _has_any(stop: Sequence[str], text: str) -> bool:
+    return any(each in text for each in stop)
 
 
 def _before_any(stop: Sequence[str], text: str) -> str:

@@ -107,10 +107,10 @@ class HarnessModel(LM):  # type: ignore[misc]
                         f"{self._model.context} in all: none are left for the prompt"
                     )
                 prompts = _encode(self._model, [requests[number].args[0] for number in numbers])
-                texts = self._model.greedy([prompt[-room:] for prompt in prompts], stop, max_tokens)
+                answers = self._model.greedy([prompt[-room:] for prompt in prompts], stop, max_tokens)
                 self.requests += len(numbers)
-                for number, text in zip(numbers, texts, strict=True):
-                    completions[number] = text
+                for number, answer in zip(numbers, answers, strict=True):
+                    completions[number] = answer.text
         return completions
 
     def _fitting(self, request: Request) -> Request:

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilellm.chat_template import Conversation, Message, Tool
+from mobilellm.completion import Completion
+
 
 class Request(NamedTuple):
     """How likely is the continuation after the context?
@@ -62,6 +65,21 @@ class ModelIdentity:
         return self.dtype.partition(" ")[0]
 
 
+class ChatFormat(Protocol):
+    """Conversations as a model's tokens: `mobilellm.chat_template.ChatTemplate`, or what stands for one.
+
+    Raises ValueError, one line, for messages that are none and for what the template refuses.
+    """
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
+        """Ids up to where the assistant speaks."""
+        ...
+
+    def conversation(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> Conversation:
+        """Ids of all of it, and which of them the assistant says."""
+        ...
+
+
 class LanguageModel(Protocol):
     """A model and its tokenizer."""
 
@@ -93,6 +111,17 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
-        """The text greedy decoding adds to each prompt, up to a stop string (not included) or the end."""
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
+        """What greedy decoding adds to each prompt, up to a stop string (not included) or the end."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """Of a model to talk to. None of a base model."""
+        ...
+
+    def chat_format(self, template: str) -> ChatFormat:
+        """Conversations by a template, the model's own or another. Raises ValueError for what is none."""
         ...

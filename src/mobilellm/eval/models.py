@@ -50,7 +50,8 @@ def open_model(
         raise ValueError(f"backend = {backend!r} is not known; choose one of {', '.join(BACKENDS)}")
     say = _once(say)  # both the description and the weights of a Hub repository are announced
     directory = hub.resolve(source, say, revision, hub.DESCRIPTION)
-    reason = _why_not_ours(directory, str(source)) if backend == "auto" else ""
+    known = backend != "auto" or hub.is_adapter(directory)
+    reason = "" if known else _why_not_ours(directory, str(source))
     if backend == "mobilellm" or (backend == "auto" and not reason):
         return _ours(source, dtype, device, revision, tokens_at_once, say)
     if missing := missing_packages("transformers"):

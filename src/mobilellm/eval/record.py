@@ -1,6 +1,6 @@
 """One JSON file an evaluation: what was scored, how, with what result, on what machine.
 
-kind          "perplexity" or "zero-shot"
+kind          "perplexity", "zero-shot", "tools" or "chat"
 model         ModelIdentity
 protocol      name and settings, all that is needed to run it again
 results       name of a task or text -> numbers by the name of the metric
@@ -20,8 +20,8 @@ from mobilellm.environment import environment
 from mobilellm.eval.interface import ModelIdentity
 
 FORMAT = "mobilellm-evaluation-1"
-KINDS = ("perplexity", "zero-shot")
-PACKAGES = ("mobilellm", "torch", "transformers", "tokenizers", "numpy", "lm_eval", "datasets")
+KINDS = ("perplexity", "zero-shot", "tools", "chat")
+PACKAGES = ("mobilellm", "torch", "transformers", "tokenizers", "numpy", "lm_eval", "datasets", "rouge_score")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read(path: str | Path) -> Record:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(
             f'{path}: is no evaluation record (its "format" is not {FORMAT!r}); '
-            "mobilellm eval ppl and eval zero-shot write them with --json"
+            "mobilellm eval ppl, zero-shot, tools and chat write them with --json"
         )
     names, wanted = set(content), {field.name for field in fields(Record)}
     if names != wanted:

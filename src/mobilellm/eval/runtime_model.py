@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilellm.completion import NewToken, Until, continue_texts
+from mobilellm.chat_template import ChatTemplate
+from mobilellm.completion import Completion, NewToken, Until, continue_texts
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.request_rows import check
 from mobilellm.gguf import read_gguf
@@ -23,6 +24,8 @@ from mobilellm.tokenizer import BOS_ID
 
 _ROWS_AT_ONCE = 256
 """Logits held at a time: 32 MB at a vocabulary of 32,000."""
+_PROMPTS_AT_ONCE = 8
+"""Advanced together, so that weights are read once for all; each gets what it would get alone."""
 
 
 class GgufModel:
@@ -64,6 +67,13 @@ class GgufModel:
 
     def encode_with_places(self, text: str) -> tuple[list[int], list[int]]:
         return self._model.tokenizer.encode_with_starts(text)
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._model.chat_template
+
+    def chat_format(self, template: str) -> ChatTemplate:
+        return ChatTemplate(template, self._model.tokenizer)
 
     def log_likelihoods(self, requests: Sequence[Request]) -> Iterator[tuple[int, Likelihood]]:
         """(number of the request, its answer), in the order of their tokens.
@@ -108,15 +118,23 @@ class GgufModel:
             greedy &= bool((logits.argmax(axis=1) == some).all())
         return Likelihood(tokens, greedy)
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
-        """The text that follows each prompt, up to a stop string, EOS, `max_tokens` or a full context."""
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
+        """What follows each prompt, up to a stop string, EOS, `max_tokens` or a full context."""
 
         def tokens(prompts: Sequence[Sequence[int]], until: Until) -> Iterator[NewToken]:
             return self._model.generate_tokens(
                 prompts, max_new_tokens=max_tokens, until=until, decoding=Decoding(context="stop")
             )
 
-        return [continue_texts(self._model.tokenizer, [prompt], stop, tokens)[0] for prompt in prompts]
+        return [
+            completion
+            for start in range(0, len(prompts), _PROMPTS_AT_ONCE)
+            for completion in continue_texts(
+                self._model.tokenizer, prompts[start : start + _PROMPTS_AT_ONCE], stop, tokens
+            )
+        ]
 
 
 def gguf_language_model(path: str | Path, say: Callable[[str], None]) -> GgufModel:

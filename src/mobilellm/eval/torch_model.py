@@ -14,7 +14,8 @@ from functools import cached_property
 
 import torch
 
-from mobilellm.completion import NewToken, Until, continue_texts
+from mobilellm.chat_template import ChatTemplate
+from mobilellm.completion import Completion, NewToken, Until, continue_texts
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.prefix_tree import PrefixTree, grow
 from mobilellm.eval.request_rows import check
@@ -46,14 +47,21 @@ def torch_model(loaded: LoadedModel, tokens_at_once: int | None = None) -> Torch
         raise ValueError(f"tokens_at_once = {tokens_at_once} must be at least 1")
     device = loaded.model.head_weight.device.type
     at_once = tokens_at_once or TOKENS_AT_ONCE.get(device, TOKENS_AT_ONCE_ELSEWHERE)
-    return TorchModel(loaded.model, loaded.tokenizer, loaded.source, at_once)
+    return TorchModel(loaded.model, loaded.tokenizer, loaded.source, at_once, loaded.chat_template)
 
 
 class TorchModel:
     """A `LanguageModel`; made by `torch_model`. The weights must not change while it is used."""
 
-    def __init__(self, model: MobileLLM, tokenizer: Tokenizer, name: str, tokens_at_once: int) -> None:
-        self.tokenizer, self.tokens_at_once = tokenizer, tokens_at_once
+    def __init__(
+        self,
+        model: MobileLLM,
+        tokenizer: Tokenizer,
+        name: str,
+        tokens_at_once: int,
+        chat_template: str | None = None,
+    ) -> None:
+        self.tokenizer, self.tokens_at_once, self.chat_template = tokenizer, tokens_at_once, chat_template
         self._name, self._stored = name, model
         self._model = _for_arithmetic(model)
 
@@ -94,6 +102,9 @@ class TorchModel:
     def encode_with_places(self, text: str) -> tuple[list[int], list[int]]:
         return self.tokenizer.encode_with_starts(text)
 
+    def chat_format(self, template: str) -> ChatTemplate:
+        return ChatTemplate(template, self.tokenizer)
+
     def log_likelihoods(self, requests: Sequence[Request]) -> Iterator[tuple[int, Likelihood]]:
         """(number of the request, its answer), the largest trees of requests first.
 
@@ -111,24 +122,27 @@ class TorchModel:
         for batch in _batches(trees, self.tokens_at_once):
             yield from answers(model, fused, batch, requests)
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
-        """The text that follows each prompt, up to a stop string, EOS, `max_tokens` or a full context."""
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
+        """What follows each prompt, up to a stop string, EOS, `max_tokens` or a full context."""
         for number, prompt in enumerate(prompts):
             if not 1 <= len(prompt) < self.context:
                 raise ValueError(
                     f"prompt {number} has {len(prompt)} tokens; give 1 … {self.context - 1}, so that the "
                     f"model's context of {self.context} has room for an answer"
                 )
-        texts = [""] * len(prompts)
+        found = dict[int, Completion]()
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         for start in range(0, len(order), PROMPTS_AT_ONCE):
             numbers = order[start : start + PROMPTS_AT_ONCE]
             some = self._continue([prompts[number] for number in numbers], stop, max_tokens)
-            for number, text in zip(numbers, some, strict=True):
-                texts[number] = text
-        return texts
+            found.update(zip(numbers, some, strict=True))
+        return [found[number] for number in range(len(prompts))]
 
-    def _continue(self, prompts: list[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
+    def _continue(
+        self, prompts: list[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
         def tokens(prompts: Sequence[Sequence[int]], until: Until) -> Iterator[NewToken]:
             return generate_tokens(
                 self._model,

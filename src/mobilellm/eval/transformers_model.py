@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilellm.completion import Completion
 from mobilellm.eval.causal_network import CausalNetwork
 from mobilellm.eval.greedy_text import GreedyDecoder
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.request_rows import Row, batches_of, check, rows_of
+from mobilellm.eval.transformers_chat import TokenizerChat
 from mobilellm.eval.transformers_loading import LoadedWhole, load_whole
 from mobilellm.model.checkpoint import check_device, torch_dtype
 
@@ -151,10 +153,20 @@ class TransformersModel:
         check(requests, self.context, self._vocabulary)
         return self._answers(rows_of(requests))
 
-    def greedy(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int) -> list[str]:
+    @property
+    def chat_template(self) -> str | None:
+        template = self._tokenizer.chat_template
+        return template if isinstance(template, str) else None
+
+    def chat_format(self, template: str) -> TokenizerChat:
+        return TokenizerChat(self._tokenizer, template, self._name)
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_tokens: int
+    ) -> list[Completion]:
         """As the protocol says; the end is the EOS, `max_tokens`, or a full context."""
         check([Request(tuple(prompt), (0,)) for prompt in prompts], self.context, self._vocabulary)
-        return self._decoder.texts(prompts, stop, max_tokens)
+        return self._decoder.completions(prompts, stop, max_tokens)
 
     def _answers(self, rows: list[Row]) -> Iterator[tuple[int, Likelihood]]:
         for batch in batches_of(rows, self._tokens_at_once):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mobilellm.chat_template import stored_template
 from mobilellm.completion import Completion, NewToken, Piece, Until, completions, stream_text
 from mobilellm.config import ModelConfig
@@ -64,7 +66,7 @@ def load(
     revision: str | None = None,
     say: Callable[[str], None] = _log.warning,
 ) -> LoadedModel:
-    """Load a model directory, a training run, or a Hub id, in any official layout.
+    """Load a model directory, a training run, or a Hub id, in any official layout; or an adapter, merged.
 
     Every repair of a known fault is kept in `.repairs` and told to `say` (by default the "mobilellm" logger);
     anything else that is wrong is refused. `dtype` is "float32", "bfloat16", "float16", or None for the
@@ -73,6 +75,8 @@ def load(
     wanted = checkpoint.torch_dtype(dtype) if dtype else None
     checkpoint.check_device(device)
     directory = hub.resolve(source, say, revision)
+    if hub.is_adapter(directory):
+        return _load_adapter(directory, source, wanted, device, say)
     weights = checkpoint.read_weights(directory)
     tokenizer = read_tokenizer(directory, weights.config)
     repairs = weights.repairs + (tokenizer.repairs if tokenizer else ())
@@ -80,6 +84,22 @@ def load(
         say(f"{source}: repaired: {repair}")
     model = checkpoint.build(weights, wanted, device)
     return LoadedModel(model, tokenizer, str(source), repairs, stored_template(directory))
+
+
+def _load_adapter(
+    directory: Path,
+    source: str | Path,
+    dtype: torch.dtype | None,
+    device: str,
+    say: Callable[[str], None],
+) -> LoadedModel:
+    from mobilellm.model.adapter_files import merge_adapter
+
+    merged = merge_adapter(directory, None, say)
+    for repair in merged.repairs:
+        say(f"{source}: repaired: {repair}")
+    model = merged.model.to(device=device, dtype=dtype)
+    return LoadedModel(model, merged.tokenizer, str(source), merged.repairs, merged.chat_template)
 
 
 def generate(

@@ -11,6 +11,7 @@
 #include "cpu_bf16.h"
 #include "cpu_exponential.h"
 
+#include <float.h>
 #include <stdlib.h>
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -87,6 +88,42 @@ void rms_norm_again(const bf16 *normed, const float *w, bf16 *y, i64 N, i64 E, i
 void add(const float *x, const bf16 *y, float *out, i64 count, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
     for (i64 i = 0; i < count; i++) out[i] = x[i] + wide(y[i]);
+}
+
+/* Quantisation-aware training: numbers as model/rounding.py rounds them, in place; every `group` share a scale. */
+
+static inline void round_group(bf16 *x, i64 group, int symmetric) {
+    float low = 0, high = 0;
+#pragma omp simd reduction(min : low) reduction(max : high)
+    for (i64 e = 0; e < group; e++) {
+        float value = wide(x[e]);
+        low = value < low ? value : low;
+        high = value > high ? value : high;
+    }
+    if (symmetric) {
+        float scale = fmaxf(high, fabsf(low)) / 127.0f, inverse = scale != 0 ? 1.0f / scale : 0;
+#pragma omp simd
+        for (i64 e = 0; e < group; e++) x[e] = narrow(rintf(wide(x[e]) * inverse) * scale);
+        return;
+    }
+    float scale = fmaxf((high - low) / 255.0f, FLT_MIN), inverse = 1.0f / scale;
+    float zero = fminf(fmaxf(-128.0f - rintf(low / scale), -128.0f), 127.0f);
+#pragma omp simd
+    for (i64 e = 0; e < group; e++) {
+        float whole = rintf(wide(x[e]) * inverse) + zero;
+        whole = whole < -128.0f ? -128.0f : whole > 127.0f ? 127.0f : whole;
+        x[e] = narrow((whole - zero) * scale);
+    }
+}
+
+void round_activations(bf16 *x, i64 count, i64 group, int symmetric, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < count / group; i++) {
+        if (group == 32)
+            round_group(x + i * 32, 32, symmetric); /* a length that the compiler knows */
+        else
+            round_group(x + i * group, group, symmetric);
+    }
 }
 
 /* SwiGLU: rows of gate (F) then up (F) */

@@ -21,12 +21,13 @@ LONGEST = 2**16
 
 POINTER, INTEGER, FLAG, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 THREADS = FLAG
-_SOURCES = ("cpu_kernels.c", "cpu_attention.c", "cpu_products.c", "cpu_optimizer.c")
+_SOURCES = ("cpu_kernels.c", "cpu_attention.c", "cpu_products.c", "cpu_optimizer.c", "cpu_distillation.c")
 _SIGNATURES = {
     "rms_norm": [POINTER] * 5 + [INTEGER] * 2 + [FLOAT, THREADS],
     "rms_norm_again": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
     "rms_norm_backward": [POINTER] * 7 + [INTEGER] * 2 + [THREADS],
     "add": [POINTER] * 3 + [INTEGER, THREADS],
+    "round_activations": [POINTER] + [INTEGER] * 2 + [FLAG, THREADS],
     "swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
     "swiglu_backward": [POINTER] * 4 + [INTEGER] * 2 + [THREADS],
     "rotary": [POINTER] * 6 + [INTEGER] * 7 + [THREADS] * 2,
@@ -35,6 +36,7 @@ _SIGNATURES = {
     "softmax_backward": [POINTER] * 4 + [FLOAT] + [INTEGER] * 6 + [THREADS],
     "embedding_backward": [POINTER] * 4 + [FLAG] + [INTEGER] * 2 + [THREADS],
     "cross_entropy": [POINTER] * 3 + [FLOAT, POINTER] + [INTEGER] * 2 + [THREADS],
+    "distillation": [POINTER] * 6 + [FLOAT] * 4 + [POINTER] + [INTEGER] * 3 + [THREADS],
     "scoring_norm": [POINTER] * 4 + [FLAG] + [INTEGER] * 2 + [FLOAT, THREADS],
     "float_swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
     "attention": [POINTER] * 5 + [FLAG] + [INTEGER] * 5 + [THREADS],
@@ -52,6 +54,7 @@ _MAY_FAIL = {
     "softmax_backward",
     "embedding_backward",
     "attention",
+    "distillation",
     "highest",
     "multiply",
     "sum_of_squares",

@@ -13,6 +13,8 @@ from mobilellm.model.tensor_files import some
 DESCRIPTION = ("*.json", "tokenizer.model", CARD, *LICENCE_FILES)
 """What tells which model a repository holds, without its weights."""
 _WANTED = (*DESCRIPTION, "*.safetensors", "pytorch_model*.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+"""By which a directory is known as an adapter, in peft's format."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -24,7 +26,8 @@ def resolve(
 ) -> Path:
     """The local directory of a model; `say` gets one-line notices (the licence, a fallback to the cache).
 
-    A directory of a training run stands for the `model` directory inside it. Of a Hub repository the files
+    A directory of a training run stands for the `model` directory inside it, or `adapter` if it trained one
+    (`model/adapter_files.py`). Of a Hub repository the files
     that fit `wanted` are fetched, by default all that `load` reads. Raises FileNotFoundError when there is
     neither such a directory nor, on the Hub or in its cache, such a repository.
     """
@@ -45,6 +48,11 @@ def resolve(
             "download a Hub repository of that name, run this from another directory)"
         )
     return _download(str(source), say, revision, wanted)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter and no whole model."""
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
 
 
 def local_path(source: str | Path) -> Path:
@@ -93,10 +101,10 @@ def _download(
 
 
 def _model_of_run(path: Path) -> Path:
-    """The model directory in the directory of a training run; `path` itself where there is neither."""
-    inner = path / "model"
-    if (inner / "config.json").exists():
-        return inner
+    """The model or adapter in the directory of a training run; `path` itself where there is neither."""
+    for inner, file in ((path / "model", "config.json"), (path / "adapter", ADAPTER_CONFIG)):
+        if (inner / file).exists():
+            return inner
     if (path / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"{path}: a training run that has no model yet; go on with the command that started it, and stop "

@@ -1,11 +1,15 @@
 """Numbers as a quantised product sees them: rounded to whole numbers of 8 bits, times a scale.
 
 The scale is found anew for every token, from the numbers themselves ("dynamic", "min-max").
+
+Gradients go straight through (Bengio et al. 2013, arXiv 1308.3432): rounding counts as if it were not there.
+None is cut off, because nothing is out of range: the scale follows the largest number.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +29,23 @@ class Rounding:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (…, N) with its numbers rounded, in float32 arithmetic, in the dtype of x."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            function: Any = _StraightThrough.apply
+            straight: Tensor = function(x, self)
+            return straight
         values = x.float() if self.group is None else x.float().reshape(*x.shape[:-1], -1, self.group)
         rounded = _symmetric(values) if self.symmetric else _asymmetric(values)
         return rounded.reshape(x.shape).to(x.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounding: Rounding) -> Tensor:
+        return rounding(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 TOKEN = Rounding("token", None, symmetric=True)

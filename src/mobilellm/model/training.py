@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.model import cpu_kernels
+from mobilellm.model.adapted import adapted_linear, has_hooks
 from mobilellm.model.cpu_kernels import LONGEST, Kernels
 from mobilellm.model.document_mask import document_starts
 from mobilellm.model.products import products
+from mobilellm.model.projection import Projection
 from mobilellm.model.rope import angles
 from mobilellm.model.training_steps import Attention, EmbeddingAndHead, FeedForward, Norm, Setting
 from mobilellm.model.transformer import Block, Linear, MobileLLM
@@ -30,8 +32,9 @@ def training_hidden(
     segments: Tensor | None = None,
     activation_checkpointing: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Final hidden states (B, T, E) as `MobileLLM.hidden`, and the head's weight (V, E), for a loss.
+    """Final hidden states (B, T, E) as the head takes them, and its weight (V, E), for a loss.
 
+    Those of `MobileLLM.hidden`, rounded where the model rounds what goes into its head.
     `segments` (B, T) numbers the documents of every row in order: no token attends outside its own, and
     positions begin at 0 in each. With `activation_checkpointing` blocks keep their inputs only and run again
     in backward. Where the faster way is taken the hidden states are bfloat16, and the gradient of the head's
@@ -40,7 +43,8 @@ def training_hidden(
     kernels = None if why_plain(model) else cpu_kernels.load()
     if not isinstance(kernels, Kernels) or tokens.shape[1] > LONGEST:
         hidden = model.hidden(tokens, segments=segments, activation_checkpointing=activation_checkpointing)
-        return hidden, model.head_weight
+        rounding = model.head_rounding
+        return hidden if rounding is None else rounding(hidden), model.head_weight
     runner = Runner(kernels, model, tokens, segments)
     hidden = model.hidden(tokens, activation_checkpointing=activation_checkpointing, runner=runner)
     return hidden, model.head_weight if runner.head is None else runner.head
@@ -85,13 +89,13 @@ class Runner:
             angle.cos().contiguous(), angle.sin().contiguous(), 1 if segments is None else B,
             gradient_dtype(model.head_weight),
         )  # fmt: skip
-        self.tied = config.tie_word_embeddings
+        self.tied, self.head_rounding = config.tie_word_embeddings, model.head_rounding
         self.head: Tensor | None = None
         """The weight to use for the head where it is the embedding's, after `embed`."""
 
     def embed(self, weight: Tensor, tokens: Tensor) -> Tensor:
         """Embeddings (B, T, E) of tokens."""
-        if not (self.tied and _plain(weight)):
+        if not (self.tied and _plain(weight) and weight.requires_grad):
             return F.embedding(tokens, weight)
         function: Any = EmbeddingAndHead.apply
         x: Tensor
@@ -101,44 +105,54 @@ class Runner:
     def block(self, block: Block, x: Tensor) -> Tensor | None:
         """What `block` makes of x (B, T, E); None where its parts are not those this way knows."""
         attention, mlp = block.self_attn, block.mlp
-        linears = (
-            attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-        )  # fmt: skip
         norms = (block.input_layernorm, block.post_attention_layernorm)
-        known = all(_known(part, Linear) for part in linears) and all(
-            _known(part, nn.RMSNorm) for part in norms
-        )
+        groups = [
+            self._maps(attention.q_proj, attention.k_proj, attention.v_proj), self._maps(attention.o_proj),
+            self._maps(mlp.gate_proj, mlp.up_proj), self._maps(mlp.down_proj),
+        ]  # fmt: skip
+        known = all(_known(part, nn.RMSNorm) for part in norms)
         if not known or attention.kv_rounding is not None or x.dtype != torch.float32:
             return None
-        weights: list[Any] = [part.weight for part in linears]
+        qkv, o, gate_up, down = groups
+        if qkv is None or o is None or gate_up is None or down is None:
+            return None
         function: Any = Attention.apply
-        x = function(self.setting, x, norms[0].weight, *weights[:4])
+        x = function(self.setting, qkv[0], o[0], x, norms[0].weight, *qkv[1], *o[1])
         function = FeedForward.apply
-        out: Tensor = function(self.setting, x, norms[1].weight, *weights[4:])
+        out: Tensor = function(self.setting, gate_up[0], down[0], x, norms[1].weight, *gate_up[1], *down[1])
         return out
 
+    def _maps(self, *parts: nn.Module) -> tuple[Projection, list[Tensor]] | None:
+        """Linear maps of one input, and their tensors; None where one is not such as this way knows."""
+        adapted = [adapted_linear(part) for part in parts]
+        linears = [part if each is None else each.linear for part, each in zip(parts, adapted, strict=True)]
+        if not all(_known(linear, Linear) for linear in linears):
+            return None
+        tensors: list[Any] = [linear.weight for linear in linears]
+        tensors += [tensor for each in adapted if each is not None for tensor in each.tensors]
+        adapters = [None if each is None else each.adapter for each in adapted]
+        roundings: list[Any] = [linear.rounding for linear in linears]
+        assert all(each == roundings[0] for each in roundings), "what has one input rounds it in one way"
+        return Projection(self.setting.products, adapters, roundings[0]), tensors
+
     def norm(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """The final norm (B, T, E), in bfloat16 as the head's product takes it."""
+        """The final norm (B, T, E), in bfloat16 as the head's product takes it, rounded as it rounds."""
         if not _known(norm, nn.RMSNorm) or x.dtype != torch.float32:
             plain: Tensor = norm(x)
-            return plain
+            return plain if self.head_rounding is None else self.head_rounding(plain)
         function: Any = Norm.apply
-        out: Tensor = function(self.setting, x, norm.weight)
+        out: Tensor = function(self.setting, self.head_rounding, x, norm.weight)
         return out
 
 
 def _known(part: Any, kind: type[nn.Module]) -> bool:
-    """Neither wrapped nor replaced (adapters), no rounding, no hooks, its weight a plain one in training."""
-    if type(part) is not kind or getattr(part, "rounding", None) is not None:
+    """Neither wrapped nor replaced, no hooks; its weight a plain one, in bfloat16 only if frozen."""
+    if type(part) is not kind:
         return False
-    hooked = (
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    )
     weight: Any = part.weight
-    return _plain(weight) and not hooked
+    narrow = kind is Linear and weight.dtype == torch.bfloat16 and not weight.requires_grad
+    return not has_hooks(part) and _plain(weight, torch.bfloat16 if narrow else torch.float32)
 
 
-def _plain(weight: Tensor) -> bool:
-    known = type(weight) in (nn.Parameter, Tensor) and weight.dtype == torch.float32
-    return known and weight.is_contiguous() and weight.requires_grad
+def _plain(weight: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype == dtype and weight.is_contiguous()

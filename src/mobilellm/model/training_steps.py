@@ -1,11 +1,13 @@
 """The steps of training on a CPU in bfloat16, forward and backward: attention, feed-forward, norm, embedding.
 
-ctx.saved_tensors is what a token costs in memory. N = B * T tokens; other letters as in transformer.py, and
-G = H / K query heads to a key/value head.
+ctx.saved_tensors is what a token costs in memory. Where products round their input (quantisation-aware
+training), gradients go straight through, and those of weights come from the rounded input. N = B * T tokens;
+other letters as in transformer.py, and G = H / K query heads to a key/value head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products
+from mobilellm.model.projection import Projection
+from mobilellm.model.rounding import Rounding
 
 BLOCK = 128
 """Queries that attend at a time: fewer skip more of what causality hides, more make larger products."""
@@ -71,82 +75,113 @@ class EmbeddingAndHead(torch.autograd.Function):
 
 class Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Setting, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Setting, rounding: Rounding | None, x: Tensor, weight: Tensor) -> Tensor:
         x = x.contiguous()
         y, *kept = _norm(run, x, weight)
         ctx.save_for_backward(weight, *kept)
         ctx.run = run
-        return y.view(x.shape)
+        return _rounded(run, rounding, y).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, normed, scale = ctx.saved_tensors
         dy = dy.to(torch.bfloat16).contiguous()
         zeros = torch.zeros(dy.shape)
-        return (None, *_norm_backward(ctx.run, dy, weight, normed, scale, zeros))
+        return (None, None, *_norm_backward(ctx.run, dy, weight, normed, scale, zeros))
 
 
 class Attention(torch.autograd.Function):
-    """x + o(attend(rotate(q, k, v of norm(x))))"""
+    """x + o(attend(rotate(q, k, v of norm(x)))); `tensors` are those of qkv, then those of o."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, x: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor
+        ctx: Any, run: Setting, qkv: Projection, o: Projection, x: Tensor, norm: Tensor, *tensors: Tensor
     ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        joint = run.products.through(y, q, k, v)  # (N, (H + 2K) * D)
+        joint, kept = qkv.through(_rounded(run, qkv.rounding, y), tensors[: qkv.count])  # (N, (H + 2K) * D)
         queries, keys, values = _rotate(run, joint)
         out, total = _attend(run, queries, keys, values)  # (N, H * D)
-        ctx.save_for_backward(normed, norm, q, k, v, o, scale, queries, keys, values, out, total)
-        ctx.run = run
-        return _add(run, x, run.products.through(out, o))
+        out = _rounded(run, o.rounding, out)
+        projected, kept_of_o = o.through(out, tensors[qkv.count :])
+        ctx.save_for_backward(
+            *tensors, *kept, *kept_of_o, normed, norm, scale, queries, keys, values, out, total
+        )
+        ctx.run, ctx.qkv, ctx.o = run, qkv, o
+        return _add(run, x, projected)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        normed, norm, q, k, v, o, scale, queries, keys, values, out, total = ctx.saved_tensors
+        qkv: Projection = ctx.qkv
+        o: Projection = ctx.o
+        of_qkv, of_o, kept, kept_of_o, rest = _split(
+            ctx.saved_tensors, qkv.count, o.count, qkv.num_kept, o.num_kept
+        )
+        normed, norm, scale, queries, keys, values, out, total = rest
+        wanted, wanted_of_o, _ = _split(ctx.needs_input_grad[5:], qkv.count, o.count)
         dx = dx.contiguous()
-        dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
-        (do,) = run.products.gradients(dy, out, [len(o)], run.gradient_dtype)
-        dout = run.products.back(dy, o)
+        dout, flow = o.back(dx.to(torch.bfloat16).view(-1, dx.shape[-1]), of_o, kept_of_o)
+        do = o.gradients(flow, out, of_o, kept_of_o, wanted_of_o, run.gradient_dtype)
         djoint = _attend_backward(run, queries, keys, values, total, dout)
-        dy = run.products.back(djoint, q, k, v)
-        y = _norm_again(run, normed, norm)
-        dqkv = run.products.gradients(djoint, y, [len(q), len(k), len(v)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, do)
+        dy, flow = qkv.back(djoint, of_qkv, kept)
+        y = _rounded(run, qkv.rounding, _norm_again(run, normed, norm))
+        dqkv = qkv.gradients(flow, y, of_qkv, kept, wanted, run.gradient_dtype)
+        return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dqkv, *do)
 
 
 class FeedForward(torch.autograd.Function):
-    """x + down(silu(gate(norm(x))) * up(norm(x)))"""
+    """x + down(silu(gate(norm(x))) * up(norm(x))); `tensors` are those of gate_up, then those of down."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Setting, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor
+        ctx: Any,
+        run: Setting,
+        gate_up: Projection,
+        down: Projection,
+        x: Tensor,
+        norm: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
         x = x.contiguous()
         y, normed, scale = _norm(run, x, norm)
-        gate_up = run.products.through(y, gate, up)  # (N, 2F)
-        inner = gate_up.new_empty(gate_up.shape[0], gate.shape[0])
-        run.kernels("swiglu", gate_up, inner, *inner.shape)
-        ctx.save_for_backward(normed, norm, gate, up, down, scale, gate_up)
-        ctx.run = run
-        return _add(run, x, run.products.through(inner, down))
+        both, kept = gate_up.through(_rounded(run, gate_up.rounding, y), tensors[: gate_up.count])  # (N, 2F)
+        inner = both.new_empty(both.shape[0], both.shape[1] // 2)
+        run.kernels("swiglu", both, inner, *inner.shape)
+        projected, kept_of_down = down.through(_rounded(run, down.rounding, inner), tensors[gate_up.count :])
+        ctx.save_for_backward(*tensors, *kept, *kept_of_down, normed, norm, scale, both)
+        ctx.run, ctx.gate_up, ctx.down = run, gate_up, down
+        return _add(run, x, projected)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         run: Setting = ctx.run
-        normed, norm, gate, up, down, scale, gate_up = ctx.saved_tensors
+        gate_up: Projection = ctx.gate_up
+        down: Projection = ctx.down
+        of_gate_up, of_down, kept, kept_of_down, rest = _split(
+            ctx.saved_tensors, gate_up.count, down.count, gate_up.num_kept, down.num_kept
+        )
+        normed, norm, scale, both = rest
+        wanted, wanted_of_down, _ = _split(ctx.needs_input_grad[5:], gate_up.count, down.count)
         dx = dx.contiguous()
-        dy = dx.to(torch.bfloat16).view(-1, dx.shape[-1])
-        dinner = run.products.back(dy, down)  # (N, F)
-        dgate_up, inner = torch.empty_like(gate_up), torch.empty_like(dinner)
-        run.kernels("swiglu_backward", gate_up, dinner, dgate_up, inner, *inner.shape)
-        (ddown,) = run.products.gradients(dy, inner, [len(down)], run.gradient_dtype)
-        dy = run.products.back(dgate_up, gate, up)
-        y = _norm_again(run, normed, norm)
-        dboth = run.products.gradients(dgate_up, y, [len(gate), len(up)], run.gradient_dtype)
-        return (None, *_norm_backward(run, dy, norm, normed, scale, dx), *dboth, ddown)
+        dinner, flow = down.back(dx.to(torch.bfloat16).view(-1, dx.shape[-1]), of_down, kept_of_down)
+        dboth, inner = torch.empty_like(both), torch.empty_like(dinner)  # dinner is (N, F)
+        run.kernels("swiglu_backward", both, dinner, dboth, inner, *inner.shape)
+        inner = _rounded(run, down.rounding, inner)
+        ddown = down.gradients(flow, inner, of_down, kept_of_down, wanted_of_down, run.gradient_dtype)
+        dy, flow = gate_up.back(dboth, of_gate_up, kept)
+        y = _rounded(run, gate_up.rounding, _norm_again(run, normed, norm))
+        dgate_up = gate_up.gradients(flow, y, of_gate_up, kept, wanted, run.gradient_dtype)
+        return (None, None, None, *_norm_backward(run, dy, norm, normed, scale, dx), *dgate_up, *ddown)
+
+
+def _split(values: Sequence[Any], *sizes: int) -> Iterator[Sequence[Any]]:
+    """Parts of so many values each, and what is left."""
+    start = 0
+    for size in sizes:
+        yield values[start : start + size]
+        start += size
+    yield values[start:]
 
 
 def _norm(run: Setting, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,6 +208,14 @@ def _norm_backward(
         "rms_norm_backward", dy, normed, weight, scale, residual, dx, dweight, len(scale), normed.shape[1]
     )
     return dx, dweight
+
+
+def _rounded(run: Setting, rounding: Rounding | None, x: Tensor) -> Tensor:
+    """x (N, C) as a quantised product takes it, in place."""
+    if rounding is not None:
+        group = rounding.group or x.shape[1]
+        run.kernels("round_activations", x, x.numel(), group, int(rounding.symmetric))
+    return x
 
 
 def _add(run: Setting, x: Tensor, y: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class MobileLLM(nn.Module):
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.head_rounding: Rounding | None = None
         self.quantization: Quantization | None = None  # what it was read from; the roundings follow from it
+        self.base_fingerprint: str | None = None  # of the weights that adapters were put on
         self.inference_layout: FusedWeights | None = None  # kept by model/generate.py; never saved
         if not self.head_weight.is_meta:
             self.initialize(generator)

@@ -7,7 +7,8 @@
 
 int8 never takes the code -128: XNNPACK's kernels add two products in 16 bits. int4 is torchao's symmetric
 int4 but for its scales, which are rounded to bfloat16 before the codes are chosen, because XNNPACK keeps them
-so: the codes then fit the scales that a device has. q8_0 and q4_0 are llama.cpp's, by `gguf_blocks`.
+so: the codes then fit the scales that a device has. q8_0 and q4_0 are llama.cpp's: what `gguf_blocks` does in
+numpy, bit for bit, on any device.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobilellm.gguf_blocks import BLOCK, TYPES, join_q4_0, join_q8_0, split_q4_0, split_q8_0
+from mobilellm.gguf_blocks import BLOCK, join_q4_0, join_q8_0
 from mobilellm.model.quantized import Matrix
 
 _LEAST_SCALE = 2.0**-126
@@ -71,13 +72,17 @@ class WeightFormat:
             raise ValueError(
                 f"{self.name}: rows of {weight.shape[1]} weights are no whole groups of {self.group}"
             )
-        if self.in_gguf:
-            return self._by_blocks(weight)
-        if not bool(torch.isfinite(weight).all()):
-            raise ValueError(f"{self.name}: there are weights that are not finite")
         runs = self.grouped(weight)
-        scales = self.stored_scales(runs.abs().amax(-1) / self.steps)
-        return Matrix(self.nearest(runs, scales).flatten(1), scales, self.bits)
+        low, high = runs.amin(-1), runs.amax(-1)
+        if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+            raise ValueError(f"{self.name}: there are weights that are not finite")
+        if self.signed_scales:
+            scales = _furthest(runs, low, high) / -self.steps
+        else:
+            scales = torch.maximum(high.abs(), low.abs()) / self.steps
+        stored = self.stored_scales(scales)
+        codes = _GGML_CODES[self.name](runs, scales) if self.in_gguf else self.nearest(runs, stored)
+        return Matrix(codes.flatten(1), stored, self.bits)
 
     def grouped(self, weight: Tensor) -> Tensor:
         """(R, C) as (R, groups, group)."""
@@ -103,24 +108,38 @@ class WeightFormat:
         """Of a GGUF format: the rows of the file, uint8 (R, bytes)."""
         codes = matrix.codes.reshape(-1, BLOCK).numpy()
         scales = matrix.scales.float().reshape(-1).numpy()
-        return _BLOCKS[self.name][1](scales, codes).reshape(len(matrix.codes), -1)
-
-    def _by_blocks(self, weight: Tensor) -> Matrix:
-        kind = TYPES[self.name.upper()]
-        raw = kind.encode(weight.detach().cpu().numpy())
-        scales, codes = _BLOCKS[self.name][0](raw.reshape(-1, kind.block_bytes))
-        rows = len(weight)
-        return Matrix(
-            torch.from_numpy(codes).reshape(rows, -1).to(weight.device),
-            torch.from_numpy(scales.astype(np.float16)).reshape(rows, -1).to(weight.device),
-            self.bits,
-        )
+        return _BLOCKS[self.name](scales, codes).reshape(len(matrix.codes), -1)
 
 
-_BLOCKS: dict[str, tuple[Callable[..., tuple[np.ndarray, np.ndarray]], Callable[..., np.ndarray]]] = {
-    "q8_0": (split_q8_0, join_q8_0),
-    "q4_0": (split_q4_0, join_q4_0),
-}  # from blocks to (scales, codes), and back
+def _furthest(runs: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Of every run the number furthest from zero, its sign kept: of two as far, the first."""
+    found = torch.where(high > -low, high, low)
+    tied = high == -low
+    if bool(tied.any()):
+        some = runs[tied]
+        found[tied] = some.gather(-1, some.abs().argmax(-1, keepdim=True))[..., 0]
+    return found
+
+
+def _q8_0_codes(runs: Tensor, scales: Tensor) -> Tensor:
+    """Halves away from zero, under scales not yet rounded: as `gguf_blocks` and ggml."""
+    scaled = runs * _inverse(scales)
+    halves = torch.copysign(scaled.new_tensor(0.5), scaled)
+    return scaled.add_(halves).trunc_().to(torch.int8)
+
+
+def _q4_0_codes(runs: Tensor, scales: Tensor) -> Tensor:
+    scaled = runs * _inverse(scales)
+    return scaled.add_(8.5).trunc_().clamp_(max=15).sub_(8).to(torch.int8)
+
+
+def _inverse(scales: Tensor) -> Tensor:
+    """1 / scale, for runs; 0 for a scale that float16 holds as 0 and whose inverse may be too large."""
+    return torch.where(scales.abs() > 1e-30, 1 / scales, 0)[..., None]
+
+
+_GGML_CODES = {"q8_0": _q8_0_codes, "q4_0": _q4_0_codes}
+_BLOCKS: dict[str, Callable[..., np.ndarray]] = {"q8_0": join_q8_0, "q4_0": join_q4_0}
 
 INT8 = WeightFormat("int8", 8, None, torch.float32, -127, 127, 127.0)
 INT4 = WeightFormat("int4", 4, 32, torch.bfloat16, -8, 7, 7.5)

@@ -22,7 +22,7 @@ from mobilellm.completion import Completion, NewToken, Piece, RowText, completio
 from mobilellm.runtime.decoding import Decoding, limits, window
 from mobilellm.runtime.generation import PREFILL_CHUNK, Generation, HeldTokens, Usage, advance, interrupt
 from mobilellm.runtime.session import RuntimeModel
-from mobilellm.sampling import Sampling
+from mobilellm.sampling import Draw, Sampling
 
 _CHUNK_BESIDE_OTHERS = 64
 """Prompt tokens of one step while others write, who wait for it: each gets a token in between."""
@@ -37,11 +37,12 @@ class Request:
         text: RowText,
         generation: Callable[[HeldTokens], Generation],
         show: Callable[[Piece], None] | None,
+        failed: Callable[[Exception], None] | None,
         wake: Callable[[], None],
     ) -> None:
         """Made by `ContinuousBatch.add`."""
         self._tokens, self._text, self._new_generation, self._show = tokens, text, generation, show
-        self._wake = wake
+        self._failed, self._wake = failed, wake
         self._generation: Generation | None = None
         self._pieces: list[Piece] = []
         self._error: Exception | None = None
@@ -107,6 +108,8 @@ class Request:
         with self._changed:
             self._error = error
             self._changed.notify_all()
+        if self._failed is not None:
+            self._failed(error)
 
     def gain(self, held: HeldTokens, context: int) -> int:
         """Tokens that would not have to be computed in a slot, less those that it would forget."""
@@ -136,11 +139,15 @@ class ContinuousBatch:
         stop: Sequence[str] = (),
         decoding: Decoding | None = None,
         show: Callable[[Piece], None] | None = None,
+        failed: Callable[[Exception], None] | None = None,
+        around: Callable[[Draw], Draw] | None = None,
     ) -> Request:
-        """Begin a text as soon as a slot is free. `show` is called with each piece, by the batch's thread.
+        """Begin a text as soon as a slot is free. By the batch's thread `show` is called with each piece and
+        `failed` with what went wrong, if anything does; no piece follows then.
 
-        The result is that of `RuntimeModel.generate` with this prompt alone. Raises at once ValueError for a
-        prompt that does not fit, and for a batch that was closed.
+        The result is that of `RuntimeModel.generate` with this prompt alone; `around` is as in
+        `RuntimeModel.generation`. Raises at once ValueError for a prompt that does not fit, and for a batch
+        that was closed.
         """
         tokens = self._model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         decoding = decoding or Decoding()
@@ -149,10 +156,10 @@ class ContinuousBatch:
 
         def generation(held: HeldTokens) -> Generation:
             return self._model.generation(
-                held, tokens, limit, sampling, decoding, lambda _, token: text.push(token)
+                held, tokens, limit, sampling, decoding, lambda _, token: text.push(token), around=around
             )
 
-        request = Request(tokens, text, generation, show, self._wake)
+        request = Request(tokens, text, generation, show, failed, self._wake)
         with self._changed:
             if self._closed or not self._thread.is_alive():  # a forked process has no such thread
                 raise ValueError("this batch was closed, or made by another process; make a new one")

@@ -21,7 +21,7 @@ from mobilellm.runtime.decoding import Decoding, Limit, window, window_start
 from mobilellm.runtime.engine import CancelledError
 from mobilellm.runtime.prompt_lookup import PromptLookup
 from mobilellm.runtime.reference import CacheState, Floats
-from mobilellm.sampling import Sampler
+from mobilellm.sampling import Draw
 from mobilellm.tokenizer import EOS_ID
 
 PREFILL_CHUNK = 256
@@ -106,7 +106,7 @@ class Generation:
         prompt: Sequence[int],
         vocabulary: int,
         context: int,
-        sampler: Sampler,
+        draw: Draw,
         limit: Limit,
         decoding: Decoding,
         until: Callable[[int, int], bool] | None = None,
@@ -117,7 +117,7 @@ class Generation:
         self.finish: FinishReason | None = None
         self.usage = Usage(len(prompt))
         self._tokens, self._vocabulary, self._context = list(prompt), vocabulary, context
-        self._sampler, self._until, self._number = sampler, until, number
+        self._draw_from, self._until, self._number = draw, until, number
         self._left, self._at_the_end = limit
         self._lookup, self._most_guesses = PromptLookup(), decoding.prompt_lookup
         self._cancelled = False
@@ -183,7 +183,7 @@ class Generation:
         return self._lookup.guess(self._tokens, most) if most > 0 else []
 
     def _draw(self, logits: Floats) -> NewToken:
-        token = self._sampler(logits[: self._vocabulary])
+        token = self._draw_from(logits[: self._vocabulary])
         self._tokens.append(token)
         self._left -= 1
         if token == EOS_ID:

@@ -17,7 +17,7 @@ from mobilellm.runtime.decoding import Decoding, Limit, limits
 from mobilellm.runtime.generation import Engine, Generation, HeldTokens, Usage, advance, interrupt
 from mobilellm.runtime.reference import ReferenceModel
 from mobilellm.runtime.session_file import read_session, write_session
-from mobilellm.sampling import Sampler, Sampling
+from mobilellm.sampling import Draw, Sampler, Sampling
 from mobilellm.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -98,10 +98,16 @@ class RuntimeModel:
         decoding: Decoding | None = None,
         until: Until | None = None,
         row: int = 0,
+        around: Callable[[Draw], Draw] | None = None,
     ) -> Generation:
-        """A sequence to be advanced by hand: see `mobilellm.runtime.generation.advance`."""
+        """A sequence to be advanced by hand: see `mobilellm.runtime.generation.advance`.
+
+        `around` is given what draws a token from logits (V,) and returns what is called in its place: it may
+        change the logits, to -inf for what must not be drawn, and sees what is drawn.
+        """
         context = self.engine.config.max_position_embeddings
-        sampler = Sampler(sampling or Sampling(), prompt, row)
+        sampler: Draw = Sampler(sampling or Sampling(), prompt, row)
+        sampler = sampler if around is None else around(sampler)
         vocabulary = self.tokenizer.vocab_size  # the embedding may have more rows, which mean nothing
         return Generation(
             held, prompt, vocabulary, context, sampler, limit, decoding or Decoding(), until, row

@@ -29,7 +29,8 @@ class Fed(NamedTuple):
     tokens: Tensor
     targets: Tensor
     weights: Tensor
-    segments: Tensor | None
+    options: dict[str, Tensor]
+    """What else the batch has, by its name: for the loss."""
     total_weight: float
     address: dict[str, Any]
     after: dict[str, Any]
@@ -46,7 +47,7 @@ class Feed:
     def __init__(self, loader: Loader, device: torch.device, vocab_size: int) -> None:
         self._loader, self._device, self._vocab_size = loader, device, vocab_size
         self._ready: queue.Queue[
-            tuple[list[Tensor | None], float, dict[str, Any], dict[str, Any]] | BaseException
+            tuple[dict[str, Tensor], float, dict[str, Any], dict[str, Any]] | BaseException
         ]
         self._ready = queue.Queue(maxsize=2)
         self._stop = threading.Event()
@@ -74,13 +75,9 @@ class Feed:
         if isinstance(ready, BaseException):
             raise ready
         parts, total, address, after = ready
-        tokens, targets, weights, segments = (
-            None if part is None else part.to(self._device, non_blocking=True) for part in parts
-        )
-        assert tokens is not None
-        assert targets is not None
-        assert weights is not None
-        return Fed(tokens, targets, weights, segments, total, address, after, waited)
+        there = {name: part.to(self._device, non_blocking=True) for name, part in parts.items()}
+        tokens, targets, weights = (there.pop(name) for name in ("tokens", "targets", "weights"))
+        return Fed(tokens, targets, weights, there, total, address, after, waited)
 
     def _run(self) -> None:
         try:
@@ -88,9 +85,11 @@ class Feed:
                 address = self._loader.state()
                 batch = self._loader.next()
                 self._check(batch, address)
-                parts = [None if part is None else torch.from_numpy(part) for part in batch]
+                parts = {
+                    name: torch.from_numpy(part) for name, part in batch._asdict().items() if part is not None
+                }
                 if self._device.type == "cuda":
-                    parts = [None if part is None else part.pin_memory() for part in parts]
+                    parts = {name: part.pin_memory() for name, part in parts.items()}
                 total = float(batch.weights.sum(dtype="float64"))
                 self._ready.put((parts, total, address, self._loader.state()))
         except BaseException as error:

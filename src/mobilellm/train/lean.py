@@ -29,7 +29,8 @@ def gradients(model: MobileLLM, settings: TrainSettings, world: World) -> Iterat
     """Within, gradients of matrices are bfloat16 where that is right. Such gradients are gone at the end."""
     batch = settings.batch
     once = batch.sequences_per_step <= batch.micro_batch
-    narrow = once and kernels(model, settings, world) is not None
+    whole = all(p.requires_grad for p in model.parameters())  # adapters are small: nothing is saved there
+    narrow = once and whole and kernels(model, settings, world) is not None
     matrices = [p for p in model.parameters() if p.ndim == 2] if narrow else []
     for matrix in matrices:
         matrix.grad, matrix.grad_dtype = None, torch.bfloat16
@@ -48,7 +49,8 @@ def _fits(model: MobileLLM, settings: TrainSettings, world: World) -> bool:
         and narrow
         and settings.optim.name == "adamw"
         and all(
-            p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous() and p.requires_grad
+            p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous()
             for p in model.parameters()
+            if p.requires_grad
         )
     )

@@ -33,6 +33,10 @@ Speaker = Callable[[MobileLLM, int], Sequence[tuple[str, str]]]
 Stopped = Literal["interrupt", "requeue"]
 
 
+KINDS = ("lora",)
+"""Tables of a recipe that say what is trained, and how: a run that goes on must have the same."""
+
+
 class Outcome(NamedTuple):
     """Steps done, and what asked to stop before the last: a person (SIGINT) or a scheduler."""
 
@@ -217,13 +221,13 @@ class _Run:
     def _backward(self, fed: Fed, total: float) -> float:
         """Gradients of the whole step; this process's part of the loss."""
         compute = self.settings.compute
-        parts = [part for part in (fed.tokens, fed.targets, fed.weights, fed.segments) if part is not None]
+        parts = {"tokens": fed.tokens, "targets": fed.targets, "weights": fed.weights, **fed.options}
         micro = list(
-            zip(*(torch.split(part, self.settings.batch.micro_batch) for part in parts), strict=True)
+            zip(*(torch.split(part, self.settings.batch.micro_batch) for part in parts.values()), strict=True)
         )
         loss = torch.zeros((), device=self.world.device)
         for number, (tokens, targets, weights, *rest) in enumerate(micro, 1):
-            options: dict[str, Any] = {"segments": rest[0]} if rest else {}
+            options: dict[str, Any] = dict(zip(fed.options, rest, strict=True))
             if compute.z_loss:
                 options["z_loss"] = compute.z_loss
             if compute.activation_checkpointing:
@@ -255,7 +259,8 @@ def run_identity(model: MobileLLM, settings: TrainSettings) -> dict[str, Any]:
     }  # fmt: skip
     fixed: dict[str, Any] = {}
     for name, value in asdict(settings).items():
-        if name not in TrainSettings.__dataclass_fields__:  # a recipe's model, data and logging
+        of_the_loop = name in TrainSettings.__dataclass_fields__
+        if value is None or not (of_the_loop or name in KINDS):  # a recipe's model, data and logging
             continue
         leaves = (
             {f"{name}.{leaf}": each for leaf, each in value.items()}
@@ -263,6 +268,8 @@ def run_identity(model: MobileLLM, settings: TrainSettings) -> dict[str, Any]:
             else {name: value}
         )
         fixed |= {leaf: each for leaf, each in leaves.items() if leaf not in free and name not in free}
+    if model.base_fingerprint is not None:
+        fixed["base"] = model.base_fingerprint
     return model.config.to_dict() | fixed
 
 

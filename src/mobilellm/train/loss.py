@@ -5,7 +5,7 @@ N tokens of the batch, E hidden_size, V vocab_size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,48 +48,61 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over N of weights * (nll + z_loss * logsumexp²) of logits hidden (N, E) @ weight (V, E) transposed.
 
+    `z_loss` keeps logsumexp near zero (PaLM, arXiv 2204.02311, uses 1e-4). `weights` get no gradient. Logits
+    and gradients as in `linear_loss`.
+    """
+    return linear_loss(hidden, weight, CrossEntropy(targets, weights.float(), z_loss))
+
+
+class LossOfLogits(Protocol):
+    """A loss that is a sum over tokens; `part` are the tokens that some logits (rows, V) belong to."""
+
+    def value(self, logits: Tensor, part: slice) -> Tensor: ...
+
+    def gradient(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """The value and its gradient by the logits, in their dtype; may overwrite the logits."""
+
+
+def linear_loss(hidden: Tensor, weight: Tensor, loss: LossOfLogits) -> Tensor:
+    """`loss` of the logits hidden (N, E) @ weight (V, E) transposed.
+
     The logits never exist as a whole: they are made a chunk of tokens at a time, and where gradients are
     wanted those of `hidden` and `weight` are finished before the next chunk (the idea of Liger Kernel, Hsu et
-    al. 2024, arXiv 2410.10989). Products run in autocast's dtype if it is on, softmax and sums in float32.
-    `z_loss` keeps logsumexp near zero (PaLM, arXiv 2204.02311, uses 1e-4). `weights` get no gradient; one
-    backward pass only.
+    al. 2024, arXiv 2410.10989). Products run in autocast's dtype if it is on, softmax and sums in float32 (in
+    float64 where the logits are). One backward pass only.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    function: Any = _LinearCrossEntropy.apply
-    loss: Tensor = function(hidden, weight, targets, weights.float(), z_loss, (dtype, gradient_dtype(weight)))
-    return loss
+    function: Any = _LinearLoss.apply
+    total: Tensor = function(hidden, weight, loss, (dtype, gradient_dtype(weight)))
+    return total
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        z_loss: float,
+        loss: LossOfLogits,
         dtypes: tuple[torch.dtype, torch.dtype],
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(hidden, weight, targets, weights, z_loss, dtypes, wanted)
+            total, *gradients = _loss_and_gradients(hidden, weight, loss, dtypes, wanted)
         ctx.save_for_backward(*gradients)
-        return loss
+        return total
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if part is None else part.mul_(factor) for part in ctx.saved_tensors)
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None)
 
 
 def _loss_and_gradients(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    z_loss: float,
+    loss: LossOfLogits,
     dtypes: tuple[torch.dtype, torch.dtype],
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -97,59 +110,69 @@ def _loss_and_gradients(
     N, V = hidden.shape[0], weight.shape[0]
     rows = max(CHUNK_ROWS, CHUNK_LOGITS // V)
     dtype, kept_in = dtypes
+    sums_in = torch.float64 if dtype == torch.float64 else torch.float32
     maker = _products(hidden.device, dtype)
     narrow, head = hidden.to(dtype), maker.operand(weight, dtype)
-    loss = torch.zeros((), device=hidden.device)
+    total = torch.zeros((), device=hidden.device, dtype=sums_in)
     hidden_gradient = torch.empty_like(narrow) if wanted[0] else None
     weight_gradient: Tensor | None = None
     for start in range(0, N, rows):
         part = slice(start, start + rows)
         logits = maker.multiply(narrow[part], head.t())
         if any(wanted):
-            chunk_loss, gradient = _softmax_gradient(logits, targets[part], weights[part], z_loss)
+            chunk_loss, gradient = loss.gradient(logits, part)
             if hidden_gradient is not None:
                 maker.multiply(gradient, head, hidden_gradient[part])
             if wanted[1]:
                 several = rows < N  # are summed in float32
-                product = maker.multiply(gradient.t(), narrow[part], torch.float32 if several else kept_in)
+                product = maker.multiply(gradient.t(), narrow[part], sums_in if several else kept_in)
                 weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
         else:
-            chunk_loss = _chunk_loss(logits, targets[part], weights[part], z_loss)
-        loss = loss + chunk_loss
+            chunk_loss = loss.value(logits, part)
+        total = total + chunk_loss
     if hidden_gradient is not None:
         hidden_gradient = hidden_gradient.to(hidden.dtype)
     if weight_gradient is not None:
         weight_gradient = weight_gradient.to(kept_in)
-    return loss, hidden_gradient, weight_gradient
+    return total, hidden_gradient, weight_gradient
 
 
 def _products(device: torch.device, dtype: torch.dtype) -> Products:
-    kernels = cpu_kernels.load() if _by_kernels(device, dtype) else ""
-    return products(kernels) if isinstance(kernels, Kernels) else TorchProducts()
+    kernels = loss_kernels(device, dtype)
+    return TorchProducts() if kernels is None else products(kernels)
 
 
-def _by_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+def loss_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    """The C functions, where they are what handles logits of this dtype on this device."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():
+        return None
+    kernels = cpu_kernels.load()
+    return kernels if isinstance(kernels, Kernels) else None
 
 
-def _chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float) -> Tensor:
-    wide = logits.float()
-    total = wide.logsumexp(-1)
-    chosen = wide.gather(-1, targets[:, None])[:, 0]
-    return torch.dot(weights, total - chosen + z_loss * total.square())
+def check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
+    """Raise ValueError for what C would take for a place outside of the logits."""
+    if ids.dtype != torch.int64 or not 0 <= ids.min() <= ids.max() < vocabulary:
+        raise ValueError(f"loss: {name} ({ids.dtype}) must be int64 ids in 0 … {vocabulary - 1}")
 
 
-def _softmax_gradient(
-    logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    """The loss of a chunk and its gradient by the logits (rows, V), in the dtype of the logits."""
-    if _by_kernels(logits.device, logits.dtype):
-        kernels = cpu_kernels.load()
-        if isinstance(kernels, Kernels):
-            if targets.dtype != torch.int64 or not 0 <= targets.min() <= targets.max() < logits.shape[1]:
-                raise ValueError(  # C would write outside of the logits
-                    f"loss: targets ({targets.dtype}) must be int64 ids in 0 … {logits.shape[1] - 1}"
-                )
+class CrossEntropy:
+    """weights * (nll + z_loss * logsumexp²); targets and weights (N,)."""
+
+    def __init__(self, targets: Tensor, weights: Tensor, z_loss: float) -> None:
+        self._targets, self._weights, self._z_loss = targets, weights, z_loss
+
+    def value(self, logits: Tensor, part: slice) -> Tensor:
+        wide = logits.float()
+        total = wide.logsumexp(-1)
+        chosen = wide.gather(-1, self._targets[part, None])[:, 0]
+        return torch.dot(self._weights[part], total - chosen + self._z_loss * total.square())
+
+    def gradient(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        targets, weights, z_loss = self._targets[part], self._weights[part], self._z_loss
+        kernels = loss_kernels(logits.device, logits.dtype)
+        if kernels is not None:
+            check_ids("targets", targets, logits.shape[1])
             losses = weights.new_empty(len(logits))
             kernels(
                 "cross_entropy",
@@ -161,11 +184,11 @@ def _softmax_gradient(
                 *logits.shape,
             )
             return losses.sum(), logits
-    wide = logits.float()
-    total = wide.logsumexp(-1)
-    index = targets[:, None]
-    loss = torch.dot(weights, total - wide.gather(-1, index)[:, 0] + z_loss * total.square())
-    gradient = wide.sub_(total[:, None]).exp_()  # the softmax
-    gradient.mul_((weights * (1 + 2 * z_loss * total))[:, None])
-    gradient.scatter_add_(-1, index, -weights[:, None])
-    return loss, gradient.to(logits.dtype)
+        wide = logits.float()
+        total = wide.logsumexp(-1)
+        index = targets[:, None]
+        loss = torch.dot(weights, total - wide.gather(-1, index)[:, 0] + z_loss * total.square())
+        gradient = wide.sub_(total[:, None]).exp_()  # the softmax
+        gradient.mul_((weights * (1 + 2 * z_loss * total))[:, None])
+        gradient.scatter_add_(-1, index, -weights[:, None])
+        return loss, gradient.to(logits.dtype)

@@ -18,9 +18,9 @@ from mobilellm.train.settings import OptimSettings
 def build_optimizer(
     model: nn.Module, settings: OptimSettings, kernels: Kernels | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser that `settings.name` names, over all parameters of the model.
+    """The optimiser that `settings.name` names, over all parameters of the model that are not frozen.
 
-    With `kernels` AdamW is `KernelAdamW`; all parameters must then be float32, contiguous and on the CPU.
+    With `kernels` AdamW is `KernelAdamW`; all of these must then be float32, contiguous and on the CPU.
     """
     if settings.name != "adamw":
         return MuonAndAdamW(model, settings)
@@ -33,7 +33,7 @@ def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
 
     These are the groups of the Hugging Face Trainer, with which the published models were trained.
     """
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     return _adamw([p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2], settings)
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of a run: everything needed to go on bit-exactly, each whole or not there.
 
-step-00000100/shard-…-model-….safetensors   weights as model.NAME, the optimiser's tensors as
+step-00000100/shard-…-model-….safetensors   trained weights as model.NAME, the optimiser's tensors as
                                             optimizer.NAME.KEY, one file a process
 step-00000100/state.json                    RunState, and the sha256 of every file
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -154,7 +155,7 @@ def load_state(
         process_group=world.background,
         no_dist=world.size == 1,
     )
-    by_name = dict(model.named_parameters())
+    by_name = _trained(model)
     optimizer.state.clear()
     for key, value in targets.items():
         if key.startswith("optimizer."):
@@ -171,7 +172,7 @@ def load_weights(path: Path, model: MobileLLM) -> None:
     stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     if problem := _mismatch(stored, model):
         raise damaged(path, problem)
-    targets = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    targets = {f"model.{name}": parameter.detach() for name, parameter in _trained(model).items()}
     _no_warning_of_being_alone()
     load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
 
@@ -181,10 +182,15 @@ def _no_warning_of_being_alone() -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
+def _trained(model: MobileLLM) -> dict[str, nn.Parameter]:
+    """What a run changes, by name: what is frozen is no part of a checkpoint. A tied weight is there once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def _tensors(model: MobileLLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """All of model and optimiser by name, not copied. A tied weight is there once."""
+    """All that is trained of the model, and the optimiser, by name, not copied."""
     tensors: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model).items():
         tensors[f"model.{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value.detach()
@@ -205,7 +211,7 @@ def _files(tensors: Mapping[str, Any]) -> dict[str, int]:
 
 def _targets(stored: Mapping[str, Any], model: MobileLLM) -> dict[str, Any]:
     """Where to put what is stored: the parameters themselves, and new tensors like them for the optimiser."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in _trained(model).items()}
     targets: dict[str, Any] = {f"model.{name}": parameter for name, parameter in parameters.items()}
     for key, meta in stored.items():
         if key.startswith("optimizer."):
@@ -221,7 +227,7 @@ def _targets(stored: Mapping[str, Any], model: MobileLLM) -> dict[str, Any]:
 
 def _mismatch(stored: Mapping[str, Any], model: MobileLLM) -> str:
     """How the stored tensors differ from those of model and optimiser, or ""."""
-    parameters = dict(model.named_parameters())
+    parameters = _trained(model)
     for name, parameter in parameters.items():
         meta = stored.get(f"model.{name}")
         if meta is None:
@@ -240,7 +246,7 @@ def _mismatch(stored: Mapping[str, Any], model: MobileLLM) -> str:
 
 def _stateless(stored: Mapping[str, Any], model: MobileLLM, optimizer: torch.optim.Optimizer) -> str:
     """The first parameter without what the optimiser keeps for all others of its group, or ""."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in _trained(model).items()}
     kept: dict[str, set[str]] = {name: set() for name in names.values()}
     for key in stored:
         if key.startswith("optimizer."):

@@ -1,0 +1,31 @@
+"""Where an evaluation of several models writes what it has of each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def file_names(verb: str, models: Sequence[str], outputs: Sequence[Path | None]) -> list[str]:
+    """A file name for every model, without ending.
+
+    Raises ValueError for no model or one named twice, FileExistsError for several models and an output that
+    is a file.
+    """
+    if not models:
+        raise ValueError(f"{verb}: no model is named; name at least one")
+    names = [re.sub(r"[^\w.-]+", "_", model).strip("._-") or "model" for model in models]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{verb}: two models would be written as {name!r}; name each once")
+    for path in outputs:
+        if path is not None and len(names) > 1 and path.is_file():
+            raise FileExistsError(f"{path}: is a file; for several models name a folder")
+    return names
+
+
+def output_file(path: Path, name: str, ending: str, models: int) -> Path:
+    """`path` itself for one model, a file in it for several, or where it is a folder."""
+    return path / f"{name}{ending}" if models > 1 or path.is_dir() else path

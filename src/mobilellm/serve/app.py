@@ -1,0 +1,152 @@
+"""The application: which path answers what, and what lives as long as the server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mobilellm.runtime.session import RuntimeModel
+from mobilellm.serve.access_log import AccessLog, Record
+from mobilellm.serve.answering import Answering
+from mobilellm.serve.choices import ChatWriter, CompletionWriter
+from mobilellm.serve.errors import ApiError, JsonResponse
+from mobilellm.serve.exchange import Exchange, read_body
+from mobilellm.serve.facts import facts
+from mobilellm.serve.page_files import page_routes
+from mobilellm.serve.prepared import Preparer
+from mobilellm.serve.process import memory_bytes
+from mobilellm.serve.protocol import ChatRequest, CompletionRequest, parsed
+from mobilellm.serve.security import Guard
+from mobilellm.serve.settings import Access, Limits
+
+
+class Service:
+    """The endpoints, and what they share."""
+
+    def __init__(self, model: RuntimeModel, limits: Limits) -> None:
+        self.model, self.limits = model, limits
+        self.preparer = Preparer(model, limits)
+        self.answering = Answering(model, limits)
+        self._created = int(time.time())
+        self._facts = facts(model)
+
+    async def health(self, request: Request) -> Response:
+        answering = self.answering
+        state = "ending" if answering.closing else "ok"
+        body = {"status": state, "running": answering.running, "waiting": answering.waiting}
+        return JsonResponse(body, 503 if answering.closing else 200)
+
+    async def models(self, request: Request) -> Response:
+        return JsonResponse({"object": "list", "data": [self._described()]})
+
+    async def model_by_name(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self.preparer.name:
+            raise ApiError(
+                404, f"model {name[:100]!r} is not here; {self.preparer.name!r} is", "model_not_found"
+            )
+        return JsonResponse(self._described())
+
+    async def chat(self, request: Request) -> Response:
+        asked = parsed(ChatRequest, await read_body(request, self.limits))
+        record: Record = request.scope["record"]
+        record.say(asked.user, {"messages": asked.model_dump(exclude_none=True)["messages"]})
+        prepared = await run_in_threadpool(self.preparer.chat, asked)
+        answer = self.answering.begin(prepared.choices)
+        writer = ChatWriter(prepared, answer, self.preparer.name, self.model.tokenizer)
+        return Exchange(answer, writer, self.limits.max_seconds, record)
+
+    async def completion(self, request: Request) -> Response:
+        asked = parsed(CompletionRequest, await read_body(request, self.limits))
+        record: Record = request.scope["record"]
+        record.say(asked.user, {"prompt": asked.prompt})
+        prepared = await run_in_threadpool(self.preparer.completion, asked)
+        answer = self.answering.begin(prepared.choices)
+        writer = CompletionWriter(prepared, answer, self.preparer.name, self.model.tokenizer)
+        return Exchange(answer, writer, self.limits.max_seconds, record)
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "id": self.preparer.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "mobilellm",
+            "mobilellm": {**self._facts, "memory_bytes": memory_bytes()},
+        }
+
+
+def application(service: Service, access: Access, log: AccessLog) -> ASGIApp:
+    """The whole server as an ASGI application; its shutdown closes the service's batch."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.answering.close)
+
+    routes = [
+        Route("/health", service.health, methods=["GET"]),
+        Route("/v1/models", service.models, methods=["GET"]),
+        Route("/v1/models/{name}", service.model_by_name, methods=["GET"]),
+        Route("/v1/chat/completions", service.chat, methods=["POST"]),
+        Route("/v1/completions", service.completion, methods=["POST"]),
+        *page_routes(),
+    ]
+    handlers: Any = {ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return Recorded(Guard(app, access), log)
+
+
+class Recorded:
+    """Outermost: every request has a Record, which is written when it has been answered."""
+
+    def __init__(self, app: ASGIApp, log: AccessLog) -> None:
+        self._app, self._log = app, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client = scope.get("client")
+        record = scope["record"] = Record(scope["method"], scope["path"], client and client[0])
+
+        async def counted(message: Message) -> None:
+            record.status = message.get("status", record.status)
+            record.bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            self._log.write(record)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """The router's own: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    message = {
+        404: f"there is nothing at {request.url.path[:100]}",
+        405: f"{request.method} does not go here",
+    }
+    return ApiError(
+        error.status_code, message.get(error.status_code, error.detail), headers=error.headers
+    ).response()
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return ApiError(500, "a fault of the server; its own log says more", "internal_error").response()

@@ -1,0 +1,43 @@
+"""What is said of the model that is served: in /v1/models, for the page and for whoever asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobilellm.accounting import stored_parameters
+from mobilellm.runtime.session import RuntimeModel
+
+_LICENCE = "general.license"
+
+
+def facts(model: RuntimeModel) -> dict[str, Any]:
+    """Everything but the memory taken now."""
+    config, engine = model.engine.config, model.engine
+    return {
+        "parameters": stored_parameters(config).total,
+        "layers": config.num_layers,
+        "executed_layers": config.num_steps,
+        "hidden_size": config.hidden_size,
+        "vocabulary": model.tokenizer.vocab_size,
+        "context": config.max_position_embeddings,
+        "file_bytes": _file_bytes(Path(model.source)),
+        "quantisation": _types(model),
+        "engine": getattr(engine, "backend", None) or getattr(engine, "isa", "numpy"),
+        "threads": getattr(engine, "threads", None),
+        "license": model.file.metadata.get(_LICENCE) if model.file is not None else None,
+        "is_chat": model.chat_template is not None,
+    }
+
+
+def _types(model: RuntimeModel) -> str:
+    """The number types of the weights, the one that most bytes have first."""
+    if model.file is None:
+        return str(getattr(model.engine, "types", "unknown"))
+    sizes = model.file.bytes_by_type
+    return "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
+
+
+def _file_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(file.stat().st_size for file in files)
