@@ -35,7 +35,9 @@ class Parrot:
         check_prompts([prompt], self.context, self.tokenizer.vocab_size, max_new_tokens)
         self.prompts.append(list(prompt))
         most, reason = room_for(len(prompt), max_new_tokens, self.context)
-        return self._said([*self.tokenizer.encode(next(self._answers), bos=False), EOS_ID], most, reason, until)
+        return self._said(
+            [*self.tokenizer.encode(next(self._answers), bos=False), EOS_ID], most, reason, until
+        )
 
     def _said(self, ids: list[int], most: int, reason: str, until: Until) -> Iterator[NewToken]:
         for number, token in enumerate(ids[:most]):

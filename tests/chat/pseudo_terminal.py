@@ -27,7 +27,6 @@ class Terminal:
         kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self._process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=home,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             env=kept | {"XDG_STATE_HOME": str(home / "state"), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | environment,
         )  # fmt: skip
         os.close(theirs)
@@ -76,4 +75,8 @@ def python(*lines: str) -> list[str]:
     """The command that runs these lines, with the tests' own modules at hand."""
     here = Path(__file__).parent
     paths = [str(here), str(here.parent)]
-    return [sys.executable, "-c", "\n".join((f"import sys; sys.path[:0] = {paths!r}", *lines))]
+    first = (
+        f"import sys; sys.path[:0] = {paths!r}",
+        "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)",  # so that Ctrl-C comes to it
+    )
+    return [sys.executable, "-c", "\n".join((*first, *lines))]

@@ -14,8 +14,9 @@ from mobilellm.chat.conversation_file import read_conversation
 from mobilellm.chat.reading import completions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from absent_packages import without
 from pseudo_terminal import CTRL_C, CTRL_D, ENTER, Terminal, python
+
+from absent_packages import without
 
 ANSWERS = ["some", "words \x1b]0;owned\x07 x", *["all kinds of words"] * 20]
 PROGRAM = """
@@ -34,7 +35,9 @@ print("ended")
 """
 
 
-def program(*before: str, answers: list[str] = ANSWERS, context: int = 900, pause: float = 0, **options: object) -> list[str]:
+def program(
+    *before: str, answers: list[str] = ANSWERS, context: int = 900, pause: float = 0, **options: object
+) -> list[str]:
     told = PROGRAM.format(answers=answers, context=context, pause=pause, options=options)
     return python(*before, told)
 
@@ -106,7 +109,7 @@ def test_several_lines_are_one_message(chat: Terminal) -> None:
     ask(chat, "two", "of 900")
     shown = ask(chat, "/show", "assistant: ")
     assert "user: one" in shown
-    assert "\ntwo" in shown
+    assert "two\x1b[0m\r\n" in shown
 
 
 @pytest.mark.parametrize("toolkit", [True, False])
@@ -129,7 +132,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(toolkit: bool, tmp_path: Pa
 def test_history_is_kept_for_this_user_alone(tmp_path: Path) -> None:
     pytest.importorskip("prompt_toolkit", reason="needs the extra chat")
     up = "\x1b[A"
-    for keys in ("words of the first time", up):
+    for keys in ("words of the first time", up + up):
         with Terminal(program(), tmp_path) as chat:
             chat.wait_for("> ")
             time.sleep(0.5)  # the file is read meanwhile

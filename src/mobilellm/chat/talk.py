@@ -50,8 +50,8 @@ class Talk:
         """The message in front of all others; None takes it away. Raises ValueError for a base model."""
         if text is not None and not self.is_chat:
             raise ValueError(
-                f"system = {text!r}: {self.speaker.source} has no chat template and is told nothing apart "
-                "from the text it continues; leave it out"
+                f"system = {text!r} does not go with {self.speaker.source}, a base model: it has no chat "
+                "template and is told nothing apart from the text it continues; leave it out"
             )
         rest = self._turns()
         self.messages = rest if text is None else [{"role": "system", "content": text}, *rest]

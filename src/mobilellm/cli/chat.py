@@ -45,11 +45,7 @@ class Arguments:
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End an answer at this text and leave it out; may be given several times."""
     threads: int | None = None
-    """By default one a fast core, four at most. Models in PyTorch: OMP_NUM_THREADS."""
-    dtype: str | None = None
-    """Of a model in PyTorch: float32, bfloat16 or float16; by default as stored."""
-    device: str = "cpu"
-    """Of a model in PyTorch: cpu or cuda."""
+    """Of a .gguf file: by default one a fast core, four at most."""
     json: bool = False
     """Print one JSON object for every answer instead of streaming."""
 
@@ -64,7 +60,7 @@ def run(arguments: Arguments) -> None:
         context=arguments.context,
         stop=arguments.stop,
     )
-    speaker = open_speaker(arguments.model, arguments.threads, arguments.dtype, arguments.device, _say)
+    speaker = open_speaker(arguments.model, arguments.threads, _say)
     talk = Talk(speaker, settings)
     room = Room(talk, _say)
     if arguments.load is not None:
