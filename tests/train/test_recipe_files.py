@@ -66,6 +66,13 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
     "data.held_out": st.lists(PATHS).map(tuple),
     "data.held_out_tokens": COUNT.map(lambda count: count + 1),
     "data.document_mask": st.booleans(),
+    "chat.held_out": st.lists(PATHS).map(tuple),
+    "chat.held_out_fraction": BELOW_ONE,
+    "chat.held_out_tokens": COUNT,
+    "chat.template": PATHS,
+    "chat.assistant_only": st.booleans(),
+    "chat.packing": st.booleans(),
+    "chat.over_long": st.sampled_from(["skip", "truncate"]),
     "sample.prompts": st.lists(TEXT).map(tuple),
     "sample.tokens": COUNT,
     "sample.temperature": NOT_NEGATIVE,
@@ -75,7 +82,7 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
 }
 TOGETHER = {  # leaves that must fit each other
     "batch.tokens_per_step", "batch.sequence_length", "data.train", "data.weights", "optim.name",
-    "compute.strategy",
+    "compute.strategy", "chat.train", "epochs",
 }  # fmt: skip
 NEEDED = {"steps", "batch.micro_batch", "model.preset"}
 MINIMAL = """
@@ -93,15 +100,17 @@ micro_batch = 2
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    """Any set of leaves with any good values."""
+    """Any set of leaves with any good values, of a run on shards or on conversations."""
+    source, other = draw(st.permutations(["data", "chat"]))
     length, per_step = draw(st.integers(1, 10**5)), draw(st.integers(1, 10**5))
     train = draw(st.lists(PATHS, min_size=1, max_size=3))
     values: dict[str, Any] = {
         "batch.sequence_length": length,
         "batch.tokens_per_step": length * per_step,
-        "data.train": tuple(train),
+        f"{source}.train": tuple(train),
+        "epochs": draw(NOT_NEGATIVE),
     }
-    if draw(st.booleans()):
+    if source == "data" and draw(st.booleans()):
         values["data.weights"] = tuple(draw(POSITIVE) for _ in train)
     values |= draw(
         st.sampled_from(
@@ -109,6 +118,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         )
     )
     chosen = NEEDED | draw(st.sets(st.sampled_from(sorted(LEAVES))))
+    chosen = {leaf for leaf in chosen if not leaf.startswith(f"{other}.")}
+    chosen |= {"model.init_from"} if source == "chat" else set()
     values |= {leaf: draw(LEAVES[leaf]) for leaf in sorted(chosen)}
     built = build(Recipe, values)
     assert isinstance(built, Recipe)
@@ -124,13 +135,16 @@ def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
     assert parse_recipe(text, "here") == recipe
     assert to_toml(parse_recipe(text, "here")) == text
+    optional = {"model"} if recipe.chat is None else {"model", "chat"}
     told = {
         f"{section}.{leaf}" if isinstance(value, dict) else section
         for section, value in tomllib.loads(text).items()
         for leaf in (value if isinstance(value, dict) else [""])
     }
     assert told <= set(leaves(Recipe))
-    assert set(leaves(Recipe)) - told <= {leaf for leaf in LEAVES if leaf.startswith("model.")}
+    untold = {leaf for leaf in leaves(Recipe) if leaf not in told}
+    absent = {leaf for leaf in untold if getattr(recipe, leaf.partition(".")[0]) is None}
+    assert {leaf.partition(".")[0] for leaf in untold - absent} <= optional
 
 
 def test_the_least_that_must_be_said() -> None:
@@ -138,7 +152,7 @@ def test_the_least_that_must_be_said() -> None:
     assert recipe.optim.lr == 2e-3
     assert recipe.data.train == (Path("shards"),)
     for field in fields(Recipe):
-        if field.default_factory is not MISSING:
+        if field.default_factory is not MISSING and field.name != "data":
             assert getattr(recipe, field.name) == field.default_factory()
     assert recipe.model.config(500).vocab_size == 500
     assert recipe.model.config().vocab_size == 384
@@ -157,7 +171,7 @@ def test_all_wrong_keys_at_once() -> None:
     text = MINIMAL.replace("micro_batch = 2", "micro_bach = 2").replace("steps = 3", "stepps = 3\nlr = 1")
     found = complaint(text + '[optim]\nlearning_rate = 1e-3\nname = "adamw"\n[optimiser]\nlr = 1\n')
     for words in (
-        "unknown key stepps", "missing key steps", "unknown key lr", "unknown key batch.micro_bach (known here: ",
+        "unknown key stepps", "unknown key lr", "unknown key batch.micro_bach (known here: ",
         "missing key batch.micro_batch", "unknown key optim.learning_rate", "unknown key optimiser (known here: ",
     ):  # fmt: skip
         assert words in found
@@ -198,6 +212,22 @@ def test_all_wrong_values_at_once() -> None:
     ("change", "words"),
     [
         (('["shards"]', "[]"), "data.train is empty; name at least one folder"),
+        (("steps = 3", ""), "steps = 0 must be above 0, unless epochs are given"),
+        (("steps = 3", "epochs = -1"), "epochs = -1.0 must be 0 or above"),
+        (('preset = "test"', ""), "missing key model.preset, or model.init_from"),
+        (('[data]\ntrain = ["shards"]', '[chat]\ntrain = ["a.jsonl"]'), "missing key model.init_from"),
+        (
+            ('"test"\n[data]', '"test"\ninit_from = "m"\n[chat]\ntrain = ["a.jsonl"]\n[data]'),
+            "data and chat exclude each other",
+        ),
+        (
+            (
+                '[data]\ntrain = ["shards"]',
+                '[chat]\nheld_out_fraction = 1.0\nover_long = "drop"\nheld_out_tokens = 0',
+            ),
+            "chat.train is empty; name at least one file of conversations; chat.held_out_fraction = 1.0 must "
+            "be 0 or above, below 1; chat.held_out_tokens = 0 must be at least 1; chat.over_long = 'drop' must be",
+        ),
         (('["shards"]', '["a"]\nweights = [nan]'), "data.weights = [nan] must all be above 0"),
         (('["shards"]', '["a"]\nweights = [inf]'), "data.weights = [inf] must all be above 0"),
         (("steps = 3", "steps = 3\nsteps = 4"), "not TOML ("),

@@ -14,11 +14,12 @@ from mobilellm.accounting import stored_parameters
 from mobilellm.config import ModelConfig
 from mobilellm.data.loader import PackedLoader
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.presets import preset
 from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.loop import train
 from mobilellm.train.metrics import read_metrics
 from mobilellm.train.plan import Device, make_plan
-from mobilellm.train.recipe import Recipe, load_recipe, parse_recipe, recipe_names, to_toml
+from mobilellm.train.recipe import Recipe, load_recipe, parse_recipe, recipe_names, to_toml, with_steps
 
 PARAMETERS = {
     "pretrain-125m": 124_635_456,
@@ -31,14 +32,15 @@ PARAMETERS = {
 }
 """Of the paper's table 9, embedding and head shared."""
 PRETRAINING = sorted(PARAMETERS)
+FINETUNING = ["api-calling", "sft", "sft-cpu"]
 CARD = Device("80 GB", 80 * 10**9, 312e12, "given", is_gpu=True)
 
 
 def test_all_are_here() -> None:
-    assert set(recipe_names()) == {"tiny-cpu", "hour-cpu", *PARAMETERS}
+    assert set(recipe_names()) == {"tiny-cpu", "hour-cpu", *FINETUNING, *PARAMETERS}
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, "tiny-cpu", "hour-cpu"])
+@pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING, "tiny-cpu", "hour-cpu"])
 def test_it_is_parsed_and_comes_back(name: str) -> None:
     recipe = load_recipe(name)
     assert parse_recipe(to_toml(recipe), "again") == recipe
@@ -61,6 +63,32 @@ def test_the_published_model_and_training(name: str) -> None:
     assert recipe.compute.precision == "bfloat16"
     assert recipe.compute.compile
     assert recipe.checkpoint.asynchronous
+
+
+def test_the_published_fine_tuning_for_api_calling() -> None:
+    """Paper, section 4.3: 4 epochs, Adam, 2e-5 with linear decay, weight decay 0.01."""
+    recipe = load_recipe("api-calling")
+    assert (recipe.epochs, recipe.steps) == (4, 0)
+    assert (recipe.optim.name, recipe.optim.lr, recipe.optim.weight_decay) == ("adamw", 2e-5, 0.01)
+    assert (recipe.schedule.name, recipe.schedule.final_fraction) == ("linear", 0)
+
+
+def test_fine_tuning_for_the_published_sizes_fits_an_80_gb_card() -> None:
+    recipe = with_steps(load_recipe("sft"), 1000)
+    assert recipe.steps == math.ceil(3 * 1000 / 32)
+    for size in ("125m", "ls-350m", "1b", "1.5b"):
+        assert make_plan(recipe, preset(size), 1, CARD).paces[0].fits
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "sequences", "settled"),
+    [(3, 0, 10, 8), (3, 5, 10, 5), (3, 500, 10, 8), (0.1, 0, 10, 1), (0, 7, 10, 7), (2.5, 0, 16, 10)],
+)
+def test_steps_follow_from_epochs(epochs: float, steps: int, sequences: int, settled: int) -> None:
+    recipe = load_recipe("sft-cpu")
+    batch = replace(recipe.batch, tokens_per_step=4 * 512, sequence_length=512)
+    recipe = replace(recipe, epochs=epochs, steps=steps, batch=batch)
+    assert with_steps(recipe, sequences).steps == settled
 
 
 @pytest.mark.parametrize("name", PRETRAINING)

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -62,12 +62,18 @@ _TINY: dict[str, Any] = {
 
 
 def leaves(kind: type) -> list[str]:
-    """Dotted names of all fields of a dataclass that are no dataclasses themselves."""
+    """Dotted names of all fields of a dataclass that are no dataclasses themselves, or may be one."""
     names = []
     for name, inner in get_type_hints(kind).items():
         if name in {field.name for field in fields(kind)}:
-            names += [f"{name}.{leaf}" for leaf in leaves(inner)] if is_dataclass(inner) else [name]
+            table = table_of(inner)
+            names += [name] if table is None else [f"{name}.{leaf}" for leaf in leaves(table)]
     return names
+
+
+def table_of(kind: Any) -> Any:
+    """The dataclass that a field's type is, or is beside None."""
+    return next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
 
 
 def tiny_settings(**changes: Any) -> TrainSettings:
@@ -85,8 +91,9 @@ def build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     arguments: dict[str, Any] = {}
     for field in fields(kind):
         name, inner = f"{prefix}{field.name}", get_type_hints(kind)[field.name]
-        if is_dataclass(inner):
-            arguments[field.name] = build(inner, values, f"{name}.")
+        if (table := table_of(inner)) is not None:
+            if table is inner or any(leaf.startswith(f"{name}.") for leaf in values):
+                arguments[field.name] = build(table, values, f"{name}.")
         elif name in values:
             arguments[field.name] = values[name]
     return kind(**arguments)

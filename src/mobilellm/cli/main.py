@@ -25,6 +25,7 @@ VERBS = {
     "tokenizer": "train a tokenizer on your text",
     "prepare": "raw text of any size to token shards, on all cores, resumable",
     "train": "pretrain by a recipe; the same command goes on where it stopped",
+    "finetune": "teach a model to chat, to call functions: your conversations, the same loop",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
     "report": "draw a run, or several compared: pictures, one page, the numbers",

@@ -1,6 +1,7 @@
-"""The folder of a run: what is recognised as one, and the two files that tell what it is.
+"""The folder of a run: what is recognised as one, and the files that tell what it is.
 
 recipe.toml   what was asked for
+rejected.jsonl   what of conversations was not used and why, a record a line
 run.json      what the metrics are read by: `run_parts.card` of the last start, and of every start when and at
               which step it was, on what, by which commit and versions
 """
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilellm.atomic import atomic_write
+from mobilellm.data.chat import Skip
+from mobilellm.data.rejected import REJECTED
 from mobilellm.train.checkpoint_files import checkpoints, is_remains, read_state
 from mobilellm.train.metrics import read_metrics
 from mobilellm.train.recipe import Recipe, to_toml
@@ -44,7 +47,9 @@ def check_folder(out: Path, resume: bool) -> None:
 class FolderFiles:
     """Writes run.json and recipe.toml with the first record: not before is the folder sure to be ours."""
 
-    def __init__(self, out: Path, recipe: Recipe, card: Mapping[str, Any]) -> None:
+    def __init__(
+        self, out: Path, recipe: Recipe, card: Mapping[str, Any], left_out: Sequence[Skip] = ()
+    ) -> None:
         before = _read_card(out)
         starts = [*_starts(before), {name: card[name] for name in _OF_A_START}]
         card = {**card, "started": before.get("started", card["started"]), "starts": starts}
@@ -54,12 +59,19 @@ class FolderFiles:
             "run.json": json.dumps(card, indent=2) + "\n",
             "recipe.toml": to_toml(recipe),
         }
+        if left_out:
+            self._files[REJECTED] = "".join(map(_rejected, left_out))
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         for name, text in self._files.items():
             with atomic_write(self._out / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         self._files = {}
+
+
+def _rejected(skip: Skip) -> str:
+    file, unit, number = skip.place
+    return json.dumps({"file": file, unit: number, "reason": skip.reason, "text": skip.words}) + "\n"
 
 
 def _read_card(out: Path) -> dict[str, Any]:

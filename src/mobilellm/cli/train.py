@@ -1,4 +1,4 @@
-"""Pretrain by a recipe: one that comes with the package, or a TOML file of yours.
+"""Train by a recipe: one that comes with the package, or a TOML file of yours.
 
     mobilellm train tiny-cpu --data.train shards --out runs/tiny
     torchrun --standalone --nproc-per-node=4 -m mobilellm train pretrain-125m --data.train shards --out runs/m
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli import run_folder, run_parts
+from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
 from mobilellm.train.checkpoint_files import checkpoints, step_of
-from mobilellm.train.recipe import Recipe, load_recipe, recipe_names
+from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, with_steps, with_tables
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
-    from mobilellm.tokenizer import Tokenizer
     from mobilellm.train.distributed import World
     from mobilellm.train.loop import Outcome
 
@@ -39,7 +39,7 @@ REQUEUE = 75
 class Arguments:
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe of the package, or a TOML file. It must come first."""
-    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    settings: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     out: Path = field(default=Path("runs/train"))
     """Folder of the run: checkpoints, metrics, the model at the end."""
     resume: bool = False
@@ -57,10 +57,15 @@ class Arguments:
 def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
     if rest and not rest[0].startswith("-"):
-        return Arguments(rest[0], load_recipe(rest[0]))
+        return Arguments(rest[0], with_tables(load_recipe(rest[0]), tables_named(rest)))
     if {"-h", "--help"} & set(rest):
         return Arguments("tiny-cpu", load_recipe("tiny-cpu"))
     raise ValueError(f"train: name a recipe first: {', '.join(recipe_names())}, or a TOML file")
+
+
+def tables_named(rest: Sequence[str]) -> set[str]:
+    """The tables of a recipe that flags name: --TABLE.LEAF."""
+    return {word[2:].partition(".")[0] for word in rest if word.startswith("--") and "." in word}
 
 
 def run(arguments: Arguments) -> None:
@@ -70,43 +75,49 @@ def run(arguments: Arguments) -> None:
             f"train: devices = {arguments.devices} is for --plan; several devices are started by torchrun "
             "--nproc-per-node or srun"
         )
-    if arguments.plan and not all((folder / "index.json").is_file() for folder in recipe.data.train):
-        _plan(arguments, recipe.model.config())  # before there is data, with the preset's vocabulary
+    text = run_parts.text(recipe)
+    if arguments.plan and not text.is_there:
+        _plan(arguments, recipe, recipe.model.config())  # before there is data, with the preset's vocabulary
         return
-    tokenizer = run_parts.tokenizer(recipe)
+    tokenizer = text.tokenizer
     config = recipe.model.config(tokenizer.vocab_size)
     if config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"train: model.vocab_size = {config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
     if arguments.plan:
-        _plan(arguments, config)
+        text.read(quiet=arguments.json)
+        _plan(arguments, with_steps(recipe, text.sequences), config)
         return
     run_folder.check_folder(arguments.out, arguments.resume)
     from mobilellm.train.distributed import join
 
     with join(arguments.device) as world:
-        outcome = _train(arguments, config, tokenizer, world)
+        outcome = _train(arguments, config, text, world)
     if outcome.stopped:
         sys.exit(130 if outcome.stopped == "interrupt" else REQUEUE)
 
 
-def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, world: World) -> Outcome:
+def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: World) -> Outcome:
     from mobilellm.report.progress import TrainingProgress, say_stopping
     from mobilellm.train.loop import train
     from mobilellm.train.trackers import Trackers
 
-    recipe, out = arguments.settings, arguments.out
-    model = run_parts.model(recipe, config, tokenizer, world)
-    loader = run_parts.loader(recipe, tokenizer, world)
+    out = arguments.out
+    text.read(quiet=arguments.json or not world.is_first)
+    loader = text.loader(world)
+    recipe = (
+        with_steps(arguments.settings, text.sequences) if arguments.settings.epochs else arguments.settings
+    )
+    model = run_parts.model(recipe, config, text.tokenizer, world)
     done = checkpoints(out / "checkpoints")
     first = step_of(done[-1]) if done else 0
     with contextlib.ExitStack() as stack:
         watchers: list[Callable[[dict[str, Any]], None]] = []
         if world.is_first:
-            card = run_parts.card(out.name, recipe, config, first, world)
+            card = run_parts.card(out.name, recipe, config, text, first, world)
             trackers = stack.enter_context(Trackers(out, recipe.log, card, first))
-            watchers = [run_folder.FolderFiles(out, recipe, card), trackers.update]
+            watchers = [run_folder.FolderFiles(out, recipe, card, text.left_out), trackers.update]
             if not arguments.json:
                 print(_opening(recipe, card, first), flush=True)
                 peak = card["peak_flops"] and card["peak_flops"] * world.size
@@ -117,14 +128,21 @@ def _train(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, worl
             for watcher in watchers:
                 watcher(record)
 
-        evaluate, speak = run_parts.evaluator(recipe, tokenizer, world), run_parts.speaker(recipe, tokenizer)
-        on_stop = say_stopping if world.is_first else None
         outcome = train(
-            model, loader, recipe, out, evaluate, on_record, world=world, speak=speak, on_stop=on_stop
+            model,
+            loader,
+            recipe,
+            out,
+            text.evaluator(world),
+            on_record,
+            run_parts.loss_function(recipe),
+            world,
+            text.speaker(),
+            say_stopping if world.is_first else None,
         )
-    run_parts.keep_model(out, model, tokenizer, world)
+    run_parts.keep_model(out, model, recipe, text, world)
     if world.is_first:
-        _closing(arguments, outcome)
+        _closing(arguments, recipe, outcome)
     return outcome
 
 
@@ -136,7 +154,7 @@ def _opening(recipe: Recipe, card: Mapping[str, Any], first: int) -> str:
     )
 
 
-def _closing(arguments: Arguments, outcome: Outcome) -> None:
+def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
     from mobilellm.train.metrics import read_metrics
 
     records = read_metrics(arguments.out / "metrics.jsonl")
@@ -153,12 +171,10 @@ def _closing(arguments: Arguments, outcome: Outcome) -> None:
         print(_speed(steps))
     out, call = shlex.quote(str(arguments.out)), program()
     if outcome.stopped:
-        print(
-            f"Stopped after step {outcome.steps} of {arguments.settings.steps}; "
-            "the same command goes on from there."
-        )
-    prompt = shlex.quote(next(iter(arguments.settings.sample.prompts), "Once upon a time"))
-    print(f"Go on:\n  {call} report {out}\n  {call} generate {out} {prompt} --temperature 0.7")
+        print(f"Stopped after step {outcome.steps} of {recipe.steps}; the same command goes on from there.")
+    prompt = shlex.quote(next(iter(recipe.sample.prompts), "Once upon a time"))
+    talk = f"generate {out} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {out}"
+    print(f"Go on:\n  {call} report {out}\n  {call} {talk}")
 
 
 def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -172,12 +188,13 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _plan(arguments: Arguments, config: ModelConfig) -> None:
+def _plan(arguments: Arguments, recipe: Recipe, config: ModelConfig) -> None:
     from mobilellm.cli.plan_sheet import plan_json, print_plan
     from mobilellm.train.device import this_device
     from mobilellm.train.plan import make_plan
 
-    recipe = arguments.settings
+    if not recipe.steps:
+        raise ValueError("train: the steps of epochs follow from the data, which is not there; give --steps")
     device = this_device(recipe.compute.precision, kind=arguments.device)
     plan = make_plan(recipe, config, arguments.devices, device)
     if arguments.json:

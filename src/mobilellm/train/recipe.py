@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from mobilellm.config import ModelConfig
-from mobilellm.presets import preset
 from mobilellm.train.settings import TrainSettings
+from mobilellm.train.tables import OVER_LONG, ChatChoice, DataChoice, LogChoice, ModelChoice, SampleChoice
 
 
 class RecipeError(ValueError):
@@ -20,93 +20,25 @@ class RecipeError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """The architecture: a preset, and what differs from it. The vocabulary is the tokenizer's by default."""
-
-    preset: str
-    """Name of a preset: `mobilellm info` lists them."""
-    init_from: Path | None = None
-    """Start from the weights of this model (directory, run or Hub id); its shape must be this one."""
-    vocab_size: int | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_layers: int | None = None
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    max_position_embeddings: int | None = None
-    rope_theta: float | None = None
-    rms_norm_eps: float | None = None
-    initializer_range: float | None = None
-    tie_word_embeddings: bool | None = None
-    repeats: int | None = None
-    order: str | None = None
-
-    def config(self, tokenizer_vocab_size: int | None = None) -> ModelConfig:
-        """The ModelConfig meant. Raises ValueError, e.g. for an unknown preset."""
-        changes = {
-            name: value
-            for name in (each.name for each in fields(ModelConfig))
-            if (value := getattr(self, name)) is not None
-        }
-        if tokenizer_vocab_size is not None:
-            changes.setdefault("vocab_size", tokenizer_vocab_size)
-        return replace(preset(self.preset), **changes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataChoice:
-    train: tuple[Path, ...]
-    """Folders of shards (`mobilellm prepare`), all of one tokenizer."""
-    weights: tuple[float, ...] = ()
-    """Share of each folder in the mixture; by default each as large as it is."""
-    held_out: tuple[Path, ...] = ()
-    """Folders whose held-out split is evaluated; by default those of `train`."""
-    held_out_tokens: int = 1_000_000
-    """Evaluate at most this many tokens of each, from the start."""
-    document_mask: bool = False
-    """No attention across documents in a packed sequence; positions restart at each, and its BOS is no
-    target. Evaluations do the same."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleChoice:
-    prompts: tuple[str, ...] = ()
-    """Texts completed at every evaluation, to see what the model says."""
-    tokens: int = 40
-    """New tokens for each."""
-    temperature: float = 0.7
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogChoice:
-    tensorboard: bool = True
-    """Write RUN/tensorboard beside RUN/metrics.jsonl."""
-    tracker: str = "none"
-    """Also to trackio or wandb (must be installed), or none."""
-    project: str = "mobilellm"
-    """Project name there."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe(TrainSettings):
-    """Model, data and logging on top of what the loop reads."""
+    """Model, data and logging on top of what the loop reads.
 
+    A table that is None is a kind of run that this one is not: it is there when a file or a flag names it.
+    """
+
+    steps: int = 0
+    """Optimiser steps of the whole run, at most those of `epochs` where that is given."""
+    epochs: float = 0.0
+    """How often the data is seen, in place of steps or as a bound to them; 0: as `steps` says."""
     model: ModelChoice
-    data: DataChoice
+    data: DataChoice = field(default_factory=DataChoice)
+    chat: ChatChoice | None = None
     sample: SampleChoice = field(default_factory=SampleChoice)
     log: LogChoice = field(default_factory=LogChoice)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        if not self.data.train:
-            problems.append("data.train is empty; name at least one folder of shards")
-        if self.data.weights and len(self.data.weights) != len(self.data.train):
-            problems.append(
-                f"data.weights has {len(self.data.weights)} numbers, data.train {len(self.data.train)} names"
-            )
-        if not all(0 < weight < math.inf for weight in self.data.weights):
-            problems.append(f"data.weights = {list(self.data.weights)} must all be above 0")
+        problems += self._source_problems()
         for name, value, least in (
             ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
             ("sample.tokens", self.sample.tokens, 1),
@@ -118,6 +50,73 @@ class Recipe(TrainSettings):
         if self.log.tracker not in ("none", "trackio", "wandb"):
             problems.append(f"log.tracker = {self.log.tracker!r} must be none, trackio or wandb")
         return problems
+
+    def _rules(self) -> Iterator[tuple[str, Callable[[Any], bool], str]]:
+        by_epochs = self.epochs > 0
+        for name, good, text in super()._rules():
+            if name != "steps":
+                yield name, good, text
+        yield "epochs", lambda value: value >= 0, f"epochs = {self.epochs} must be 0 or above"
+        yield (
+            "steps",
+            lambda value: value > 0 or (by_epochs and value == 0),
+            (f"steps = {self.steps} must be above 0" + ("" if by_epochs else ", unless epochs are given")),
+        )
+
+    def _source_problems(self) -> list[str]:
+        """What is wrong with where the model and the text come from."""
+        problems, data = [], self.data
+        if self.chat is None and self.model.preset is None and self.model.init_from is None:
+            problems.append("missing key model.preset, or model.init_from to start from a model")
+        if self.chat is not None:
+            if data != DataChoice():
+                problems.append("data and chat exclude each other; train on shards or on conversations")
+            if self.model.init_from is None:
+                problems.append("missing key model.init_from; a chat model is made of one with a tokenizer")
+            return problems + _chat_problems(self.chat)
+        if not data.train:
+            problems.append("data.train is empty; name at least one folder of shards")
+        if data.weights and len(data.weights) != len(data.train):
+            problems.append(
+                f"data.weights has {len(data.weights)} numbers, data.train {len(data.train)} names"
+            )
+        if not all(0 < weight < math.inf for weight in data.weights):
+            problems.append(f"data.weights = {list(data.weights)} must all be above 0")
+        return problems
+
+
+def with_steps(recipe: Recipe, sequences: int) -> Recipe:
+    """The recipe with its steps settled, for data of so many sequences an epoch."""
+    if not recipe.epochs:
+        return recipe
+    steps = max(1, math.ceil(recipe.epochs * sequences / recipe.batch.sequences_per_step))
+    return replace(recipe, steps=min(steps, recipe.steps or steps))
+
+
+def with_tables(recipe: Recipe, names: Iterable[str]) -> Recipe:
+    """The recipe with these tables, as they are by default where it lacks them; names of others are left."""
+    missing = {
+        each.name: kind()
+        for each, kind in ((each, _table(get_type_hints(Recipe)[each.name])) for each in fields(Recipe))
+        if each.name in names and kind is not None and getattr(recipe, each.name) is None
+    }
+    widened = copy(recipe)  # not checked: the flags that follow may name what a table needs
+    for name, value in missing.items():
+        object.__setattr__(widened, name, value)
+    return widened
+
+
+def _chat_problems(chat: ChatChoice) -> list[str]:
+    problems = []
+    if not chat.train:
+        problems.append("chat.train is empty; name at least one file of conversations")
+    if not 0 <= chat.held_out_fraction < 1:
+        problems.append(f"chat.held_out_fraction = {chat.held_out_fraction} must be 0 or above, below 1")
+    if chat.held_out_tokens < 1:
+        problems.append(f"chat.held_out_tokens = {chat.held_out_tokens} must be at least 1")
+    if chat.over_long not in OVER_LONG:
+        problems.append(f"chat.over_long = {chat.over_long!r} must be {' or '.join(OVER_LONG)}")
+    return problems
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -170,6 +169,8 @@ def to_toml(recipe: Recipe) -> str:
     lines, tables = list[str](), list[str]()
     for each in fields(recipe):
         value = getattr(recipe, each.name)
+        if value is None:
+            continue
         if is_dataclass(value):
             inner = [
                 f"{leaf.name} = {_toml(getattr(value, leaf.name))}"
@@ -193,9 +194,9 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str
         if name not in values:
             if each.default is MISSING and each.default_factory is MISSING:
                 problems.append(f"missing key {prefix}{name}")
-        elif is_dataclass(hints[name]):
+        elif (table := _table(hints[name])) is not None:
             if isinstance(values[name], Mapping):
-                arguments[name] = _build(hints[name], values[name], f"{prefix}{name}.", problems)
+                arguments[name] = _build(table, values[name], f"{prefix}{name}.", problems)
             else:
                 problems.append(f"{prefix}{name} = {values[name]!r} must be a table")
         else:
@@ -204,6 +205,11 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str
             except TypeError as error:
                 problems.append(f"{prefix}{name} = {values[name]!r} must be {error}")
     return lambda: kind(**{name: value() if callable(value) else value for name, value in arguments.items()})
+
+
+def _table(kind: Any) -> Any:
+    """The dataclass of a field that is one, or may be one; None of any other field."""
+    return next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
 
 
 def _converted(kind: Any, value: Any) -> Any:

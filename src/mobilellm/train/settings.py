@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 SCHEDULES = ("cosine", "wsd", "linear")
 OPTIMIZERS = ("adamw", "muon")
@@ -193,8 +193,9 @@ def type_problems(settings: Any, prefix: str = "") -> list[str]:
         if name not in {field.name for field in fields(settings)}:
             continue
         value = getattr(settings, name)
-        if is_dataclass(kind):
-            if type(value) is kind:
+        table = next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
+        if table is not None and not (value is None and kind is not table):
+            if type(value) is table:
                 problems += type_problems(value, f"{prefix}{name}.")
             else:
                 problems.append(f"{prefix}{name} = {value!r} must be a table")

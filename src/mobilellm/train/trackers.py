@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from mobilellm.train.metrics import Record
-from mobilellm.train.recipe import LogChoice
+from mobilellm.train.tables import LogChoice
 
 
 class Trackers:

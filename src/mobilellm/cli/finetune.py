@@ -1,0 +1,66 @@
+"""Fine-tune a model on conversations. The same command goes on where it stopped.
+
+    mobilellm finetune MODEL --chat.train conversations.jsonl --out runs/chat
+    mobilellm chat runs/chat
+
+It is `mobilellm train RECIPE --model.init-from MODEL`: every leaf of the recipe is a flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mobilellm.cli import train
+from mobilellm.train.recipe import Recipe, load_recipe, with_tables
+
+_RECIPE = "sft-cpu"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Model directory, run, or Hub id to start from. It must come first."""
+    settings: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+    recipe: str = _RECIPE
+    """Name of a recipe of the package, or a TOML file: sft-cpu for small models, sft, api-calling."""
+    out: Path = field(default=Path("runs/finetune"))
+    """Folder of the run: checkpoints, metrics, the model at the end."""
+    resume: bool = False
+    """Refuse to start afresh: go on from a checkpoint in --out, or stop."""
+    plan: bool = False
+    """Say what would happen (memory, tokens, days) and do nothing."""
+    devices: int = 1
+    """For --plan: how many devices."""
+    device: str | None = None
+    """cpu or cuda; by default a GPU where there is one. With --plan: the one of this machine to plan for."""
+    json: bool = False
+    """Print one JSON object at the end (or of the plan)."""
+
+
+def default_arguments(rest: Sequence[str]) -> Arguments:
+    """Arguments with the recipe's values, which flags then override."""
+    recipe = with_tables(load_recipe(_recipe_named(rest)), train.tables_named(rest))
+    if rest and not rest[0].startswith("-"):
+        return Arguments(rest[0], replace(recipe, model=replace(recipe.model, init_from=Path(rest[0]))))
+    if {"-h", "--help"} & set(rest):
+        return Arguments("MODEL", recipe)
+    raise ValueError("finetune: name a model first, then --chat.train and the files of conversations")
+
+
+def run(arguments: Arguments) -> None:
+    shared = {each.name: getattr(arguments, each.name) for each in fields(arguments) if each.name != "model"}
+    train.run(train.Arguments(**shared))
+
+
+def _recipe_named(rest: Sequence[str]) -> str:
+    for word, following in zip(rest, [*rest[1:], ""], strict=True):
+        if word == "--recipe":
+            return following
+        if word.startswith("--recipe="):
+            return word.partition("=")[2]
+    return _RECIPE
