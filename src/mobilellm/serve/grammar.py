@@ -81,7 +81,9 @@ class Matcher:
         """Of each token id below `vocabulary`, whether it may follow."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise ValueError(f"the schema became too complex to be kept to: {self._matcher.get_error()[:200]}")
+            raise ValueError(
+                f"the schema became too complex to be kept to: {self._matcher.get_error()[:200]}"
+            )
         return np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
 
     def settled(self, token: int) -> int:
