@@ -80,6 +80,10 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
     "distill.ce_weight": NOT_NEGATIVE,
     "distill.kl_weight": POSITIVE,
     "distill.dtype": st.sampled_from(["float32", "bfloat16"]),
+    "qat.scheme": TEXT,
+    "qat.embedding": TEXT,
+    "qat.group": st.integers(),
+    "qat.after_steps": st.just(0),
     "sample.prompts": st.lists(TEXT).map(tuple),
     "sample.tokens": COUNT,
     "sample.temperature": NOT_NEGATIVE,
@@ -126,6 +130,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     chosen = NEEDED | draw(st.sets(st.sampled_from(sorted(LEAVES))))
     chosen = {leaf for leaf in chosen if not leaf.startswith(f"{other}.")}
+    if values.get("compute.strategy") == "fsdp":
+        chosen = {leaf for leaf in chosen if not leaf.startswith("qat.")}
     chosen |= {"model.init_from"} if source == "chat" else set()
     values |= {leaf: draw(LEAVES[leaf]) for leaf in sorted(chosen)}
     built = build(Recipe, values)
@@ -142,7 +148,7 @@ def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
     assert parse_recipe(text, "here") == recipe
     assert to_toml(parse_recipe(text, "here")) == text
-    optional = {"model"} | {name for name in ("chat", "distill") if getattr(recipe, name) is not None}
+    optional = {"model", "chat", "distill", "qat"}
     told = {
         f"{section}.{leaf}" if isinstance(value, dict) else section
         for section, value in tomllib.loads(text).items()

@@ -55,7 +55,7 @@ def taught(
 def _opened(
     choice: DistillChoice, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
 ) -> tuple[Teacher | None, TeacherCache]:
-    from mobilellm.cli.run_teacher import open_teacher
+    from mobilellm.cli.teachers import open_teacher
     from mobilellm.train.teacher_cache import CacheIdentity
     from mobilellm.train.teaching import open_together
 
