@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_runs import build, leaves
 
@@ -136,6 +136,7 @@ def test_every_leaf_is_drawn() -> None:
     assert LEAVES.keys() | TOGETHER == set(leaves(Recipe))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(recipes())
 def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
