@@ -158,9 +158,10 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 
 def _opening(recipe: Recipe, card: Mapping[str, Any], first: int) -> str:
     at = f", going on after step {first:,}" if first else ""
+    trained = f", {card['trained_parameters']:,} of adapters trained" if recipe.lora is not None else ""
     return (
-        f"{card['parameters']:,} parameters, {recipe.steps:,} steps of {recipe.batch.tokens_per_step:,} "
-        f"tokens on {card['world_size']} x {card['device']}{at}"
+        f"{card['parameters']:,} parameters{trained}, {recipe.steps:,} steps of "
+        f"{recipe.batch.tokens_per_step:,} tokens on {card['world_size']} x {card['device']}{at}"
     )
 
 
@@ -184,7 +185,8 @@ def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
         print(f"Stopped after step {outcome.steps} of {recipe.steps}; the same command goes on from there.")
     prompt = shlex.quote(next(iter(recipe.sample.prompts), "Once upon a time"))
     talk = f"generate {out} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {out}"
-    print(f"Go on:\n  {call} report {out}\n  {call} {talk}")
+    merge = "" if recipe.lora is None else f"\n  {call} merge {out} --out {out}-merged"
+    print(f"Go on:\n  {call} report {out}{merge}\n  {call} {talk}")
 
 
 def _speed(steps: Sequence[Mapping[str, Any]]) -> str:

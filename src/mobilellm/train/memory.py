@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from mobilellm.accounting import stored_parameters
 from mobilellm.config import ModelConfig
+from mobilellm.train.lora import adapter_parameters, kept_bytes
 from mobilellm.train.recipe import Recipe
 
 _LOSS_ROWS, _LOSS_LOGITS = 512, 2**21
@@ -71,9 +72,16 @@ def memory_per_device(
         + tokens * config.hidden_size * (2 * width + 4)  # hidden states, and their gradient twice
         + vocabulary * (4 + (2 * width if width == 2 else width))  # gradient of the head, and of a chunk
     )
+    weights, trained = 4 * stored.total, trained_parameters(recipe, config)
+    if recipe.lora is not None:
+        weights += 4 * trained
+        if width == 2 and not on_gpu and not compute.compile:  # `adapters.narrow`
+            weights, copies = weights - 2 * blocks, 0
+        kept += config.num_steps * kept_bytes(recipe.lora, config)
+        loss -= vocabulary * (4 + (2 * width if width == 2 else width))
     return Memory(
-        weights=4 * stored.total // sharded,
-        gradients=4 * stored.total // sharded,
+        weights=weights // sharded,
+        gradients=4 * trained // sharded,
         optimizer=_optimizer_bytes(recipe, config) // sharded,
         copies=copies,
         activations=tokens * (kept + 8 * config.hidden_size),  # and the final norm's
@@ -101,12 +109,19 @@ def block_activation_bytes(config: ModelConfig, width: int, compiled: bool) -> i
 
 
 def checkpoint_bytes(recipe: Recipe, config: ModelConfig) -> int:
-    """Weights and optimiser, all in float32."""
-    return 4 * stored_parameters(config).total + _optimizer_bytes(recipe, config)
+    """What is trained and the optimiser, all in float32."""
+    return 4 * trained_parameters(recipe, config) + _optimizer_bytes(recipe, config)
+
+
+def trained_parameters(recipe: Recipe, config: ModelConfig) -> int:
+    """All weights, or those of the adapters."""
+    if recipe.lora is not None:
+        return adapter_parameters(recipe.lora, config)
+    return stored_parameters(config).total
 
 
 def _optimizer_bytes(recipe: Recipe, config: ModelConfig) -> int:
-    """AdamW's two moments of every weight; Muon has one of the blocks' matrices."""
+    """AdamW's two moments of every weight that is trained; Muon has one of the blocks' matrices."""
     stored = stored_parameters(config)
     muon = stored.attention + stored.ffn if recipe.optim.name == "muon" else 0
-    return 8 * stored.total - 4 * muon
+    return 8 * trained_parameters(recipe, config) - 4 * muon
