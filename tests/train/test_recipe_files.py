@@ -123,7 +123,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     chosen = NEEDED | draw(st.sets(st.sampled_from(sorted(LEAVES))))
     chosen = {leaf for leaf in chosen if not leaf.startswith(f"{other}.")}
-    if values.get("compute.strategy") == "fsdp":
+    if values.get("compute.strategy") == "fsdp" or any(leaf.startswith("lora.") for leaf in chosen):
         chosen = {leaf for leaf in chosen if not leaf.startswith("qat.")}
     chosen |= {"model.init_from"} if source == "chat" else set()
     values |= {leaf: draw(LEAVES[leaf]) for leaf in sorted(chosen)}
