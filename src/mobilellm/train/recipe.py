@@ -47,8 +47,8 @@ class Recipe(TrainSettings):
             problems += self.qat.problems(self.steps, self.compute.strategy)
         if self.qat is not None and self.lora is not None:
             problems.append(
-                "qat and lora exclude each other: what is exported are weights and adapters in one; merge the "
-                "adapters first, then train with qat"
+                "qat and lora exclude each other: an export holds weights and adapters in one; merge the adapters "
+                "first, then train with qat"
             )
         for name, value, least in (
             ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
