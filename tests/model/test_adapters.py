@@ -22,7 +22,7 @@ import mobilellm  # noqa: E402
 from mobilellm.config import ModelConfig  # noqa: E402
 from mobilellm.model import checkpoint  # noqa: E402
 from mobilellm.model.adapter_files import merge_adapter, save_adapter  # noqa: E402
-from mobilellm.model.adapters import adapt, fingerprint, merged, narrow  # noqa: E402
+from mobilellm.model.adapters import fingerprint, merged, narrow  # noqa: E402
 from mobilellm.model.tensor_files import read_safetensors  # noqa: E402
 from mobilellm.model.transformer import MobileLLM  # noqa: E402
 from mobilellm.presets import preset  # noqa: E402
@@ -207,9 +207,7 @@ def test_saving_again_replaces_an_adapter_and_nothing_else(
         save_adapter(adapter, model, str(base), None, None)
 
 
-def test_another_base_is_refused(
-    saved: Callable[..., tuple[MobileLLM, Path, Path]], tmp_path: Path
-) -> None:
+def test_another_base_is_refused(saved: Callable[..., tuple[MobileLLM, Path, Path]], tmp_path: Path) -> None:
     _, base, adapter = saved()
     checkpoint.save(tmp_path / "other", base_model(seed=1), None)
     with pytest.raises(ValueError, match=r"trained on other weights than those of .*other \(SHA-256"):
@@ -220,7 +218,9 @@ def test_another_base_is_refused(
         with pytest.raises(ValueError, match=r"adapter of another model than .*shape"):
             merge_adapter(adapter, tmp_path / "shape", quiet)
     base.rename(tmp_path / "moved")
-    with pytest.raises(FileNotFoundError, match=r"was trained on .*base, which is not there; name .* --model"):
+    with pytest.raises(
+        FileNotFoundError, match=r"was trained on .*base, which is not there; name .* --model"
+    ):
         merge_adapter(adapter, None, quiet)
     merge_adapter(adapter, tmp_path / "moved", quiet)
 

@@ -32,7 +32,7 @@ PARAMETERS = {
 }
 """Of the paper's table 9, embedding and head shared."""
 PRETRAINING = sorted(PARAMETERS)
-FINETUNING = ["api-calling", "sft", "sft-cpu"]
+FINETUNING = ["api-calling", "qat-cpu", "sft", "sft-cpu"]
 CARD = Device("80 GB", 80 * 10**9, 312e12, "given", is_gpu=True)
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mobilellm.cli import lora_parts
 from mobilellm.cli.chat_text import ChatText
 from mobilellm.cli.shard_text import ShardText
 from mobilellm.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
-    from mobilellm.data.chat import Skip
     from mobilellm.data.chat import Skip
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.tokenizer import Tokenizer
@@ -105,7 +105,20 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
             "with the model's own"
         )
     weights = weights._replace(config=config)
-    return checkpoint.build(weights, torch.float32, str(world.device))
+    built = checkpoint.build(weights, torch.float32, str(world.device))
+    if recipe.lora is not None:
+        lora_parts.put_on(built, recipe.lora, recipe)
+    return built
+
+
+def evaluator(recipe: Recipe, text: RunText, world: World) -> Evaluator | None:
+    evaluate = text.evaluator(world)
+    return evaluate if evaluate is None or recipe.lora is None else lora_parts.of_merged(evaluate)
+
+
+def speaker(recipe: Recipe, text: RunText) -> Speaker | None:
+    speak = text.speaker()
+    return speak if speak is None or recipe.lora is None else lora_parts.of_merged(speak)
 
 
 def card(
@@ -125,7 +138,7 @@ def card(
     on_gpu = world.device.type == "cuda"
     device = torch.cuda.get_device_name(world.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     length = recipe.batch.sequence_length
-    return {
+    values = {
         "name": name,
         "config": config.to_dict(),
         "parameters": stored_parameters(config).total,
@@ -142,10 +155,11 @@ def card(
         "versions": {"mobilellm": __version__, "torch": torch.__version__, "numpy": version("numpy")},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    return values if recipe.lora is None else lora_parts.changed_card(values, recipe.lora, config)
 
 
 def keep_model(out: Path, model: MobileLLM, recipe: Recipe, text: RunText, world: World) -> None:
-    """Write out/model, a clean directory that everything else loads.
+    """Write out/model, a clean directory that everything else loads; of a run with [lora] out/adapter.
 
     What comes of another model stays under its licence, whose texts go along.
     """
@@ -156,6 +170,9 @@ def keep_model(out: Path, model: MobileLLM, recipe: Recipe, text: RunText, world
     plain = whole_model(model) if world.size > 1 and is_sharded(model) else model
     if world.is_first and plain is not None:
         source = recipe.model.init_from
+        if recipe.lora is not None and source is not None:
+            lora_parts.keep(out, plain, source, text.tokenizer, text.chat_template)
+            return
         licence = [] if source is None else licence_files(hub.resolve(source, lambda notice: None))
         checkpoint.save(
             out / "model",
