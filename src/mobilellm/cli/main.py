@@ -33,7 +33,7 @@ VERBS = {
     "generate": "complete a prompt",
     "chat": "talk to a model in the terminal, or in a pipe",
     "serve": "answer over HTTP as OpenAI's interface has it, with a page to chat",
-    "eval": "perplexity and zero-shot tasks, each by a protocol with a name",
+    "eval": "perplexity, zero-shot tasks, tool calling, chat; each by a protocol with a name",
     "shards": "look at, verify, merge token shards; to and from the layout of the reference's training code",
     "merge": "fold a LoRA adapter into the model it was trained on",
     "convert": "read any official layout, write one clean directory",
