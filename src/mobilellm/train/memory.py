@@ -25,7 +25,8 @@ class Memory:
     gradients: int
     optimizer: int
     copies: int
-    """Weights in bfloat16 that autocast makes; with fsdp the gathered weights of two blocks and the head."""
+    """Weights in bfloat16 that autocast makes; with fsdp the gathered weights of two blocks and the head. Of
+    qat: the rounded weights in float32."""
     activations: int
     """What the forward pass of a micro-batch keeps for the backward pass."""
     loss: int
@@ -60,6 +61,8 @@ def memory_per_device(
     else:
         # Autocast keeps one copy of each weight; a compiled block makes and keeps its own whenever it runs.
         copies = 2 * blocks * (config.repeats if compute.compile else 1)
+    if recipe.qat is not None:
+        copies += 4 * (blocks + stored.embedding + stored.head)
     a_block = block_activation_bytes(config, width, compute.compile)
     kept = 4 * config.hidden_size * config.num_steps + a_block if recomputed else a_block * config.num_steps
     aside = recipe.checkpoint.asynchronous and not on_gpu
