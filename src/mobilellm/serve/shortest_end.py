@@ -58,7 +58,9 @@ def _end(matcher: llguidance.LLMatcher, most: int) -> list[int] | None:
     """Tokens that end the text, EOS included; None where no more than `most` were found to do it."""
     tokens: list[int] = []
     while len(tokens) < min(most, _LONGEST) and not matcher.is_error():
-        next_ones = matcher.compute_ff_tokens() or [_towards_the_end(matcher)]  # the first where all is certain
+        next_ones = matcher.compute_ff_tokens() or [
+            _towards_the_end(matcher)
+        ]  # the first where all is certain
         tokens += next_ones
         if tokens[-1] == EOS_ID:
             return tokens if len(tokens) <= most else None
