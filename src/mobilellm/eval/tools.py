@@ -69,6 +69,11 @@ def read_tool_data(
                 if limit is None or len(held) < limit:
                     held.append(question)
     _refuse_repeated(data)
+    if held_out is not None and not data.conversations:
+        raise ValueError(
+            f"held_out = {held_out} is of files of conversations, and none is named; leave it out: the "
+            "leaderboard's questions are no training data"
+        )
     return data
 
 
@@ -182,7 +187,10 @@ def _turns_judged(
         if each:
             low, high = clustered(each, places[metric])
             found |= {metric: sum(each) / len(each), f"{metric}_low": low, f"{metric}_high": high}
-    return found, {metric: each for metric, each in values.items() if each}, lines
+    items = {metric: each for metric, each in values.items() if each}
+    # Turns of one conversation are not independent: whoever compares must know which belong together.
+    items |= {f"{metric}_conversation": list(map(float, places[metric])) for metric in items}
+    return found, items, lines
 
 
 def _written(completion: Completion | None, calls: Sequence[ToolCall]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def records_markdown(records: Sequence[Named]) -> str:
 
 def comparison_rows(comparison: Comparison) -> list[Row]:
     """Its header and lines."""
-    if comparison.kind == "zero-shot":
+    if comparison.kind in ("zero-shot", "tools"):
         header: Row = (
             "",
             "first, %",
@@ -91,7 +91,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    notes = COMPARISON_NOTES if comparison.kind == "zero-shot" else PERPLEXITY_NOTES
+    notes = COMPARISON_NOTES if comparison.kind in ("zero-shot", "tools") else PERPLEXITY_NOTES
     return [note.format(samples=comparison.samples, seed=comparison.seed) for note in notes]
 
 

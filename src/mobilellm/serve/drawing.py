@@ -14,11 +14,11 @@ from mobilellm.sampling import Draw, Floats
 
 
 class Grammar(Protocol):
-    """What may be written next: `allowed` (V,), and what has been written."""
+    """What may be written next: `allowed` (V,); a token that was drawn, or what is taken in its place."""
 
     def allowed(self, vocabulary: int) -> NDArray[np.bool_]: ...
 
-    def take(self, token: int) -> None: ...
+    def settled(self, token: int) -> int: ...
 
 
 class TokenChances(NamedTuple):
@@ -71,9 +71,9 @@ class Drawing:
 
     def _drawn(self, draw: Draw, logits: Floats) -> int:
         token = draw(self._changed(logits))
-        self._counts[token] = self._counts.get(token, 0) + 1
         if self._grammar is not None:
-            self._grammar.take(token)
+            token = self._grammar.settled(token)
+        self._counts[token] = self._counts.get(token, 0) + 1
         if self._top is not None:
             self._chances.append(_chances(logits, token, self._top))
         return token

@@ -16,7 +16,7 @@ from mobilellm.sampling import Sampling
 from mobilellm.serve.answering import Choice
 from mobilellm.serve.drawing import Drawing
 from mobilellm.serve.errors import ApiError
-from mobilellm.serve.grammar import Grammars
+from mobilellm.serve.grammar import Grammars, Matchers
 from mobilellm.serve.protocol import ChatRequest, CompletionRequest, Request
 from mobilellm.serve.settings import Limits
 
@@ -79,9 +79,9 @@ class Preparer:
             raise ApiError(400, "top_logprobs: needs logprobs to be true", None, "top_logprobs")
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         most = request.max_completion_tokens or request.max_tokens
-        grammar = self._grammars.of_chat(request, tools)
+        matchers = self._grammars.of_chat(request, tools)
         choices = [
-            self._choice(request, tokens, number, most, logprobs, grammar and grammar())
+            self._choice(request, tokens, number, most, logprobs, matchers)
             for number in range(request.n or 1)
         ]
         return self._prepared("chatcmpl", request, choices, [], bool(tools))
@@ -121,14 +121,16 @@ class Preparer:
         number: int,
         most: int | None,
         logprobs: int | None,
-        grammar: Any,
+        matchers: Matchers | None,
     ) -> Choice:
         stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        limit = self._limit(tokens, most)
+        grammar = None if matchers is None else matchers.begin(limit)
         drawing = Drawing(
             logprobs, grammar, self._bias(request), request.presence_penalty or 0.0,
             request.frequency_penalty or 0.0,
         )  # fmt: skip
-        return Choice(tokens, _sampling(request, number), self._limit(tokens, most), stop, drawing)
+        return Choice(tokens, _sampling(request, number), limit, stop, drawing)
 
     def _limit(self, prompt: Sequence[int], most: int | None) -> int:
         limits = self.limits
@@ -145,7 +147,7 @@ class Preparer:
                 400, f"max_tokens: {most} were asked for; {limits.max_new_tokens} is the most here", None,
                 "max_tokens",
             )  # fmt: skip
-        return min(most or self.context, limits.max_new_tokens or self.context)
+        return min(most or self.context, limits.max_new_tokens or self.context, self.context - len(prompt))
 
     def _bias(self, request: Request) -> dict[int, float]:
         vocabulary = self.model.tokenizer.vocab_size

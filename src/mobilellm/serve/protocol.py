@@ -57,9 +57,9 @@ class CompletionRequest(Request):
 
 
 class JsonSchema(_Strict):
+    """`name` is the client's own label; `strict` changes nothing, since the schema is always kept to."""
+
     name: str | None = None
-    description: str | None = None
-    # Not `schema`, which pydantic's own classes have; `strict` changes nothing: the grammar always holds.
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
