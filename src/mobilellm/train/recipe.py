@@ -49,6 +49,11 @@ class Recipe(TrainSettings):
             problems += self.distill.problems()
         if self.qat is not None:
             problems += self.qat.problems(self.steps, self.compute.strategy)
+        if self.qat is not None and self.lora is not None:
+            problems.append(
+                "qat and lora exclude each other: an export holds weights and adapters in one; merge those "
+                "first, then train with qat"
+            )
         for name, value, least in (
             ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
             ("sample.tokens", self.sample.tokens, 1),
