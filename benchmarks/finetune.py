@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -180,15 +181,17 @@ def _conversations(data: Path) -> Any:
     return Conversations(**np.load(data))
 
 
-def _ours(clock: Clock, data: Path, import_only: bool) -> None:
-    """The loop itself, as `mobilellm finetune` runs it."""
+def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None:
+    """The loop itself, as `mobilellm finetune` runs it; with [lora] of its defaults changed by `adapters`."""
     import torch
 
     from mobilellm.data.chat_loader import ChatLoader, ChatRows
     from mobilellm.data.loader import Batch
+    from mobilellm.model.adapters import adapt, narrow
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.presets import preset
     from mobilellm.train.loop import train
+    from mobilellm.train.lora import LoraChoice
     from mobilellm.train.settings import (
         BatchSettings,
         CheckpointSettings,
@@ -197,6 +200,8 @@ def _ours(clock: Clock, data: Path, import_only: bool) -> None:
         TrainSettings,
     )
 
+    if adapters:
+        import peft  # noqa: F401
     if import_only:
         return
 
@@ -232,9 +237,20 @@ def _ours(clock: Clock, data: Path, import_only: bool) -> None:
         checkpoint=CheckpointSettings(every=10**9),
     )
     model = MobileLLM(preset(clock.preset), torch.Generator().manual_seed(0))
+    if adapters:
+        adapt(model, **asdict(LoraChoice(**adapters)), seed=0)
+        narrow(model)
     loader = Counting(ChatRows(_conversations(data), clock.length, 0), clock.sequences)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         train(model, loader, settings, Path(folder), on_record=on_record)
+
+
+def _ours_lora(clock: Clock, data: Path, import_only: bool) -> None:
+    _ours(clock, data, import_only, dora=False)
+
+
+def _ours_dora(clock: Clock, data: Path, import_only: bool) -> None:
+    _ours(clock, data, import_only, dora=True)
 
 
 def _trl(clock: Clock, data: Path, import_only: bool, at_once: bool = True) -> None:
@@ -311,7 +327,7 @@ def _trl_rows(clock: Clock, data: Path, import_only: bool) -> None:
 
 
 CONTESTANTS: dict[str, Callable[[Clock, Path, bool], None]] = {
-    "ours": _ours, "trl": _trl, "trl-rows": _trl_rows,
+    "ours": _ours, "ours-lora": _ours_lora, "ours-dora": _ours_dora, "trl": _trl, "trl-rows": _trl_rows,
 }  # fmt: skip
 """Another kind of run (an adapter, a teacher) is another function here."""
 
