@@ -3,11 +3,12 @@
     python benchmarks/finetune.py conversations.jsonl --tokenizer DIR --json docs/results/finetune.json
 
 Same shape, conversations, sequence length, sequences a step and optimiser (fused AdamW, clipping at 1.0),
-weights float32, matrix products bfloat16, no activation checkpointing, losses on the assistant's tokens. Both
-pack with best fit and keep conversations apart. TRL puts the sequences of a step into one long one ("trl") or,
+weights float32, matrix products bfloat16, no activation checkpointing, loss on the assistant's tokens. Both
+pack by best fit and keep conversations apart. TRL puts the sequences of a step into one long one ("trl") or,
 told to take one at a time and accumulate, leaves them as they are ("trl-rows"). Every run is a fresh process;
 runs of the contestants alternate. Counted are tokens of conversations, not padding. Peak memory is the
-process's own, less that of a process which only imported the same packages.
+process's own, less that of a process which only imported the same packages. The vocabulary is the
+tokenizer's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +78,32 @@ def main() -> None:
 
 
 def _encode(data: Path, shape: str, tokenizer: str, files: list[str]) -> dict[str, Any]:
-    """Encode once, for all contestants alike; a tokenizer with more pieces than the shape has is refused."""
+    """Encode once, for all contestants alike."""
     import numpy as np
 
     from mobilellm.chat_template import DEFAULT, ChatTemplate
     from mobilellm.data.chat import read_chat
-    from mobilellm.presets import preset
     from mobilellm.tokenizer import Tokenizer
 
-    name, _, length, _, _ = SHAPES[shape]
+    _, _, length, _, _ = SHAPES[shape]
     template = ChatTemplate(DEFAULT, Tokenizer.load(tokenizer))
-    if template.tokenizer.vocab_size > preset(name).vocab_size:
-        raise SystemExit(f"{tokenizer}: has more pieces than the vocabulary of {name}")
     read = read_chat([Path(file) for file in files], template, length)
     found = read.conversations
-    np.savez(data, tokens=found.tokens, trained=found.trained, ends=found.ends, digests=found.digests)
-    return {"conversations": len(found), "tokens": len(found.tokens), "left_out": read.counts}
+    vocabulary = template.tokenizer.vocab_size
+    np.savez(
+        data,
+        vocab_size=vocabulary,
+        tokens=found.tokens,
+        trained=found.trained,
+        ends=found.ends,
+        digests=found.digests,
+    )
+    return {
+        "vocab_size": vocabulary,
+        "conversations": len(found),
+        "tokens": len(found.tokens),
+        "left_out": read.counts,
+    }
 
 
 def _compare(shape: str, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -173,12 +183,17 @@ class Clock:
         }
 
 
-def _conversations(data: Path) -> Any:
+def _subject(clock: Clock, data: Path) -> tuple[Any, Any]:
+    """The model's shape and the conversations."""
+    from dataclasses import asdict, replace
+
     import numpy as np
 
     from mobilellm.data.chat import Conversations
+    from mobilellm.presets import preset
 
-    return Conversations(**np.load(data))
+    stored = dict(np.load(data))
+    return replace(preset(clock.preset), vocab_size=int(stored.pop("vocab_size"))), Conversations(**stored)
 
 
 def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None:
@@ -189,7 +204,6 @@ def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None
     from mobilellm.data.loader import Batch
     from mobilellm.model.adapters import adapt, narrow
     from mobilellm.model.transformer import MobileLLM
-    from mobilellm.presets import preset
     from mobilellm.train.loop import train
     from mobilellm.train.lora import LoraChoice
     from mobilellm.train.settings import (
@@ -236,11 +250,12 @@ def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None
         schedule=ScheduleSettings(warmup_steps=0, final_fraction=1.0),
         checkpoint=CheckpointSettings(every=10**9),
     )
-    model = MobileLLM(preset(clock.preset), torch.Generator().manual_seed(0))
+    config, found = _subject(clock, data)
+    model = MobileLLM(config, torch.Generator().manual_seed(0))
     if adapters:
         adapt(model, **asdict(LoraChoice(**adapters)), seed=0)
         narrow(model)
-    loader = Counting(ChatRows(_conversations(data), clock.length, 0), clock.sequences)
+    loader = Counting(ChatRows(found, clock.length, 0), clock.sequences)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         train(model, loader, settings, Path(folder), on_record=on_record)
 
@@ -260,7 +275,6 @@ def _trl(clock: Clock, data: Path, import_only: bool, at_once: bool = True) -> N
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from mobilellm.presets import preset
     from mobilellm.tokenizer import Tokenizer
 
     if import_only:
@@ -273,7 +287,7 @@ def _trl(clock: Clock, data: Path, import_only: bool, at_once: bool = True) -> N
         def on_log(self, _arguments: Any, _state: Any, _control: Any, logs: Any = None, **__: Any) -> None:
             clock.losses += [logs["loss"]] if logs and "loss" in logs else []
 
-    found = _conversations(data)
+    config, found = _subject(clock, data)
     rows = []
     for start, end in zip(found.starts, found.ends, strict=True):
         labels = np.where(found.trained[start:end], found.tokens[start:end], -100)
@@ -282,7 +296,7 @@ def _trl(clock: Clock, data: Path, import_only: bool, at_once: bool = True) -> N
     with tempfile.TemporaryDirectory() as folder:
         Tokenizer.train(["a b"], 262, min_frequency=1).save(folder)  # SFTTrainer asks it only for the padding
         trainer = SFTTrainer(
-            model=llama_of(preset(clock.preset)),
+            model=llama_of(config),
             processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
             train_dataset=Dataset.from_list(rows),
             args=SFTConfig(

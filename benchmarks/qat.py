@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--held-out-tokens", type=int, default=100_000, help="to evaluate on")
     arguments = parser.parse_args()
 
     recipe = load_recipe("qat-cpu")
@@ -51,7 +52,7 @@ def main() -> None:
         batch=batch,
         optim=replace(recipe.optim, lr=arguments.lr),
         model=replace(recipe.model, init_from=arguments.model),
-        data=replace(recipe.data, train=(arguments.shards,)),
+        data=replace(recipe.data, train=(arguments.shards,), held_out_tokens=arguments.held_out_tokens),
         qat=None,
     )
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,9 @@ def test_a_cache_of_something_else_is_refused(
 
     assert "is another teacher's cache (--distill.top-k 16 there, 8 here)" in told("--distill.top-k", "8")
     assert "is another teacher's cache (teacher = " in told("--distill.teacher", str(tmp_path / "run"))
-    assert "was made with --distill.temperature 2.0; ask for that" in told("--distill.temperature", "3", teacher=None)
+    assert "was made with --distill.temperature 2.0; ask for that" in told(
+        "--distill.temperature", "3", teacher=None
+    )
     more = told("--batch.tokens-per-step", "128", "--batch.sequence-length", "32", teacher=None)
     assert "passages of this run" in more
     part = next((tmp_path / "cache").glob("part-*"))

@@ -132,7 +132,7 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             for watcher in watchers:
                 watcher(record)
 
-        evaluate, speak = text.evaluator(world), text.speaker()
+        evaluate, speak = run_parts.evaluator(recipe, text, world), run_parts.speaker(recipe, text)
         if qat is not None:
             evaluate, speak = qat.of_the_quantized(evaluate), qat.of_the_quantized(speak)
         outcome = train(

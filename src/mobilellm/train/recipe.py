@@ -51,7 +51,7 @@ class Recipe(TrainSettings):
             problems += self.qat.problems(self.steps, self.compute.strategy)
         if self.qat is not None and self.lora is not None:
             problems.append(
-                "qat and lora exclude each other: an export holds weights and adapters in one; merge the adapters "
+                "qat and lora exclude each other: an export holds weights and adapters in one; merge those "
                 "first, then train with qat"
             )
         for name, value, least in (
