@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ class Clock:
 
 def _subject(clock: Clock, data: Path) -> tuple[Any, Any]:
     """The model's shape and the conversations."""
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     import numpy as np
 
