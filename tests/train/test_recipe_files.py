@@ -137,9 +137,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     chosen = NEEDED | draw(st.sets(st.sampled_from(sorted(LEAVES))))
     chosen = {leaf for leaf in chosen if not leaf.startswith(f"{other}.")}
-    if values.get("compute.strategy") == "fsdp" or any(leaf.startswith("lora.") for leaf in chosen):
+    if "muon" in values.values() or "fsdp" in values.values():
+        chosen = {leaf for leaf in chosen if not leaf.startswith("lora.")}
+    adapted = any(leaf.startswith("lora.") for leaf in chosen)
+    if values.get("compute.strategy") == "fsdp" or adapted:
         chosen = {leaf for leaf in chosen if not leaf.startswith("qat.")}
-    chosen |= {"model.init_from"} if source == "chat" else set()
+    chosen |= {"model.init_from"} if source == "chat" or adapted else set()
     values |= {leaf: draw(LEAVES[leaf]) for leaf in sorted(chosen)}
     built = build(Recipe, values)
     assert isinstance(built, Recipe)
