@@ -73,6 +73,13 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
     "chat.assistant_only": st.booleans(),
     "chat.packing": st.booleans(),
     "chat.over_long": st.sampled_from(["skip", "truncate"]),
+    "distill.teacher": TEXT,
+    "distill.cache": PATHS,
+    "distill.top_k": COUNT,
+    "distill.temperature": POSITIVE,
+    "distill.ce_weight": NOT_NEGATIVE,
+    "distill.kl_weight": POSITIVE,
+    "distill.dtype": st.sampled_from(["float32", "bfloat16"]),
     "qat.scheme": TEXT,
     "qat.embedding": TEXT,
     "qat.group": st.integers(),
@@ -142,7 +149,7 @@ def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
     assert parse_recipe(text, "here") == recipe
     assert to_toml(parse_recipe(text, "here")) == text
-    optional = {"model", "chat", "qat"}
+    optional = {"model", "chat", "distill", "qat"}
     told = {
         f"{section}.{leaf}" if isinstance(value, dict) else section
         for section, value in tomllib.loads(text).items()
