@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +197,16 @@ def _subject(clock: Clock, data: Path) -> tuple[Any, Any]:
     return replace(preset(clock.preset), vocab_size=int(stored.pop("vocab_size"))), Conversations(**stored)
 
 
-def _ours(clock: Clock, data: Path, import_only: bool) -> None:
-    """The loop itself, as `mobilellm finetune` runs it."""
+def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None:
+    """The loop itself, as `mobilellm finetune` runs it; with [lora] of its defaults changed by `adapters`."""
     import torch
 
     from mobilellm.data.chat_loader import ChatLoader, ChatRows
     from mobilellm.data.loader import Batch
+    from mobilellm.model.adapters import adapt, narrow
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.train.loop import train
+    from mobilellm.train.lora import LoraChoice
     from mobilellm.train.settings import (
         BatchSettings,
         CheckpointSettings,
@@ -212,6 +215,8 @@ def _ours(clock: Clock, data: Path, import_only: bool) -> None:
         TrainSettings,
     )
 
+    if adapters:
+        import peft  # noqa: F401
     if import_only:
         return
 
@@ -248,9 +253,20 @@ def _ours(clock: Clock, data: Path, import_only: bool) -> None:
     )
     config, found = _subject(clock, data)
     model = MobileLLM(config, torch.Generator().manual_seed(0))
+    if adapters:
+        adapt(model, **asdict(LoraChoice(**adapters)), seed=0)
+        narrow(model)
     loader = Counting(ChatRows(found, clock.length, 0), clock.sequences)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         train(model, loader, settings, Path(folder), on_record=on_record)
+
+
+def _ours_lora(clock: Clock, data: Path, import_only: bool) -> None:
+    _ours(clock, data, import_only, dora=False)
+
+
+def _ours_dora(clock: Clock, data: Path, import_only: bool) -> None:
+    _ours(clock, data, import_only, dora=True)
 
 
 def _trl(clock: Clock, data: Path, import_only: bool, at_once: bool = True) -> None:
@@ -326,7 +342,7 @@ def _trl_rows(clock: Clock, data: Path, import_only: bool) -> None:
 
 
 CONTESTANTS: dict[str, Callable[[Clock, Path, bool], None]] = {
-    "ours": _ours, "trl": _trl, "trl-rows": _trl_rows,
+    "ours": _ours, "ours-lora": _ours_lora, "ours-dora": _ours_dora, "trl": _trl, "trl-rows": _trl_rows,
 }  # fmt: skip
 """Another kind of run (an adapter, a teacher) is another function here."""
 

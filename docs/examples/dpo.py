@@ -116,8 +116,7 @@ def tokenizer_of(loaded: LoadedModel) -> transformers.PreTrainedTokenizerFast:
     assert loaded.tokenizer is not None
     with tempfile.TemporaryDirectory() as folder:
         loaded.tokenizer.save(folder)
-        tokenizer = load_tokenizer(folder)
-    tokenizer.chat_template = loaded.chat_template
+        tokenizer = load_tokenizer(folder, chat_template=loaded.chat_template)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     return tokenizer
 

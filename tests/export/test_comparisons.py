@@ -109,8 +109,8 @@ def chat(found: list[int] | None, said: list[int]) -> list[Check]:
 
     def reference(tokens: object) -> np.ndarray:
         logits = np.zeros((len(tokens), 11), np.float32)  # type: ignore[arg-type]
-        for step, token in enumerate(WANTED):
-            logits[min(len(CHAT.ids) - 1 + step, len(logits) - 1), token] = 5.0
+        for place, token in zip(range(len(CHAT.ids) - 1, len(logits)), WANTED, strict=False):
+            logits[place, token] = 5.0
         return logits
 
     windows = [np.zeros((len(window), 11), np.float32) for window in QUESTIONS.windows]

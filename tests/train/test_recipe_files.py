@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_runs import build, leaves
 
+from mobilellm.train.lora import TARGETS
 from mobilellm.train.recipe import Recipe, RecipeError, load_recipe, parse_recipe, to_toml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -80,6 +81,12 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
     "distill.ce_weight": NOT_NEGATIVE,
     "distill.kl_weight": POSITIVE,
     "distill.dtype": st.sampled_from(["float32", "bfloat16"]),
+    "lora.rank": COUNT,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "lora.targets": st.lists(st.sampled_from(TARGETS), min_size=1, unique=True).map(tuple),
+    "lora.dora": st.booleans(),
+    "lora.rslora": st.booleans(),
     "qat.scheme": TEXT,
     "qat.embedding": TEXT,
     "qat.group": st.integers(),
@@ -130,9 +137,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     chosen = NEEDED | draw(st.sets(st.sampled_from(sorted(LEAVES))))
     chosen = {leaf for leaf in chosen if not leaf.startswith(f"{other}.")}
-    if values.get("compute.strategy") == "fsdp" or any(leaf.startswith("lora.") for leaf in chosen):
+    if "muon" in values.values() or "fsdp" in values.values():
+        chosen = {leaf for leaf in chosen if not leaf.startswith("lora.")}
+    adapted = any(leaf.startswith("lora.") for leaf in chosen)
+    if values.get("compute.strategy") == "fsdp" or adapted:
         chosen = {leaf for leaf in chosen if not leaf.startswith("qat.")}
-    chosen |= {"model.init_from"} if source == "chat" else set()
+    chosen |= {"model.init_from"} if source == "chat" or adapted else set()
     values |= {leaf: draw(LEAVES[leaf]) for leaf in sorted(chosen)}
     built = build(Recipe, values)
     assert isinstance(built, Recipe)
@@ -149,7 +159,7 @@ def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
     assert parse_recipe(text, "here") == recipe
     assert to_toml(parse_recipe(text, "here")) == text
-    optional = {"model", "chat", "distill", "qat"}
+    optional = {"model", "chat", "distill", "lora", "qat"}
     told = {
         f"{section}.{leaf}" if isinstance(value, dict) else section
         for section, value in tomllib.loads(text).items()
