@@ -19,7 +19,7 @@ Draw = Callable[[Floats], int]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose the next token. The default is greedy. Raises ValueError naming a bad field."""
+    """How to choose the next token. Raises ValueError naming a bad field."""
 
     temperature: float = 0.0
     """0 is greedy: the other filters then have nothing to choose from (the repetition penalty still acts)."""

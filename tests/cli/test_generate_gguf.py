@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from mobilellm.cli.main import _main
+from mobilellm.export.export import export
+from mobilellm.export.targets import KINDS, Options
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, exported
+from gguf_files import SHAPE, exported, saved
 
 CHAT = "some words to learn pieces from"
 SAMPLED = ("--temperature", "1", "--seed", "3", "--max-tokens", "12")
@@ -120,3 +122,22 @@ def test_what_only_the_runtime_has_is_refused_elsewhere(
 ) -> None:
     directory = str(Path(file).parent / "model")
     assert f"{option[0]} {option[1]} is for .gguf files; " in refusal(capsys, directory, CHAT, *option)
+
+
+def test_a_directory_of_onnx_runtime_completes_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("onnx", reason="needs the extra onnx")
+    saved(tmp_path / "model", SHAPE)
+    export(tmp_path / "model", tmp_path / "onnx", KINDS["onnx"], Options("fp32"), compare=False)
+    directory = str(tmp_path / "onnx.unverified")
+    expected = row(capsys, str(tmp_path / "model"), CHAT, "--max-tokens", "12")
+    given = row(capsys, directory, CHAT, "--max-tokens", "12")
+    assert given["text"] == expected["text"]
+    assert given["usage"]["prompt"] > 3
+    assert row(capsys, directory, CHAT, "--max-tokens", "12", "--prompt-lookup", "3")["text"] == given["text"]
+    line = refusal(capsys, directory, CHAT, "--dtype", "float32")
+    assert "--dtype float32 does not go with" in line
+    assert "which runs as it is stored" in line
+    assert "--session x is for .gguf files" in refusal(capsys, directory, CHAT, "--session", "x")

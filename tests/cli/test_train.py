@@ -77,8 +77,11 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
+    return written_place(tmp_path_factory.mktemp("train"), small_text)
+
+
+def written_place(folder: Path, small_text: Path) -> Path:
     """A recipe, and three folders of shards: two of one tokenizer, one of another."""
-    folder = tmp_path_factory.mktemp("train")
     documents = [part for document in text_files([small_text]) for part in paragraphs(document, 1000)]
     texts = [document.text for document in documents]
     for name, part, vocab_size in (

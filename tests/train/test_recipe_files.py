@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_runs import build, leaves
 
+from mobilellm.train.lora import TARGETS
 from mobilellm.train.recipe import Recipe, RecipeError, load_recipe, parse_recipe, to_toml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -73,6 +74,23 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
     "chat.assistant_only": st.booleans(),
     "chat.packing": st.booleans(),
     "chat.over_long": st.sampled_from(["skip", "truncate"]),
+    "distill.teacher": TEXT,
+    "distill.cache": PATHS,
+    "distill.top_k": COUNT,
+    "distill.temperature": POSITIVE,
+    "distill.ce_weight": NOT_NEGATIVE,
+    "distill.kl_weight": POSITIVE,
+    "distill.dtype": st.sampled_from(["float32", "bfloat16"]),
+    "lora.rank": COUNT,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "lora.targets": st.lists(st.sampled_from(TARGETS), min_size=1, unique=True).map(tuple),
+    "lora.dora": st.booleans(),
+    "lora.rslora": st.booleans(),
+    "qat.scheme": TEXT,
+    "qat.embedding": TEXT,
+    "qat.group": st.integers(),
+    "qat.after_steps": st.just(0),
     "sample.prompts": st.lists(TEXT).map(tuple),
     "sample.tokens": COUNT,
     "sample.temperature": NOT_NEGATIVE,
@@ -119,7 +137,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     chosen = NEEDED | draw(st.sets(st.sampled_from(sorted(LEAVES))))
     chosen = {leaf for leaf in chosen if not leaf.startswith(f"{other}.")}
-    chosen |= {"model.init_from"} if source == "chat" else set()
+    if "muon" in values.values() or "fsdp" in values.values():
+        chosen = {leaf for leaf in chosen if not leaf.startswith("lora.")}
+    adapted = any(leaf.startswith("lora.") for leaf in chosen)
+    if values.get("compute.strategy") == "fsdp" or adapted:
+        chosen = {leaf for leaf in chosen if not leaf.startswith("qat.")}
+    chosen |= {"model.init_from"} if source == "chat" or adapted else set()
     values |= {leaf: draw(LEAVES[leaf]) for leaf in sorted(chosen)}
     built = build(Recipe, values)
     assert isinstance(built, Recipe)
@@ -130,12 +153,13 @@ def test_every_leaf_is_drawn() -> None:
     assert LEAVES.keys() | TOGETHER == set(leaves(Recipe))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(recipes())
 def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
     assert parse_recipe(text, "here") == recipe
     assert to_toml(parse_recipe(text, "here")) == text
-    optional = {"model"} if recipe.chat is None else {"model", "chat"}
+    optional = {"model", "chat", "distill", "lora", "qat"}
     told = {
         f"{section}.{leaf}" if isinstance(value, dict) else section
         for section, value in tomllib.loads(text).items()

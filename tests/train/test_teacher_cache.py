@@ -11,26 +11,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_teachers import IDENTITY, rows
+from tiny_teachers import IDENTITY, passages
 
-from mobilellm.train.teacher_cache import CacheError, Row, TeacherCache, TopK, distinct, ids_dtype, open_cache
+from mobilellm.train.teacher_cache import CacheError, Passage, TeacherCache, TopK, ids_dtype, open_cache
 
-ROWS = rows(7, 12)
+PASSAGES = passages(7)
 
 
-def tops(some: list[Row], seed: int = 0) -> Iterator[tuple[bytes, TopK]]:
+def tops(some: list[Passage], seed: int = 0) -> Iterator[tuple[bytes, TopK]]:
     draw = np.random.default_rng(seed)
-    for row in some:
-        n, k = int(row.counted.sum()), IDENTITY.top_k
+    for passage in some:
+        n, k = int(passage.counted.sum()), IDENTITY.top_k
         ids = draw.integers(0, IDENTITY.vocab_size, (n, k)).astype(ids_dtype(IDENTITY.vocab_size))
-        yield row.key, TopK(ids, -draw.random((n, k + 1)).astype(np.float16))
+        yield passage.key, TopK(ids, -draw.random((n, k + 1)).astype(np.float16))
 
 
 def filled(directory: Path) -> TeacherCache:
     cache = open_cache(directory, IDENTITY)
-    cache.write(list(tops(ROWS[:4])), cache.next_number)
+    cache.write(list(tops(PASSAGES[:4])), cache.next_number)
     cache.refresh()
-    cache.write(list(tops(ROWS[4:])), cache.next_number)
+    cache.write(list(tops(PASSAGES[4:])), cache.next_number)
     cache.refresh()
     return cache
 
@@ -38,32 +38,27 @@ def filled(directory: Path) -> TeacherCache:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     filled(tmp_path / "cache")
     cache = open_cache(tmp_path / "cache", IDENTITY)
-    assert len(cache) == len(ROWS)
+    assert len(cache) == len(PASSAGES)
     assert cache.next_number == 2
     assert open_cache(tmp_path / "cache", None).identity == IDENTITY
-    wanted = [*tops(ROWS[:4]), *tops(ROWS[4:])]
-    for row, (key, top) in zip(ROWS, wanted, strict=True):
+    wanted = [*tops(PASSAGES[:4]), *tops(PASSAGES[4:])]
+    for passage, (key, top) in zip(PASSAGES, wanted, strict=True):
         assert key in cache
-        ids, logs = cache.read(row)
+        ids, logs = cache.read(passage)
         assert np.array_equal(ids, top.ids)
         assert np.array_equal(logs, top.logs)
 
 
-def test_a_row_is_known_by_all_that_a_teacher_sees_of_it(tmp_path: Path) -> None:
-    row = rows(1, 12, documents=True)[0]
-    counted, segments = row.counted.copy(), row.segments
-    counted[3] = not counted[3]
-    assert segments is not None
+def test_a_passage_is_known_by_its_tokens_and_what_counts() -> None:
+    passage = passages(1)[0]
+    counted = ~passage.counted
     others = [
-        row._replace(tokens=np.roll(row.tokens, 1)),
-        row._replace(counted=counted),
-        row._replace(segments=None),
-        row._replace(segments=np.where(np.arange(12) > 6, segments + 9, segments)),
+        passage._replace(tokens=np.roll(passage.tokens, 1)),
+        passage._replace(counted=counted),
+        Passage(passage.tokens[1:], passage.counted[1:]),
     ]
-    assert len({each.key for each in (row, *others)}) == 5
-    again = row._replace(tokens=row.tokens.astype(np.uint16), segments=segments + 3)  # numbers are but names
-    assert again.key == row.key
-    assert [key for key, _ in distinct([row, *others, again])] == [each.key for each in (row, *others)]
+    assert len({each.key for each in (passage, *others)}) == 4
+    assert passage._replace(tokens=passage.tokens.astype(np.uint16)).key == passage.key
 
 
 @pytest.mark.parametrize(
@@ -81,8 +76,8 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no teacher's cache there; name the teacher"):
         open_cache(tmp_path / "cache", None)
     cache = filled(tmp_path / "cache")
-    with pytest.raises(CacheError, match=r"has nothing for a row of this data"):
-        cache.read(rows(1, 12, seed=1)[0])
+    with pytest.raises(CacheError, match=r"has nothing for a passage of this data"):
+        cache.read(passages(1, seed=1)[0])
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(CacheError, match=r"holds something else than a teacher's cache"):
@@ -106,23 +101,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
 def test_no_damaged_byte_is_read_as_if_it_were_whole(whole: Path, place: float, flip: int, cut: bool) -> None:
-    """A part is refused, or a row of it is, or found missing; what is read is what was written."""
+    """A part is refused, or a passage of it is, or found missing; what is read is what was written."""
     file = whole / "part-000000.safetensors"
     good = file.read_bytes()
     at = int(place * len(good))
     try:
         file.write_bytes(good[:at] if cut else good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :])
-        wanted = dict([*tops(ROWS[:4]), *tops(ROWS[4:])])
+        wanted = dict([*tops(PASSAGES[:4]), *tops(PASSAGES[4:])])
         try:
             cache = open_cache(whole, IDENTITY)
         except CacheError:
             return
-        for row in ROWS:
+        for passage in PASSAGES:
             try:
-                ids, logs = cache.read(row)
+                ids, logs = cache.read(passage)
             except CacheError:
                 continue
-            assert np.array_equal(ids, wanted[row.key].ids)
-            assert np.array_equal(logs, wanted[row.key].logs)
+            assert np.array_equal(ids, wanted[passage.key].ids)
+            assert np.array_equal(logs, wanted[passage.key].logs)
     finally:
         file.write_bytes(good)

@@ -7,7 +7,7 @@ import torch
 from tiny_runs import LS, tiny_model
 from torch import Tensor
 
-from mobilellm.train.teacher_cache import CacheIdentity, Row
+from mobilellm.train.teacher_cache import CacheIdentity, Passage
 
 IDENTITY = CacheIdentity(
     teacher="f" * 64, tokenizer="t" * 64, vocab_size=LS.vocab_size, top_k=8, temperature=2.0, dtype="float32"
@@ -31,13 +31,12 @@ class TinyTeacher:
         return self.model.logits(states)
 
 
-def rows(count: int, length: int, seed: int = 0, documents: bool = False) -> list[Row]:
-    """Random ones, of whose places three of four count; some of them none."""
+def passages(count: int, seed: int = 0) -> list[Passage]:
+    """Random ones, of whose places three of four count."""
     draw = np.random.default_rng(seed)
     out = []
-    for number in range(count):
-        tokens = draw.integers(0, LS.vocab_size, length)
-        counted = draw.random(length) < (0 if number % 5 == 4 else 0.75)
-        segments = np.cumsum(draw.random(length) < 0.2, dtype=np.int32) if documents else None
-        out.append(Row(tokens, counted, segments))
+    for length in draw.integers(2, 40, count):
+        counted = draw.random(length) < 0.75
+        counted[-1] = True
+        out.append(Passage(draw.integers(0, LS.vocab_size, length), counted))
     return out

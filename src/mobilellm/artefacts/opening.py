@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from mobilellm.artefacts.onnx_engine import GENAI_CONFIG
 from mobilellm.chat_template import stored_template
 from mobilellm.installation import install_command, missing_packages
-from mobilellm.runtime.session import RuntimeModel, load
+from mobilellm.runtime.session import RuntimeModel
 from mobilellm.tokenizer import Tokenizer
 
 PROGRAM = "model.pte"
@@ -23,28 +22,11 @@ def artefact_directory(path: str | Path) -> Path | None:
     return path if known else None
 
 
-def open_runtime_model(
-    source: str | Path, threads: int | None = None, say: Callable[[str], None] = lambda line: None
-) -> RuntimeModel | None:
-    """What runs without a model in PyTorch: a .gguf file, or a directory that `open_artefact` opens.
-
-    None for anything else. Raises what opening it raises.
-    """
-    if str(source).endswith(".gguf"):
-        return load(source, threads, say=say)
-    directory = artefact_directory(source)
-    return None if directory is None else open_artefact(directory, threads)
-
-
-def open_artefact(directory: Path, threads: int | None = None) -> RuntimeModel:
+def open_artefact(directory: Path) -> RuntimeModel:
     """Raises FileNotFoundError or ValueError with one line; ImportError names what to install."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads = {threads} must be at least 1")
     tokenizer = Tokenizer.load(directory)
     chat_template = stored_template(directory)
     if (directory / PROGRAM).is_file():
-        if threads is not None:
-            raise ValueError(f"threads = {threads}: ExecuTorch takes as many as it finds; leave it out")
         _check_installed(directory, "executorch", "executorch")
         from mobilellm.artefacts.executorch_engine import ExecutorchModel
 
@@ -53,7 +35,7 @@ def open_artefact(directory: Path, threads: int | None = None) -> RuntimeModel:
     _check_installed(directory, "onnxruntime", "onnx")
     from mobilellm.artefacts.onnx_engine import OnnxModel
 
-    return RuntimeModel(OnnxModel(directory, threads), tokenizer, str(directory), chat_template)
+    return RuntimeModel(OnnxModel(directory), tokenizer, str(directory), chat_template)
 
 
 def _check_installed(directory: Path, package: str, extra: str) -> None:

@@ -47,7 +47,7 @@ class Room:
 
 
 def obey(room: Room, line: str) -> Next:
-    """Run a line that begins with a slash. Raises ValueError or OSError with one line for what it cannot do."""
+    """Run a line that begins with a slash. Raises ValueError or OSError, one line, for what it cannot do."""
     word, _, rest = line.partition(" ")
     name = _ALSO.get(word, word)
     if name not in COMMANDS:

@@ -1,4 +1,4 @@
-"""Conversations in files: {"messages": [{"role": …, "content": …}, …]}, a line each, as `finetune` reads them."""
+"""A conversation in a file: a line of JSON, {"messages": [{"role": …, "content": …}]}, for `finetune`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.atomic import atomic_write
+from mobilellm.chat_template import checked
 
 Message = dict[str, Any]
-ROLES = ("system", "user", "assistant", "tool")
+_SHAPE = '{"messages": [{"role": …, "content": …}, …]}'
 
 
 def write_conversation(path: Path, messages: Sequence[Message]) -> None:
@@ -30,15 +31,11 @@ def read_conversation(path: Path) -> list[Message]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not one conversation in JSON ({error})") from None
+        raise ValueError(f"{path}: is not one conversation in JSON, {_SHAPE} ({error})") from None
     messages = values.get("messages") if isinstance(values, dict) else values
     if not isinstance(messages, list):
-        raise ValueError(
-            f'{path}: holds no conversation; {{"messages": [{{"role": …, "content": …}}]}} is one'
-        )
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise ValueError(f"{path}: message {number} has none of the roles {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise ValueError(f"{path}: message {number} has no text in its content")
-    return messages
+        raise ValueError(f"{path}: holds no conversation; {_SHAPE} is one")
+    try:
+        return [checked(message) for message in messages]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

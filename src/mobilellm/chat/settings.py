@@ -1,22 +1,25 @@
-"""What of a chat can be set: how the next token is chosen, how long an answer may be, where the context ends."""
+"""What can be set in a chat: how tokens are chosen, how long answers may be, where the context ends."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from mobilellm.sampling import Sampling
 
 ContextEnd = Literal["slide", "refuse"]
 
+SAMPLING = Sampling(temperature=0.7, top_p=0.95)
+"""Unless told otherwise: the likeliest token each time makes a small model repeat itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Raises ValueError naming a bad field."""
 
-    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.95))
+    sampling: Sampling = SAMPLING
     max_tokens: int | None = None
     """Most tokens of an answer; None up to the context's end."""
     context: ContextEnd = "slide"

@@ -1,20 +1,17 @@
-"""What answers in a chat: a .gguf file or a directory of another runtime with its session, or PyTorch."""
+"""What answers in a chat: a model with a session, which computes only what is new in a conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from mobilellm.artefacts.opening import open_runtime_model
+from mobilellm.artefacts.text_model import open_text_model
 from mobilellm.completion import NewToken, Until
 from mobilellm.runtime.decoding import Decoding
 from mobilellm.runtime.generation import Engine
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.sampling import Sampling
 from mobilellm.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from mobilellm.model.api import LoadedModel
 
 
 class Speaker(Protocol):
@@ -41,34 +38,13 @@ class Speaker(Protocol):
         """
 
 
-def open_speaker(
-    source: str,
-    threads: int | None = None,
-    dtype: str | None = None,
-    device: str = "cpu",
-    say: Callable[[str], None] = lambda line: None,
-) -> Speaker:
-    """Whatever `source` names. Raises ValueError, FileNotFoundError or ImportError with one line.
-
-    `threads` are of what runs without PyTorch, `dtype` and `device` of PyTorch; the other is refused.
-    """
-    runtime = open_runtime_model(source, threads, say)
-    if runtime is not None:
-        for name, value, default in (("dtype", dtype, None), ("device", device, "cpu")):
-            if value != default:
-                raise ValueError(
-                    f"{name} = {value} does not go with {source}, which runs as it is stored; leave it out"
-                )
-        return RuntimeSpeaker(runtime)
-    if threads is not None:
-        raise ValueError(f"threads = {threads} is not for models in PyTorch; set OMP_NUM_THREADS")
-    from mobilellm.model.api import load
-
-    return TorchSpeaker(load(source, dtype, device, say=say))
+def open_speaker(source: str, threads: int | None, say: Callable[[str], None]) -> ModelSpeaker:
+    """Whatever `source` names. Raises ValueError, FileNotFoundError or ImportError with one line."""
+    return ModelSpeaker(open_text_model(source, threads, say))
 
 
-class RuntimeSpeaker:
-    """See `Speaker`. Of a conversation that grows only what is new is computed."""
+class ModelSpeaker:
+    """See `Speaker`."""
 
     def __init__(self, model: RuntimeModel) -> None:
         self.source, self.tokenizer, self.chat_template = model.source, model.tokenizer, model.chat_template
@@ -88,40 +64,8 @@ class RuntimeSpeaker:
         )
 
 
-class TorchSpeaker:
-    """See `Speaker`. Reads the whole conversation again for every answer."""
-
-    reused = 0
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        """Raises FileNotFoundError for a model without a tokenizer."""
-        if loaded.tokenizer is None:
-            raise FileNotFoundError(
-                f"{loaded.source}: has no tokenizer.json or tokenizer.model, so it cannot read text; "
-                "put one beside the weights"
-            )
-        self.source, self.tokenizer, self.chat_template = (
-            loaded.source,
-            loaded.tokenizer,
-            loaded.chat_template,
-        )
-        self.context = loaded.model.config.max_position_embeddings
-        self.runs_in = "PyTorch"
-        self._model = loaded.model
-
-    def tokens(
-        self, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int | None, until: Until
-    ) -> Iterator[NewToken]:
-        from mobilellm.model.generate import generate_tokens
-
-        vocabulary = self.tokenizer.vocab_size
-        return generate_tokens(
-            self._model, [prompt], sampling, max_new_tokens, until=until, vocabulary=vocabulary
-        )
-
-
 def _runs_in(engine: Engine) -> str:
     isa, threads = getattr(engine, "isa", None), getattr(engine, "threads", 1)
     if isa is not None:
         return f"compiled engine, {isa}, {threads} {'thread' if threads == 1 else 'threads'}"
-    return str(getattr(engine, "backend", "numpy"))
+    return {"torch": "PyTorch"}.get(backend := str(getattr(engine, "backend", "numpy")), backend)

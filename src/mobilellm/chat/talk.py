@@ -7,7 +7,7 @@ is answered are then one text that goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from mobilellm.chat.settings import Settings
@@ -50,8 +50,8 @@ class Talk:
         """The message in front of all others; None takes it away. Raises ValueError for a base model."""
         if text is not None and not self.is_chat:
             raise ValueError(
-                f"system = {text!r}: {self.speaker.source} has no chat template and is told nothing apart "
-                "from the text it continues; leave it out"
+                f"system = {text!r} does not go with {self.speaker.source}, a base model: it has no chat "
+                "template and is told nothing apart from the text it continues; leave it out"
             )
         rest = self._turns()
         self.messages = rest if text is None else [{"role": "system", "content": text}, *rest]
@@ -90,7 +90,7 @@ class Talk:
         return self.answered
 
     def prompt(self) -> tuple[list[int], int]:
-        """Token ids that the next answer follows, and how many messages (of a base model, tokens) are left out.
+        """Token ids that the next answer follows, and how many messages are left out (base model: tokens).
 
         At least a quarter of the context, or `max_tokens`, is to be left for an answer. Where it is not, the
         oldest messages are left out until half the context is free, so that it does not happen every time.
@@ -165,7 +165,7 @@ class Answer:
         """Tokens of the prompt that had been computed before."""
         return self._talk.speaker.reused
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str]:
         started = time.perf_counter()
         try:
             for new in self._new:

@@ -13,6 +13,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.shortcuts import CompleteStyle
 
 from mobilellm.chat.reading import MORE, PROMPT, completions, make_private
 
@@ -29,7 +30,7 @@ class ToolkitReader:
             FormattedText([("bold ansigreen", PROMPT)]),
             history=kept, completer=_Words(), complete_while_typing=False,
             auto_suggest=AutoSuggestFromHistory(), key_bindings=_key_bindings(), multiline=True,
-            prompt_continuation=MORE,
+            prompt_continuation=MORE, complete_style=CompleteStyle.READLINE_LIKE, reserve_space_for_menu=0,
         )  # fmt: skip
 
     def read(self) -> str:

@@ -1,7 +1,7 @@
 """Text of a model as a terminal may be given it: nothing in it moves the cursor, colours or commands.
 
-A terminal obeys what stands in the text it is shown: escape sequences set its title, clear it, or write to the
-clipboard. A model can say anything, so its control characters are shown as signs.
+A terminal obeys what stands in the text it is shown: escape sequences set its title, clear it, or write to
+the clipboard. A model can say anything, so its control characters are shown as signs.
 """
 
 from __future__ import annotations

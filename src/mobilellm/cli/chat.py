@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from mobilellm.chat.commands import Room
-from mobilellm.chat.settings import Settings
+from mobilellm.chat.settings import SAMPLING, ContextEnd, Settings
 from mobilellm.chat.speakers import open_speaker
 from mobilellm.chat.talk import Answer, Talk
 from mobilellm.chat.visible import visible
+from mobilellm.sampling import Sampling
 
 
 @dataclass
@@ -36,13 +37,15 @@ class Arguments:
     """Go on with the conversation in this file."""
     save: Path | None = None
     """Keep the conversation in this file at the end, as finetune reads it."""
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = SAMPLING
+    max_tokens: int | None = None
+    """Most tokens of an answer; by default up to the model's context."""
+    context: ContextEnd = "slide"
+    """Where not all fits the model's context: leave out the oldest messages (slide), or refuse to go on."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End an answer at this text and leave it out; may be given several times."""
     threads: int | None = None
-    """By default one a fast core, four at most. Models in PyTorch: OMP_NUM_THREADS."""
-    dtype: str | None = None
-    """Of a model in PyTorch: float32, bfloat16 or float16; by default as stored."""
-    device: str = "cpu"
-    """Of a model in PyTorch: cpu or cuda."""
+    """Of a .gguf file: by default one a fast core, four at most."""
     json: bool = False
     """Print one JSON object for every answer instead of streaming."""
 
@@ -51,8 +54,14 @@ def run(arguments: Arguments) -> None:
     in_a_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.message
     if arguments.json and in_a_terminal:
         raise ValueError("json goes with --message or a pipe; a terminal is talked to in words")
-    speaker = open_speaker(arguments.model, arguments.threads, arguments.dtype, arguments.device, _say)
-    talk = Talk(speaker, arguments.settings)
+    settings = Settings(
+        sampling=arguments.sampling,
+        max_tokens=arguments.max_tokens,
+        context=arguments.context,
+        stop=arguments.stop,
+    )
+    speaker = open_speaker(arguments.model, arguments.threads, _say)
+    talk = Talk(speaker, settings)
     room = Room(talk, _say)
     if arguments.load is not None:
         room.load(arguments.load)
@@ -64,6 +73,8 @@ def run(arguments: Arguments) -> None:
         if in_a_terminal:
             _converse(talk)
         else:
+            if not talk.is_chat:
+                _say(f"{arguments.model} is a base model: it continues the text instead of answering it")
             for message in arguments.message or (sys.stdin.read().removesuffix("\n"),):
                 _answer(talk, message, arguments.json)
     finally:  # also of what was said by the time of a Ctrl-C

@@ -19,12 +19,12 @@ from mobilellm.report.evaluation_written import comparison_notes, comparison_row
 class Compare:
     """Paired differences of evaluation records, the first against each other, with 95 % intervals.
 
-    Zero-shot records are compared by task and on average, perplexity records by text. What was not asked the
-    same way of both is refused, not compared.
+    Zero-shot records are compared by task and on average, those of tools by category and figure, perplexity
+    and chat records by text. What was not asked the same way of both is refused, not compared.
     """
 
     records: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="A.json B.json [...]")]
-    """Records of one kind, as eval zero-shot and eval ppl write them."""
+    """Records of one kind, as eval zero-shot, ppl, tools and chat write them."""
     metric: Literal["paper", "acc_norm", "acc"] = "paper"
     """Of zero-shot records."""
     samples: int = 10_000

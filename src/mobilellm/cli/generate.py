@@ -1,8 +1,8 @@
 """Complete a prompt (or several at once) and stream the text.
 
-MODEL is a model directory, a training run, a Hub id, or a .gguf file, which needs no torch. Without a prompt,
-standard input is the prompt. Models in PyTorch have --dtype and --device; .gguf files have --threads,
---session, --context and --prompt-lookup.
+MODEL is a model directory, a training run, a Hub id; a .gguf file, which needs no torch; or a directory for
+ONNX Runtime or ExecuTorch. Without a prompt, standard input is the prompt. Models in PyTorch have --dtype and
+--device, all others --context and --prompt-lookup; .gguf files have --threads and --session, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from mobilellm.artefacts.opening import artefact_directory
+from mobilellm.artefacts.text_model import open_text_model
+from mobilellm.chat.visible import visible
 from mobilellm.completion import Piece
 from mobilellm.completion import completions as put_together
 from mobilellm.runtime.decoding import Decoding
@@ -27,7 +30,7 @@ from mobilellm.sampling import Sampling
 @dataclass
 class Arguments:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """Model directory, training run, Hub id (org/name), or .gguf file."""
+    """Model directory, training run, Hub id, .gguf file, or directory for ONNX Runtime or ExecuTorch."""
     prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT")] = ()
     """Texts to complete; several are one batch. None reads standard input."""
     max_tokens: int | None = None
@@ -71,8 +74,9 @@ def run(arguments: Arguments) -> None:
 def _show(prompt: str, pieces: Iterator[Piece]) -> None:
     print(prompt, end="", flush=True)
     finish = None
+    in_a_terminal = sys.stdout.isatty()
     for piece in pieces:
-        print(piece.text, end="", flush=True)
+        print(visible(piece.text) if in_a_terminal else piece.text, end="", flush=True)
         finish = piece.finish
     print(flush=True)
     if finish == "context":
@@ -85,27 +89,31 @@ def _opened(
 ) -> Iterator[tuple[Iterator[Piece], Callable[[], dict[str, Any]]]]:
     """The pieces of all prompts, and what they cost, where that is known. What is refused is refused here."""
     options = (arguments.sampling, arguments.max_tokens, arguments.stop)
-    if not arguments.model.endswith(".gguf"):
+    is_file, is_artefact = arguments.model.endswith(".gguf"), artefact_directory(arguments.model) is not None
+    if not is_file:
         _refuse([("threads", arguments.threads, None)], "is for .gguf files; for PyTorch set OMP_NUM_THREADS")
+        _refuse([("session", arguments.session, None)], "is for .gguf files; leave it out")
+    if not is_file and not is_artefact:
         decoding = [
             (each.name, getattr(arguments.decoding, each.name), each.default)
             for each in dataclasses.fields(Decoding)
         ]
-        _refuse([("session", arguments.session, None), *decoding], "is for .gguf files; leave it out")
+        _refuse(decoding, "is for .gguf files; leave it out")
         from mobilellm.model.api import load
 
         loaded = load(arguments.model, arguments.dtype, arguments.device, say=_say)
+        _tell_of_chat(loaded.chat_template)
         yield loaded.stream(prompts, *options), dict
         return
     _refuse(
         [("dtype", arguments.dtype, None), ("device", arguments.device, "cpu")],
-        f"does not go with {arguments.model}, a .gguf file; leave it out",
+        f"does not go with {arguments.model}, {'a .gguf file' if is_file else 'which runs as it is stored'}; "
+        "leave it out",
     )
     if arguments.session is not None and len(prompts) > 1:
         raise ValueError(f"session = {arguments.session} goes with one prompt; {len(prompts)} were given")
-    from mobilellm.runtime.session import load as open_file
-
-    model = open_file(arguments.model, arguments.threads, say=_say)
+    model = open_text_model(arguments.model, arguments.threads, _say)
+    _tell_of_chat(model.chat_template)
     if len(prompts) > 1:
         yield model.stream(prompts, *options, arguments.decoding), dict
         return
@@ -118,6 +126,12 @@ def _opened(
     finally:  # also of what was read by the time of a Ctrl-C
         if arguments.session is not None:
             session.save(arguments.session)
+
+
+def _tell_of_chat(template: str | None) -> None:
+    """Who completes a text in a terminal may not know that the model would answer."""
+    if template is not None and sys.stdout.isatty():
+        _say("this model has a chat template: mobilellm chat talks to it; here it continues the text")
 
 
 def _refuse(options: Iterable[tuple[str, object, object]], why: str) -> None:

@@ -55,7 +55,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 def _what(plan: Plan) -> list[tuple[str, str]]:
     held = plan.micro_batch * plan.sequence_length
     rows = [
-        ("parameters", f"{plan.parameters.total:,}"),
+        ("parameters", f"{plan.parameters.total:,}" + _trained(plan)),
         ("devices", f"{plan.world_size:,}" + (f", {plan.strategy}" if plan.world_size > 1 else "")),
         ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens"),
         (
@@ -77,6 +77,14 @@ def _what(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
+def _trained(plan: Plan) -> str:
+    return "" if _trains_all(plan) else f", {plan.trained_parameters:,} of adapters trained"
+
+
+def _trains_all(plan: Plan) -> bool:
+    return plan.trained_parameters == plan.parameters.total
+
+
 def _use(use: DataUse) -> str:
     if use.tokens is None:
         return f"{use.folder}: no shards there yet"
@@ -90,7 +98,7 @@ def _other_way(plan: Plan) -> str:
 
 def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
     names = {
-        "weights": "weights, float32",
+        "weights": "weights, float32" if _trains_all(plan) else "weights, adapters in float32",
         "gradients": "gradients, float32",
         "optimizer": "optimizer",
         "copies": "copies of weights",
@@ -133,7 +141,7 @@ def _wishes(plan: Plan) -> list[str]:
     wishes = ["a smaller --batch.micro-batch"] if plan.micro_batch > 1 else []
     if not plan.activation_checkpointing:
         wishes.append("--compute.activation-checkpointing")
-    if plan.strategy != "fsdp":
+    if plan.strategy != "fsdp" and _trains_all(plan):
         wishes.append("--compute.strategy fsdp on several devices")
     return wishes or ["more devices"]
 

@@ -1,8 +1,8 @@
 """What a recipe names, built: text, model, loss; and what a run leaves behind.
 
 The loop knows none of these rooms; the command line hands them to it. A kind of run hooks in here: what is
-done to a model before it is trained at the end of `model`, another loss in `loss_function`, what is written
-in `keep_model`.
+done to a model before it is trained at the end of `model`, what batches bring in `loader`, another loss in
+`loss_function`, what is written in `keep_model`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mobilellm.cli import distill_parts, lora_parts
 from mobilellm.cli.chat_text import ChatText
 from mobilellm.cli.shard_text import ShardText
 from mobilellm.train.recipe import Recipe
@@ -68,7 +69,18 @@ def loss_function(recipe: Recipe) -> LossFunction:
     """What is made small: the sum over the batch of weight * nats."""
     from mobilellm.train.loss import weighted_loss
 
-    return weighted_loss
+    return weighted_loss if recipe.distill is None else distill_parts.loss_function(recipe.distill)
+
+
+def loader(recipe: Recipe, text: RunText, world: World, quiet: bool) -> Loader:
+    """This process's share of the text, with what a teacher says of it where the recipe names one."""
+    from mobilellm.train import distributed
+
+    mine = text.loader(world)
+    if recipe.distill is None:
+        return mine
+    whole = text.loader(distributed.World(device=world.device))
+    return distill_parts.taught(recipe.distill, mine, whole, recipe.steps, text.tokenizer, world, quiet)
 
 
 def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: World) -> MobileLLM:
@@ -104,7 +116,20 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
             "with the model's own"
         )
     weights = weights._replace(config=config)
-    return checkpoint.build(weights, torch.float32, str(world.device))
+    built = checkpoint.build(weights, torch.float32, str(world.device))
+    if recipe.lora is not None:
+        lora_parts.put_on(built, recipe.lora, recipe)
+    return built
+
+
+def evaluator(recipe: Recipe, text: RunText, world: World) -> Evaluator | None:
+    evaluate = text.evaluator(world)
+    return evaluate if evaluate is None or recipe.lora is None else lora_parts.of_merged(evaluate)
+
+
+def speaker(recipe: Recipe, text: RunText) -> Speaker | None:
+    speak = text.speaker()
+    return speak if speak is None or recipe.lora is None else lora_parts.of_merged(speak)
 
 
 def card(
@@ -124,7 +149,7 @@ def card(
     on_gpu = world.device.type == "cuda"
     device = torch.cuda.get_device_name(world.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     length = recipe.batch.sequence_length
-    return {
+    values = {
         "name": name,
         "config": config.to_dict(),
         "parameters": stored_parameters(config).total,
@@ -141,10 +166,11 @@ def card(
         "versions": {"mobilellm": __version__, "torch": torch.__version__, "numpy": version("numpy")},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    return values if recipe.lora is None else lora_parts.changed_card(values, recipe.lora, config)
 
 
 def keep_model(out: Path, model: MobileLLM, recipe: Recipe, text: RunText, world: World) -> None:
-    """Write out/model, a clean directory that everything else loads.
+    """Write out/model, a clean directory that everything else loads; of a run with [lora] out/adapter.
 
     What comes of another model stays under its licence, whose texts go along.
     """
@@ -155,6 +181,9 @@ def keep_model(out: Path, model: MobileLLM, recipe: Recipe, text: RunText, world
     plain = whole_model(model) if world.size > 1 and is_sharded(model) else model
     if world.is_first and plain is not None:
         source = recipe.model.init_from
+        if recipe.lora is not None and source is not None:
+            lora_parts.keep(out, plain, source, text.tokenizer, text.chat_template)
+            return
         licence = [] if source is None else licence_files(hub.resolve(source, lambda notice: None))
         checkpoint.save(
             out / "model",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli import run_folder, run_parts
+from mobilellm.cli.qat_parts import Qat
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
 from mobilellm.train.checkpoint_files import checkpoints, step_of
@@ -105,11 +106,12 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 
     out = arguments.out
     text.read(quiet=arguments.json or not world.is_first)
-    loader = text.loader(world)
     recipe = (
         with_steps(arguments.settings, text.sequences) if arguments.settings.epochs else arguments.settings
     )
+    loader = run_parts.loader(recipe, text, world, quiet=arguments.json)
     model = run_parts.model(recipe, config, text.tokenizer, world)
+    qat = None if recipe.qat is None else Qat(recipe.qat, model)
     done = checkpoints(out / "checkpoints")
     first = step_of(done[-1]) if done else 0
     with contextlib.ExitStack() as stack:
@@ -120,6 +122,8 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             watchers = [run_folder.FolderFiles(out, recipe, card, text.left_out), trackers.update]
             if not arguments.json:
                 print(_opening(recipe, card, first), flush=True)
+                if qat is not None:
+                    print(qat.described, flush=True)
                 peak = card["peak_flops"] and card["peak_flops"] * world.size
                 bar = TrainingProgress(recipe.steps, first, card["flops_per_token"], peak)
                 watchers.append(stack.enter_context(bar).update)
@@ -128,19 +132,25 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             for watcher in watchers:
                 watcher(record)
 
+        evaluate, speak = run_parts.evaluator(recipe, text, world), run_parts.speaker(recipe, text)
+        if qat is not None:
+            evaluate, speak = qat.of_the_quantized(evaluate), qat.of_the_quantized(speak)
         outcome = train(
             model,
             loader,
             recipe,
             out,
-            text.evaluator(world),
+            evaluate,
             on_record,
             run_parts.loss_function(recipe),
             world,
-            text.speaker(),
+            speak,
             say_stopping if world.is_first else None,
+            None if qat is None else qat.passes,
         )
     run_parts.keep_model(out, model, recipe, text, world)
+    if qat is not None and world.is_first:
+        qat.keep(out, text.tokenizer)
     if world.is_first:
         _closing(arguments, recipe, outcome)
     return outcome
@@ -148,9 +158,10 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 
 def _opening(recipe: Recipe, card: Mapping[str, Any], first: int) -> str:
     at = f", going on after step {first:,}" if first else ""
+    trained = f", {card['trained_parameters']:,} of adapters trained" if recipe.lora is not None else ""
     return (
-        f"{card['parameters']:,} parameters, {recipe.steps:,} steps of {recipe.batch.tokens_per_step:,} "
-        f"tokens on {card['world_size']} x {card['device']}{at}"
+        f"{card['parameters']:,} parameters{trained}, {recipe.steps:,} steps of "
+        f"{recipe.batch.tokens_per_step:,} tokens on {card['world_size']} x {card['device']}{at}"
     )
 
 
@@ -173,8 +184,10 @@ def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
     if outcome.stopped:
         print(f"Stopped after step {outcome.steps} of {recipe.steps}; the same command goes on from there.")
     prompt = shlex.quote(next(iter(recipe.sample.prompts), "Once upon a time"))
-    talk = f"generate {out} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {out}"
-    print(f"Go on:\n  {call} report {out}\n  {call} {talk}")
+    model = out if recipe.qat is None else shlex.quote(str(arguments.out / "quantized"))
+    talk = f"generate {model} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {model}"
+    merge = "" if recipe.lora is None else f"\n  {call} merge {out} --out {out}-merged"
+    print(f"Go on:\n  {call} report {out}{merge}\n  {call} {talk}")
 
 
 def _speed(steps: Sequence[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from mobilellm.completion import Completion
 from mobilellm.data.conversation_shapes import Talk
-from mobilellm.eval.asking import answers, format_of
+from mobilellm.eval.asking import answers, asking
 from mobilellm.eval.conversations import Conversations
 from mobilellm.eval.interface import ChatFormat, LanguageModel, Request
 from mobilellm.eval.intervals import clustered, wilson
@@ -62,7 +62,7 @@ def evaluate_chat(
     """
     if answered < 1:
         raise ValueError(f"answered = {answered} must be at least 1")
-    chat, notes = format_of(model)
+    chat, template, notes = asking(model)
     asked = conversations.talks[:answered]
     total = len(conversations.talks) + len(asked)
 
@@ -79,10 +79,15 @@ def evaluate_chat(
     scored_ones = len(conversations.talks)
     given = answers(model, prompts, max_tokens, lambda done, _: report(scored_ones + done))
     found, ended = _of_answers(model, asked, firsts, given.completions)
-    results = {conversations.name: {**losses, **found, "documents_sha256": conversations.sha256}}
+    results = {
+        conversations.name: {"protocol": PROTOCOL, **losses, **found, "text_sha256": conversations.sha256}
+    }
     scored, cached = counts() if counts else (total, 0)
     notes += [f"{count:,} records skipped: {reason}" for reason, count in conversations.skipped.items()]
-    protocol = {"name": PROTOCOL, "max_tokens": max_tokens, "answered": answered, "notes": notes}
+    protocol = {
+        "name": PROTOCOL, "max_tokens": max_tokens, "answered": answered, "chat_template_sha256": template,
+        "notes": notes,
+    }  # fmt: skip
     made = record(
         "chat", model.identity, protocol, results, {conversations.name: {**items, **ended}},
         time.perf_counter() - begin, scored, cached,
@@ -101,14 +106,16 @@ def repetition(tokens: Sequence[int]) -> float:
 def _losses(
     model: LanguageModel, chat: ChatFormat, conversations: Conversations, report: Callable[[int], None]
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    requests, masks, sizes = list[Request](), [], []
+    requests, masks, sizes, words = list[Request](), [], [], []
     for talk in conversations.talks:
         tokens, trained = chat.conversation(talk.messages, talk.tools)
         if len(tokens) - 1 > model.context or not any(trained[1:]):
             continue
         requests.append(Request(tuple(tokens[:1]), tuple(tokens[1:])))
         masks.append(np.array(trained[1:]))
-        sizes.append(sum(_bytes(message) for message in talk.messages if message["role"] == "assistant"))
+        said = [_text(message) for message in talk.messages if message["role"] == "assistant"]
+        sizes.append(sum(len(text.encode()) for text in said))
+        words.append(sum(len(text.split()) for text in said))
     if not requests:
         raise ValueError(
             f"{conversations.name}: none of its {len(conversations.talks):,} conversations fits the model's "
@@ -130,7 +137,11 @@ def _losses(
         "perplexity": math.exp(total / sum(tokens_of)),
         "bits_per_byte": total / math.log(2) / sum(sizes) if sum(sizes) else None,
     }  # fmt: skip
-    items = {"nats": nats, "tokens": list(map(float, tokens_of)), "bytes": list(map(float, sizes))}
+    items = {"nats": nats}
+    items |= {
+        name: list(map(float, each))
+        for name, each in (("tokens", tokens_of), ("bytes", sizes), ("words", words))
+    }
     return found, items
 
 
@@ -170,7 +181,3 @@ def _text(message: dict[str, Any]) -> str:
     """What an assistant's message says, calls as JSON."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
     return "\n".join([*filter(None, [message["content"]]), *calls])
-
-
-def _bytes(message: dict[str, Any]) -> int:
-    return len(_text(message).encode())

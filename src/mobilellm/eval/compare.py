@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ _AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two accuracies, in fractions of 1."""
+    """Of two accuracies, or of other scores of 0 … 1, in fractions of 1."""
 
     name: str
     documents: int
@@ -45,8 +45,8 @@ class Difference:
     """Documents that B has right and A wrong."""
     lost: int
     p: float
-    """Of a difference this large where there is none: of a task by McNemar's exact test on the documents won
-    and lost, of the average by the bootstrap."""
+    """Of a difference this large where there is none: of right and wrong answers by McNemar's exact test on
+    those won and lost, of the average, of other scores and of turns of conversations by the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Comparison:
     b: str
     kind: str
     metric: str
-    """Of the accuracies; "" for perplexity."""
+    """Of zero-shot accuracies; "" for other kinds."""
     samples: int
     seed: int
     rows: tuple[Difference, ...] | tuple[Ratio, ...]
@@ -118,7 +118,9 @@ def compare(a: Record, b: Record, metric: str = "paper", samples: int = 10_000, 
         )
     rows: tuple[Difference, ...] | tuple[Ratio, ...]
     if a.kind == "zero-shot":
-        rows = _differences(a, b, shared, metric, samples, seed)
+        rows = _with_average(_differences(a, b, [(task, task, metric) for task in shared], samples, seed))
+    elif a.kind == "tools":
+        rows = tuple(row for row, _ in _differences(a, b, _of_tools(a, shared), samples, seed))
     else:
         rows = tuple(_ratio(a, b, name, samples, seed) for name in shared)
     shown = metric if a.kind == "zero-shot" else ""
@@ -152,27 +154,42 @@ def mcnemar(won: int, lost: int) -> float:
 
 
 def _differences(
-    a: Record, b: Record, tasks: Sequence[str], metric: str, samples: int, seed: int
-) -> tuple[Difference, ...]:
-    rows: list[Difference] = []
-    resampled: list[Array] = []
-    for task in tasks:
+    a: Record, b: Record, asked: Sequence[tuple[str, str, str]], samples: int, seed: int
+) -> Iterator[tuple[Difference, Array]]:
+    """Of every (name of the row, task, metric): the difference, and the resampled ones."""
+    for name, task, metric in asked:
         right_a, right_b = _answers(a, task, metric), _answers(b, task, metric)
         _check_same_documents(a, b, task, len(right_a), len(right_b))
         change = right_b - right_a
-        means = resampled_sums(change[:, None], samples, _generator(seed, task))[:, 0] / len(change)
+        # Turns of one conversation are drawn together.
+        ids = a.items[task].get(f"{metric}_conversation", range(len(change)))
+        groups = np.unique(ids, return_inverse=True)[1]
+        table = np.array([np.bincount(groups, change), np.bincount(groups)], dtype=np.float64).T
+        sums = resampled_sums(table, samples, _generator(seed, name))
+        means = sums[:, 0] / sums[:, 1]
         won, lost = int((change > 0).sum()), int((change < 0).sum())
-        low, high = _interval(means)
-        rows.append(
+        is_coin = len(table) == len(change) and set(right_a) | set(right_b) <= {0.0, 1.0}
+        yield (
             Difference(
-                task, len(change), float(right_a.mean()), float(right_b.mean()), float(change.mean()),
-                low, high, won, lost, mcnemar(won, lost),
-            )
+                name, len(change), float(right_a.mean()), float(right_b.mean()), float(change.mean()),
+                *_interval(means), won, lost, mcnemar(won, lost) if is_coin else _bootstrap_p(means),
+            ),
+            means,
         )  # fmt: skip
-        resampled.append(means)
-    if len(rows) > 1:
-        rows.append(_overall(rows, np.mean(resampled, axis=0)))
-    return tuple(rows)
+
+
+def _of_tools(record: Record, tasks: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [
+        (task if metric == "accuracy" else f"{task}: {metric}", task, metric)
+        for task in tasks
+        for metric in record.items[task]
+        if not metric.endswith("_conversation")
+    ]
+
+
+def _with_average(found: Iterable[tuple[Difference, Array]]) -> tuple[Difference, ...]:
+    rows, resampled = zip(*found, strict=True)
+    return rows if len(rows) == 1 else (*rows, _overall(rows, np.mean(resampled, axis=0)))
 
 
 def _overall(rows: Sequence[Difference], means: Array) -> Difference:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mobilellm.completion import Completion
 from mobilellm.eval.api_calling import OF_CALLS, OF_TEXTS, Turn, score, turns_of
-from mobilellm.eval.asking import Answers, answers, format_of
+from mobilellm.eval.asking import Answers, answers, asking
 from mobilellm.eval.bfcl import Question, holds_questions, question_files, read_questions
 from mobilellm.eval.call_matching import fault_of_calls
 from mobilellm.eval.conversations import Conversations, read_conversations
@@ -69,6 +69,11 @@ def read_tool_data(
                 if limit is None or len(held) < limit:
                     held.append(question)
     _refuse_repeated(data)
+    if held_out is not None and not data.conversations:
+        raise ValueError(
+            f"held_out = {held_out} is of files of conversations, and none is named; leave it out: the "
+            "leaderboard's questions are no training data"
+        )
     return data
 
 
@@ -85,7 +90,7 @@ def evaluate_tools(
     how many came from a cache. A question longer than the model's context counts as wrong, and is counted.
     Raises ValueError for what the chat template refuses.
     """
-    chat, notes = format_of(model)
+    chat, template, notes = asking(model)
     groups: list[tuple[str, list[Question] | list[Turn]]] = [*data.questions.items()]
     groups += [(each.name, turns_of(each.talks)) for each in data.conversations]
     prompts = [[chat.prompt(each.messages, each.tools) for each in group] for _, group in groups]
@@ -116,6 +121,7 @@ def evaluate_tools(
     protocol = {
         "name": PROTOCOL,
         "max_tokens": max_tokens,
+        "chat_template_sha256": template,
         "rouge_score": version("rouge_score"),
         "notes": notes,
     }
@@ -182,7 +188,10 @@ def _turns_judged(
         if each:
             low, high = clustered(each, places[metric])
             found |= {metric: sum(each) / len(each), f"{metric}_low": low, f"{metric}_high": high}
-    return found, {metric: each for metric, each in values.items() if each}, lines
+    items = {metric: each for metric, each in values.items() if each}
+    # Turns of one conversation are not independent: whoever compares must know which belong together.
+    items |= {f"{metric}_conversation": list(map(float, places[metric])) for metric in items}
+    return found, items, lines
 
 
 def _written(completion: Completion | None, calls: Sequence[ToolCall]) -> dict[str, Any]:

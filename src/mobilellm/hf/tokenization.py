@@ -15,6 +15,7 @@ from typing import Any
 import transformers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from mobilellm.chat_template import stored_template
 from mobilellm.tokenizer import Tokenizer
 
 _HUB_ARGUMENTS = (
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(directory: str | Path, **kwargs: Any) -> transformers.PreTrainedTokenizerFast:
-    """The tokenizer of a model directory, as transformers has it: <s> (1) in front, eos 2, unk and pad 0.
+    """The tokenizer of a model directory, as transformers has it: <s> (1) in front, eos 2, unk and pad 0, and
+    the chat template that lies there.
 
     `kwargs` are those of `PreTrainedTokenizerFast.from_pretrained`, e.g. padding_side. Raises
     FileNotFoundError or ValueError as `Tokenizer.load` does.
@@ -46,6 +48,8 @@ def load_tokenizer(directory: str | Path, **kwargs: Any) -> transformers.PreTrai
         tokenizer.save(temporary)
         fast = transformers.PreTrainedTokenizerFast.from_pretrained(temporary, **kwargs)
     fast.name_or_path = str(directory)
+    if fast.chat_template is None:
+        fast.chat_template = stored_template(Path(directory))
     return fast
 
 

@@ -153,6 +153,16 @@ def attach(model: MobileLLM, quantization: Quantization, quantized: set[str]) ->
     model.quantization = quantization
 
 
+def detach(model: MobileLLM) -> None:
+    """Let `model` round nothing any more: the inverse of `attach`."""
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.rounding = None
+        if isinstance(part, Attention):
+            part.kv_rounding = None
+    model.head_rounding = model.quantization = None
+
+
 _OTHER_WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip

@@ -133,6 +133,8 @@ class Runner:
         adapters = [None if each is None else each.adapter for each in adapted]
         roundings: list[Any] = [linear.rounding for linear in linears]
         assert all(each == roundings[0] for each in roundings), "what has one input rounds it in one way"
+        if roundings[0] is not None and any(adapters):
+            return None  # an adapter of peft's sees what was not rounded
         return Projection(self.setting.products, adapters, roundings[0]), tensors
 
     def norm(self, norm: nn.Module, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from mobilellm.model.quantized import Matrix
 
 _LEAST_SCALE = 2.0**-126
 """Of int8 and int4, as torchao's: a group of zeros has a scale above zero, too."""
+_WEIGHTS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ class WeightFormat:
         stored = self.stored_scales(scales)
         codes = _GGML_CODES[self.name](runs, scales) if self.in_gguf else self.nearest(runs, stored)
         return Matrix(codes.flatten(1), stored, self.bits)
+
+    def round_into(self, out: Tensor, weight: Tensor) -> None:
+        """`quantize(weight).values()` into `out` (R, C), float32, for quantisation-aware training.
+
+        A few rows at a time, so that what lies between stays in a processor's cache. Raises as `quantize`.
+        """
+        on_cpu = weight.device.type == "cpu"
+        rows = max(1, _WEIGHTS_AT_ONCE // weight.shape[1]) if on_cpu else len(weight)
+        for part, values in zip(torch.split(weight, rows), torch.split(out, rows), strict=True):
+            values.copy_(self.quantize(part).values())
 
     def grouped(self, weight: Tensor) -> Tensor:
         """(R, C) as (R, groups, group)."""

@@ -86,7 +86,7 @@ def difference_picture(comparisons: Sequence[Comparison], theme: Theme = LIGHT) 
     if not comparisons:
         raise ValueError("picture of differences: no comparison is given")
     names = list(dict.fromkeys(row.name for each in comparisons for row in each.rows))
-    accuracy = comparisons[0].kind == "zero-shot"
+    accuracy = comparisons[0].kind in ("zero-shot", "tools")
     height = 1.7 + len(names) * (0.25 + 0.17 * len(comparisons))
     figure, (axes,) = _panels(1, (8.6, height), theme, columns=1)
     for number, each in enumerate(comparisons):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import sys
@@ -30,10 +31,12 @@ from mobilellm.train.stop_requests import stop_requests
 
 Evaluator = Callable[[MobileLLM, int], Mapping[str, float]]
 Speaker = Callable[[MobileLLM, int], Sequence[tuple[str, str]]]
+Passes = Callable[[int], contextlib.AbstractContextManager[None]]
+"""Steps done -> what the passes of the next one run in: within, the model may compute with other weights."""
 Stopped = Literal["interrupt", "requeue"]
 
 
-KINDS = ("lora",)
+KINDS = ("lora", "qat")
 """Tables of a recipe that say what is trained, and how: a run that goes on must have the same."""
 
 
@@ -55,6 +58,7 @@ def train(
     world: World | None = None,
     speak: Speaker | None = None,
     on_stop: Callable[[], None] | None = None,
+    passes: Passes | None = None,
 ) -> Outcome:
     """Train `model` in place up to `settings.steps`, going on from the newest checkpoint in `directory`.
 
@@ -64,6 +68,8 @@ def train(
     seconds, seconds spent waiting for data, peak memory; evaluations under "eval", what `speak` gives
     (prompts and completions) under "samples". In a world of several processes all call this alike, each with
     its own share of the data; only the first writes records, and only there is `speak` called.
+    Quantisation-aware training is a matter of `passes`: gradients of the weights that the model has within
+    change those it has outside.
 
     Raises TrainingError when the loss is no longer a number or jumps, ValueError for a checkpoint that is
     damaged or another run's, for settings that do not fit model or loader, and while another process trains
@@ -77,7 +83,7 @@ def train(
         stop_requests(on_stop) as requests,
     ):
         run = _Run(model, loader, settings, directory, world, loss_function, requests)
-        run.evaluate, run.speak, run.on_record = evaluate, speak, on_record
+        run.evaluate, run.speak, run.on_record, run.passes = evaluate, speak, on_record, passes
         return run()
 
 
@@ -87,6 +93,7 @@ class _Run:
     evaluate: Evaluator | None
     speak: Speaker | None
     on_record: Callable[[Record], None] | None
+    passes: Passes | None
 
     def __init__(
         self,
@@ -200,7 +207,8 @@ class _Run:
         _seed(settings.seed, self.done, self.world.rank)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(fed, total)
+        with contextlib.nullcontext() if self.passes is None else self.passes(self.done):
+            loss = self._backward(fed, total)
         clip = self.optimizer.clip if isinstance(self.optimizer, KernelAdamW) else self.spread.clip
         norm = clip(settings.optim.clip_norm)
         (everywhere,) = self.world.sum([loss])

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from mobilellm.accounting import stored_parameters
 from mobilellm.config import ModelConfig
+from mobilellm.train.lora import adapter_parameters, kept_bytes
 from mobilellm.train.recipe import Recipe
 
 _LOSS_ROWS, _LOSS_LOGITS = 512, 2**21
@@ -24,7 +25,8 @@ class Memory:
     gradients: int
     optimizer: int
     copies: int
-    """Weights in bfloat16 that autocast makes; with fsdp the gathered weights of two blocks and the head."""
+    """Weights in bfloat16 that autocast makes; with fsdp the gathered weights of two blocks and the head. Of
+    qat: the rounded weights in float32."""
     activations: int
     """What the forward pass of a micro-batch keeps for the backward pass."""
     loss: int
@@ -59,6 +61,8 @@ def memory_per_device(
     else:
         # Autocast keeps one copy of each weight; a compiled block makes and keeps its own whenever it runs.
         copies = 2 * blocks * (config.repeats if compute.compile else 1)
+    if recipe.qat is not None:
+        copies += 4 * (blocks + stored.embedding + stored.head)
     a_block = block_activation_bytes(config, width, compute.compile)
     kept = 4 * config.hidden_size * config.num_steps + a_block if recomputed else a_block * config.num_steps
     aside = recipe.checkpoint.asynchronous and not on_gpu
@@ -68,9 +72,16 @@ def memory_per_device(
         + tokens * config.hidden_size * (2 * width + 4)  # hidden states, and their gradient twice
         + vocabulary * (4 + (2 * width if width == 2 else width))  # gradient of the head, and of a chunk
     )
+    weights, trained = 4 * stored.total, trained_parameters(recipe, config)
+    if recipe.lora is not None:
+        weights += 4 * trained
+        if width == 2 and not on_gpu and not compute.compile:  # `adapters.narrow`
+            weights, copies = weights - 2 * blocks, 0
+        kept += config.num_steps * kept_bytes(recipe.lora, config)
+        loss -= vocabulary * (4 + (2 * width if width == 2 else width))
     return Memory(
-        weights=4 * stored.total // sharded,
-        gradients=4 * stored.total // sharded,
+        weights=weights // sharded,
+        gradients=4 * trained // sharded,
         optimizer=_optimizer_bytes(recipe, config) // sharded,
         copies=copies,
         activations=tokens * (kept + 8 * config.hidden_size),  # and the final norm's
@@ -98,12 +109,19 @@ def block_activation_bytes(config: ModelConfig, width: int, compiled: bool) -> i
 
 
 def checkpoint_bytes(recipe: Recipe, config: ModelConfig) -> int:
-    """Weights and optimiser, all in float32."""
-    return 4 * stored_parameters(config).total + _optimizer_bytes(recipe, config)
+    """What is trained and the optimiser, all in float32."""
+    return 4 * trained_parameters(recipe, config) + _optimizer_bytes(recipe, config)
+
+
+def trained_parameters(recipe: Recipe, config: ModelConfig) -> int:
+    """All weights, or those of the adapters."""
+    if recipe.lora is not None:
+        return adapter_parameters(recipe.lora, config)
+    return stored_parameters(config).total
 
 
 def _optimizer_bytes(recipe: Recipe, config: ModelConfig) -> int:
-    """AdamW's two moments of every weight; Muon has one of the blocks' matrices."""
+    """AdamW's two moments of every weight that is trained; Muon has one of the blocks' matrices."""
     stored = stored_parameters(config)
     muon = stored.attention + stored.ffn if recipe.optim.name == "muon" else 0
-    return 8 * stored.total - 4 * muon
+    return 8 * trained_parameters(recipe, config) - 4 * muon

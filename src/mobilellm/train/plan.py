@@ -21,7 +21,8 @@ from mobilellm.config import ModelConfig
 from mobilellm.data.shards import read_index
 from mobilellm.hardware import MEMORY_GB, named_peak_flops
 from mobilellm.train.device import Device, this_device
-from mobilellm.train.memory import Memory, checkpoint_bytes, memory_per_device
+from mobilellm.train.lora import flops_not_needed
+from mobilellm.train.memory import Memory, checkpoint_bytes, memory_per_device, trained_parameters
 from mobilellm.train.recipe import Recipe
 
 HEADROOM = 0.9
@@ -58,6 +59,7 @@ class Pace:
 @dataclass(frozen=True)
 class Plan:
     parameters: Parameters
+    trained_parameters: int
     world_size: int
     strategy: str
     steps: int
@@ -113,6 +115,8 @@ def make_plan(
     device = device or this_device(compute.precision)
     micro_batch = min(batch.micro_batch, share)
     flops_per_token = training_flops_per_token(config, batch.sequence_length)
+    if recipe.lora is not None:
+        flops_per_token -= flops_not_needed(recipe.lora, config)
     kept = recipe.checkpoint.keep_last + 1
     if recipe.checkpoint.milestone_every:
         kept += recipe.steps // recipe.checkpoint.milestone_every
@@ -142,6 +146,7 @@ def make_plan(
     )
     return Plan(
         parameters=stored_parameters(config),
+        trained_parameters=trained_parameters(recipe, config),
         world_size=world_size,
         strategy=compute.strategy,
         steps=recipe.steps,

@@ -11,6 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from mobilellm.train.distillation import DistillChoice
+from mobilellm.train.lora import LoraChoice
+from mobilellm.train.qat import QatChoice
 from mobilellm.train.settings import TrainSettings
 from mobilellm.train.tables import OVER_LONG, ChatChoice, DataChoice, LogChoice, ModelChoice, SampleChoice
 
@@ -33,12 +36,24 @@ class Recipe(TrainSettings):
     model: ModelChoice
     data: DataChoice = field(default_factory=DataChoice)
     chat: ChatChoice | None = None
+    distill: DistillChoice | None = None
+    lora: LoraChoice | None = None
+    qat: QatChoice | None = None
     sample: SampleChoice = field(default_factory=SampleChoice)
     log: LogChoice = field(default_factory=LogChoice)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        problems += self._source_problems()
+        problems += self._source_problems() + self._lora_problems()
+        if self.distill is not None:
+            problems += self.distill.problems()
+        if self.qat is not None:
+            problems += self.qat.problems(self.steps, self.compute.strategy)
+        if self.qat is not None and self.lora is not None:
+            problems.append(
+                "qat and lora exclude each other: an export holds weights and adapters in one; merge those "
+                "first, then train with qat"
+            )
         for name, value, least in (
             ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
             ("sample.tokens", self.sample.tokens, 1),
@@ -62,6 +77,20 @@ class Recipe(TrainSettings):
             lambda value: value > 0 or (by_epochs and value == 0),
             (f"steps = {self.steps} must be above 0" + ("" if by_epochs else ", unless epochs are given")),
         )
+
+    def _lora_problems(self) -> list[str]:
+        if self.lora is None:
+            return []
+        problems = self.lora.problems()
+        if self.model.init_from is None:
+            problems.append("missing key model.init_from; lora adapts a model that is trained")
+        if self.optim.name == "muon":
+            problems.append("optim.name = 'muon' is for whole matrices, not for lora; use 'adamw'")
+        if self.compute.strategy == "fsdp":
+            problems.append(
+                "compute.strategy = 'fsdp' does not go with lora, which has little to split; use 'ddp'"
+            )
+        return problems
 
     def _source_problems(self) -> list[str]:
         """What is wrong with where the model and the text come from."""

@@ -1,4 +1,4 @@
-"""A teacher over rows of tokens: its k likeliest next tokens at every place that counts.
+"""A teacher over passages: its k likeliest next tokens at every place that counts.
 
 B sequences, T tokens, R places, E hidden_size, V vocab_size, k of top k.
 """
@@ -6,13 +6,14 @@ B sequences, T tokens, R places, E hidden_size, V vocab_size, k of top k.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mobilellm.train.teacher_cache import Row, TopK, ids_dtype
+from mobilellm.train.teacher_cache import Passage, TopK, ids_dtype
 
 CHUNK_LOGITS = 2**22
 """Logits held at a time."""
@@ -43,76 +44,53 @@ class Teacher(Protocol):
         """Logits (R, at least vocab_size) of states (R, E)."""
 
 
-class _Sequence(NamedTuple):
-    """A document of a row, or all of it, up to the last place that counts."""
-
-    row: int
-    start: int
-    stop: int
-
-
 @torch.inference_mode()
-def top_k(teacher: Teacher, rows: Sequence[Row], k: int, temperature: float) -> list[TopK]:
-    """Of every row; probabilities are of the temperature. Every document of a row stands alone.
+def top_k(teacher: Teacher, passages: Sequence[Passage], k: int, temperature: float) -> list[TopK]:
+    """Of every passage; probabilities are of the temperature.
 
-    Raises ValueError for rows longer than the teacher's context, for k above its vocabulary, and for logits
-    that are no numbers.
+    Raises ValueError for passages longer than the teacher's context, for k above its vocabulary, and for
+    logits that are no numbers.
     """
     if k > teacher.vocab_size:
         raise ValueError(
             f"distill.top_k = {k} is more than the teacher's vocabulary of {teacher.vocab_size} tokens; "
             "choose a smaller one"
         )
-    ids = [np.zeros((int(row.counted.sum()), k), ids_dtype(teacher.vocab_size)) for row in rows]
-    logs = [np.zeros((len(each), k + 1), np.float16) for each in ids]
-    for batch in _batches(_sequences(rows), teacher):
-        length = max(stop - start for _, start, stop in batch)
-        tokens = np.zeros((len(batch), length), np.int64)
-        counted = np.zeros((len(batch), length), np.bool_)
-        for number, (row, start, stop) in enumerate(batch):
-            tokens[number, : stop - start] = rows[row].tokens[start:stop]
-            counted[number, : stop - start] = rows[row].counted[start:stop]
+    found = dict[int, TopK]()
+    for batch in _batches(passages, teacher):
+        shape = (len(batch), max(len(passages[number].tokens) for number in batch))
+        tokens, counted = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+        for place, number in enumerate(batch):
+            length = len(passages[number].tokens)
+            tokens[place, :length], counted[place, :length] = passages[number]
         places = torch.from_numpy(np.flatnonzero(counted)).to(teacher.device)
         states = teacher.states(torch.from_numpy(tokens).to(teacher.device), places)
-        found_ids, found_logs = _likeliest(teacher, states, k, temperature)
-        at = 0
-        for row, start, stop in batch:
-            before, inside = int(rows[row].counted[:start].sum()), int(rows[row].counted[start:stop].sum())
-            ids[row][before : before + inside] = found_ids[at : at + inside]
-            logs[row][before : before + inside] = found_logs[at : at + inside]
-            at += inside
-    return [TopK(*pair) for pair in zip(ids, logs, strict=True)]
+        ids, logs = _likeliest(teacher, states, k, temperature)
+        ends = counted.sum(1).cumsum()[:-1]
+        for number, *parts in zip(batch, np.split(ids, ends), np.split(logs, ends), strict=True):
+            found[number] = TopK(*parts)
+    return [found[number] for number in range(len(passages))]
 
 
-def _sequences(rows: Sequence[Row]) -> list[_Sequence]:
-    """Those with places that count, the longest first: batches are then padded little."""
-    found = []
-    for number, row in enumerate(rows):
-        starts = [0]
-        if row.segments is not None:
-            starts += (np.flatnonzero(np.diff(row.segments)) + 1).tolist()
-        for start, stop in zip(starts, [*starts[1:], len(row.tokens)], strict=True):
-            places = np.flatnonzero(row.counted[start:stop])
-            if len(places):
-                found.append(_Sequence(number, start, start + int(places[-1]) + 1))
-    return sorted(found, key=lambda each: each.start - each.stop)
-
-
-def _batches(sequences: Sequence[_Sequence], teacher: Teacher) -> Iterator[Sequence[_Sequence]]:
-    if sequences and (longest := sequences[0].stop - sequences[0].start) > teacher.context:
+def _batches(passages: Sequence[Passage], teacher: Teacher) -> Iterator[list[int]]:
+    """Numbers of passages, the longest first: batches are then padded little."""
+    order = sorted(range(len(passages)), key=lambda number: -len(passages[number].tokens))
+    if order and (longest := len(passages[order[0]].tokens)) > teacher.context:
         raise ValueError(
             f"distill.teacher = {teacher.name}: its context of {teacher.context} tokens is shorter than a "
             f"sequence of {longest}; make batch.sequence_length smaller"
         )
     most = _TOKENS_AT_ONCE.get(teacher.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
     first = 0
-    while first < len(sequences):
-        count = max(1, most // (sequences[first].stop - sequences[first].start))
-        yield sequences[first : first + count]
+    while first < len(order):
+        count = max(1, most // len(passages[order[first]].tokens))
+        yield order[first : first + count]
         first += count
 
 
-def _likeliest(teacher: Teacher, states: Tensor, k: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def _likeliest(
+    teacher: Teacher, states: Tensor, k: int, temperature: float
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.float16]]:
     """Ids (R, k) and logarithms (R, k + 1) of the places that `states` are of."""
     ids, logs = list[Tensor](), list[Tensor]()
     for some in torch.split(states, max(1, CHUNK_LOGITS // teacher.vocab_size)):
@@ -125,6 +103,7 @@ def _likeliest(teacher: Teacher, states: Tensor, k: int, temperature: float) -> 
             )
         top = logits.topk(k)
         others = logits.scatter_(-1, top.indices, -torch.inf).logsumexp(-1, keepdim=True)
-        ids.append(top.indices.to(torch.int32).cpu())
+        ids.append(top.indices.cpu())
         logs.append((torch.cat([top.values, others], -1) - total).half().cpu())
-    return torch.cat(ids).numpy(), torch.cat(logs).numpy()
+    narrow = ids_dtype(teacher.vocab_size)
+    return torch.cat(ids).numpy().astype(narrow), torch.cat(logs).numpy()

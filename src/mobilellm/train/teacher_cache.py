@@ -1,24 +1,24 @@
-"""A teacher's top k in files: its k likeliest next tokens at every place of every row, with probabilities.
+"""A teacher's top k in files: its k likeliest next tokens at every place of a text, and how likely they are.
 
+A passage is what a teacher sees at once: a row of tokens, or of rows that keep documents apart each document.
 A folder holds cache.json, which says of which teacher and at which temperature, and parts, each a safetensors
-file of R rows with P places in all:
+file of R passages with P places in all:
 
-    keys     (R, 32) uint8             sha256 of the row: its tokens, documents, and the places that count
-    starts   (R + 1,) int64            the places of row r are starts[r] … starts[r + 1] - 1
+    keys     (R, 32) uint8             sha256 of the passage: its tokens, and which places count
+    starts   (R + 1,) int64            the places of passage r are starts[r] … starts[r + 1] - 1
     ids      (P, k) uint16 or int32    the likeliest tokens, in falling order
     logs     (P, k + 1) float16        logarithms of their probabilities; last that of all others together
-    digests  (R, 32) uint8             sha256 over key, ids and logs of a row, compared whenever it is read
+    digests  (R, 32) uint8             sha256 over key, ids and logs of a passage, compared when it is read
 
-Rows are found by what they hold: whatever deals them out, in which order and to how many devices, the same
-row has the same top k, and rows of other data are not there. Parts are memory-mapped and appear whole or
-not at all: after a kill what is missing is at most the part that was being made.
+Passages are found by what they hold: whatever deals them out, packed and shuffled as it may be, in each epoch
+and on any number of devices, the same passage has the same top k, and those of other data are not there.
+Parts are memory-mapped and appear whole or not at all: a kill loses at most the part that was being made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,12 +40,12 @@ Ids = NDArray[np.integer[Any]]
 
 
 class CacheError(ValueError):
-    """A cache that is damaged, of another teacher, or lacks rows; the message names it and the mend."""
+    """A cache that is damaged, of another teacher, or lacks something; the message names it and the mend."""
 
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """What the distributions in a cache depend on, apart from the rows."""
+    """What the distributions in a cache depend on, apart from the text."""
 
     teacher: str
     """Fingerprint: SHA-256 over weights, configuration and tokenizer."""
@@ -58,24 +58,21 @@ class CacheIdentity:
     dtype: str
 
 
-class Row(NamedTuple):
-    """A row of a batch as a teacher sees it. tokens (T,), counted (T,) bool; segments (T,) or None."""
+class Passage(NamedTuple):
+    """tokens (T,) that a teacher sees at once; counted (T,) tells after which it is asked what comes next."""
 
     tokens: Ids
     counted: NDArray[np.bool_]
-    segments: Ids | None
 
     @property
     def key(self) -> bytes:
         digest = hashlib.sha256(self.tokens.astype("<i4").tobytes())
         digest.update(self.counted.tobytes())
-        if self.segments is not None:
-            digest.update((self.segments - self.segments[0]).astype("<i4").tobytes())
         return digest.digest()
 
 
 class TopK(NamedTuple):
-    """At the n places of a row that count: ids (n, k), logs (n, k + 1)."""
+    """At the n places of a passage that count: ids (n, k), logs (n, k + 1)."""
 
     ids: Ids
     logs: NDArray[np.float16]
@@ -104,29 +101,29 @@ class TeacherCache:
             if file not in self._parts:
                 self._open(file)
 
-    def read(self, row: Row) -> TopK:
-        """Raises CacheError where the row is not there, or not what was written."""
-        key = row.key
+    def read(self, passage: Passage) -> TopK:
+        """Raises CacheError where it is not there, or not what was written."""
+        key = passage.key
         if key not in self._places:
             raise CacheError(
-                f"{self.directory}: has nothing for a row of this data; start the run again with "
+                f"{self.directory}: has nothing for a passage of this data; start the run again with "
                 "distill.teacher named"
             )
         file, start, stop, digest = self._places[key]
         ids, logs = (self._parts[file].get_slice(name)[start:stop] for name in ("ids", "logs"))
         if _digest(key, ids, logs) != digest:
-            raise _damaged(file, "a row is not what was written, its sha256 differs")
+            raise _damaged(file, "a passage is not what was written, its sha256 differs")
         return TopK(ids, logs)
 
-    def write(self, rows: list[tuple[bytes, TopK]], number: int) -> None:
-        """Write rows as part `number`, whole or not at all."""
-        keys = b"".join(key for key, _ in rows)
-        digests = b"".join(_digest(key, *top) for key, top in rows)
+    def write(self, passages: list[tuple[bytes, TopK]], number: int) -> None:
+        """Write passages as part `number`, whole or not at all."""
+        keys = b"".join(key for key, _ in passages)
+        digests = b"".join(_digest(key, *top) for key, top in passages)
         arrays: dict[str, NDArray[Any]] = {
             "keys": np.frombuffer(keys, np.uint8).reshape(-1, _DIGEST),
-            "starts": np.cumsum([0, *(len(top.ids) for _, top in rows)], dtype=np.int64),
-            "ids": np.concatenate([top.ids for _, top in rows]),
-            "logs": np.concatenate([top.logs for _, top in rows]),
+            "starts": np.cumsum([0, *(len(top.ids) for _, top in passages)], dtype=np.int64),
+            "ids": np.concatenate([top.ids for _, top in passages]),
+            "logs": np.concatenate([top.logs for _, top in passages]),
             "digests": np.frombuffer(digests, np.uint8).reshape(-1, _DIGEST),
         }
         with atomic_write(self.directory / f"part-{number:06}.safetensors") as temporary:
@@ -152,9 +149,9 @@ class TeacherCache:
         ):
             raise _damaged(file, "its arrays do not fit each other")
         self._parts[file] = part
-        for row in range(R):
-            place = (file, int(starts[row]), int(starts[row + 1]), digests[row].tobytes())
-            self._places.setdefault(keys[row].tobytes(), place)
+        for number in range(R):
+            place = (file, int(starts[number]), int(starts[number + 1]), digests[number].tobytes())
+            self._places.setdefault(keys[number].tobytes(), place)
 
 
 def open_cache(directory: Path, identity: CacheIdentity | None) -> TeacherCache:
@@ -200,16 +197,6 @@ def place_bytes(vocab_size: int, top_k: int) -> int:
 def ids_dtype(vocab_size: int) -> np.dtype[Any]:
     """The smallest that holds every id; int32 rather than uint32, which torch hardly knows."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
-
-
-def distinct(rows: Iterable[Row]) -> Iterable[tuple[bytes, Row]]:
-    """Every row once, with its key."""
-    seen = set[bytes]()
-    for row in rows:
-        key = row.key
-        if key not in seen:
-            seen.add(key)
-            yield key, row
 
 
 def _read_identity(file: Path) -> CacheIdentity:

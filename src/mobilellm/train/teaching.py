@@ -1,7 +1,7 @@
 """A loader whose batches bring what the teacher says of them; before, the teacher's cache is made complete.
 
-The teacher runs once over the very rows that the run will see, found by dealing them all out; later runs and
-epochs find them in the cache.
+The teacher runs once over the very passages that the run will see, found by dealing them all out; later
+epochs and runs find them in the cache.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from mobilellm.train.teacher_cache import (
     PART_BYTES,
     CacheError,
     CacheIdentity,
-    Row,
+    Passage,
     TeacherCache,
     TopK,
-    distinct,
+    ids_dtype,
     open_cache,
     place_bytes,
 )
 
-ROWS_AT_ONCE = 32
-"""Given to the teacher together: it sorts their documents by length."""
+TOKENS_AT_ONCE = 2**14
+"""Of passages given to the teacher together, which sorts them by length."""
 
 Progress = Callable[[int, int], None]
-"""(rows done, rows to do)."""
+"""(passages done, passages to do)."""
 
 
 def open_together(directory: Path, identity: CacheIdentity | None, world: World) -> TeacherCache:
@@ -59,19 +59,19 @@ def fill(
     world: World,
     progress: Progress = lambda done, of: None,
 ) -> int:
-    """Have `teacher` run over all rows of the first `steps` steps that `cache` lacks; how many these were.
+    """Have `teacher` run over what `cache` lacks of the first `steps` steps; how many passages these were.
 
     `loader` deals out the whole steps, not this process's share of them; it is left where it was. All
     processes call this together and share the work. What is done is kept if it is stopped. Raises CacheError
-    where rows are missing and there is no teacher, and while another run fills the cache.
+    where something is missing and there is no teacher, and while another run fills the cache.
     """
-    missing = [key for key, _ in distinct(_rows(loader, steps)) if key not in cache]
+    missing = [key for key, _ in _distinct(loader, steps) if key not in cache]
     if not missing:
         return 0
     if teacher is None:
         raise CacheError(
-            f"{cache.directory}: lacks {len(missing):,} rows of this run (other data, longer sequences, more "
-            "steps, or it was never finished); name the teacher, distill.teacher, to add them"
+            f"{cache.directory}: lacks {len(missing):,} passages of this run (other data, other sequences, "
+            "more steps, or it was never finished); name the teacher, distill.teacher, to add them"
         )
     with contextlib.ExitStack() as stack:
         problem = None
@@ -101,7 +101,7 @@ def _work(
     number, identity = cache.next_number + world.rank, cache.identity
     size = place_bytes(identity.vocab_size, identity.top_k)
     done: list[tuple[bytes, TopK]] = []
-    waiting: list[tuple[bytes, Row]] = []
+    waiting: list[tuple[bytes, Passage]] = []
     finished = 0
 
     def write() -> None:
@@ -113,7 +113,7 @@ def _work(
 
     def run() -> None:
         nonlocal finished
-        tops = top_k(teacher, [row for _, row in waiting], identity.top_k, identity.temperature)
+        tops = top_k(teacher, [passage for _, passage in waiting], identity.top_k, identity.temperature)
         done.extend((key, top) for (key, _), top in zip(waiting, tops, strict=True))
         finished += len(waiting)
         waiting.clear()
@@ -123,10 +123,10 @@ def _work(
 
     progress(0, len(mine))
     try:
-        for key, row in distinct(_rows(loader, steps)):
+        for key, passage in _distinct(loader, steps):
             if key in mine:
-                waiting.append((key, row))
-                if len(waiting) == ROWS_AT_ONCE:
+                waiting.append((key, passage))
+                if sum(len(each.tokens) for _, each in waiting) >= TOKENS_AT_ONCE:
                     run()
         if waiting:
             run()
@@ -134,21 +134,32 @@ def _work(
         write()
 
 
-def _rows(loader: Loader, steps: int) -> Iterator[Row]:
-    """All rows of so many steps; the loader is put back to where it was."""
-    before = loader.state()
+def _distinct(loader: Loader, steps: int) -> Iterator[tuple[bytes, Passage]]:
+    """All passages of so many steps, each once, with their keys; the loader is put back to where it was."""
+    before, seen = loader.state(), set[bytes]()
     try:
         for _ in range(steps):
-            yield from rows_of(loader.next())
+            for _, _, passage in passages_of(loader.next()):
+                key = passage.key
+                if key not in seen:
+                    seen.add(key)
+                    yield key, passage
     finally:
         loader.restore(before)
 
 
-def rows_of(batch: Batch) -> Iterator[Row]:
-    """As a teacher sees them."""
-    for number, tokens in enumerate(batch.tokens):
-        segments = None if batch.segments is None else batch.segments[number]
-        yield Row(tokens, batch.weights[number] > 0, segments)
+def passages_of(batch: Batch) -> Iterator[tuple[int, int, Passage]]:
+    """Row, first place in it, and passage, up to the last place that counts; none where none does."""
+    for row, (tokens, weights) in enumerate(zip(batch.tokens, batch.weights, strict=True)):
+        counted = weights > 0
+        starts = [0]
+        if batch.segments is not None:
+            starts += (np.flatnonzero(np.diff(batch.segments[row])) + 1).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            places = np.flatnonzero(counted[start:stop])
+            if len(places):
+                part = slice(start, start + int(places[-1]) + 1)
+                yield row, start, Passage(tokens[part], counted[part])
 
 
 class TaughtLoader:
@@ -166,17 +177,15 @@ class TaughtLoader:
         }
 
     def next(self) -> Batch:
-        """Raises CacheError where the cache is damaged or lacks a row."""
+        """Raises CacheError where the cache is damaged or lacks something."""
         batch = self._loader.next()
-        shape, k = batch.tokens.shape, self._cache.identity.top_k
-        tops = [self._cache.read(row) for row in rows_of(batch)]
-        ids = np.zeros(
-            (*shape, k), tops[0].ids.dtype
-        )  # where nothing counts whatever stands there has weight 0
-        logs = np.zeros((*shape, k + 1), np.float16)
-        for number, (top, weights) in enumerate(zip(tops, batch.weights, strict=True)):
-            ids[number, weights > 0] = top.ids
-            logs[number, weights > 0] = top.logs
+        shape, identity = batch.tokens.shape, self._cache.identity
+        # Where nothing counts whatever stands there has weight 0.
+        ids = np.zeros((*shape, identity.top_k), ids_dtype(identity.vocab_size))
+        logs = np.zeros((*shape, identity.top_k + 1), np.float16)
+        for row, start, passage in passages_of(batch):
+            places = start + np.flatnonzero(passage.counted)
+            ids[row, places], logs[row, places] = self._cache.read(passage)
         return batch._replace(teacher_ids=ids, teacher_logs=logs)
 
     def state(self) -> dict[str, Any]:

@@ -7,12 +7,13 @@ function rows(facts) {
   const known = [
     ["parameters", "Parameters", inMillions, (value) => `${inMillions(value)} parameters`],
     ["layers", "Layers", count, (value) => `${count(value)} layers`],
+    ["executed_layers", "Layers run", count, null],
     ["context", "Context", (value) => `${count(value)} tokens`, (value) => `${count(value)} tokens of context`],
     ["quantisation", "Weights", String, String],
     ["file_bytes", "Size", inBytes, inBytes],
     ["threads", "Threads", count, null],
     ["license", "Licence", String, null],
-    ["runtime", "Runs in", String, null],
+    ["engine", "Engine", String, null],
   ];
   return known
     .filter(([name]) => facts[name] !== undefined && facts[name] !== null)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from chromium import chromium
 from fake_server import Script, fake_server
+
+from mobilellm.chat_template import DEFAULT
+from mobilellm.export.to_gguf import export_gguf
+from mobilellm.model import checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+from gguf_files import SHAPE, random_model, small_tokenizer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -467,3 +476,62 @@ def test_light_and_dark(opened: Opener) -> None:
     assert page.evaluate(background) == dark
     page.emulate_media(color_scheme="light")
     assert page.evaluate(background) == light
+
+
+# With the server itself
+
+
+@pytest.fixture(scope="module", params=["chat", "base"])
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
+    """(kind of model, address) of `mobilellm serve` with a random model."""
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    folder = tmp_path_factory.mktemp("served")
+    template = DEFAULT if request.param == "chat" else None
+    checkpoint.save(folder / "model", random_model(SHAPE, 0), small_tokenizer(), chat_template=template)
+    export_gguf(folder / "model", folder / "tiny.gguf", "q8_0")
+    command = [sys.executable, "-m", "mobilellm", "serve", str(folder / "tiny.gguf"), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = ""
+        while not (found := re.search(r"http://\S+", said)):
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        yield request.param, found[0].rstrip("/") + "/"
+        process.terminate()
+        process.stderr.read()
+
+
+def test_with_the_server_itself(served: tuple[str, str], browser: Browser) -> None:
+    kind, address = served
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.goto(address)
+    page.wait_for_selector("#welcome", state="visible")
+    assert page.inner_text("#model") == "tiny"
+    page.click("#show-settings")
+    assert "Q8_0" in page.inner_text("#card")
+    page.fill("#max_tokens", "20")
+    page.fill("#temperature", "0")
+    send(page, "some words")
+    page.wait_for_selector(".answer .info")
+    first = page.inner_text(".answer .content")
+    assert re.match(r"\d+ tokens", page.inner_text(".answer .info"))
+    assert re.search(r"\d+ of 96 tokens\s+[\d.]+ MB", page.inner_text("#meters"))
+    page.click("[aria-label='Another answer']")
+    page.wait_for_selector(".answer .info")
+    assert page.inner_text(".answer .content") == first  # greedy: it says the same
+    assert (page.locator("#system").is_visible(), page.locator(".text-mode").count()) == (
+        kind == "chat",
+        kind == "base",
+    )
+    send(page, "more words " * 100)
+    page.wait_for_selector("#notice", state="visible")
+    assert "context of 96" in page.inner_text("#notice-text")
+    page.close()
+    wrong = [each for each in wrong if "400" not in each]  # which Chromium notes by itself
+    assert not wrong

@@ -1,0 +1,98 @@
+"""`mobilellm eval tools`: from the command line to tables and records, with a tiny model of ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilellm.cli.main import _main
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
+import tiny_baselines
+from leaderboard_files import IRRELEVANCE, write, write_all
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_baselines.make("mobilellm-shared", tmp_path_factory.mktemp("models") / "ours")
+
+
+@pytest.fixture(scope="module")
+def bfcl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_all(tmp_path_factory.mktemp("bfcl"))
+
+
+def tools(*arguments: object) -> int:
+    return _main(["eval", "tools", *map(str, arguments), "--max-tokens", "4"])
+
+
+def test_one_model(model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, answers = tmp_path / "record.json", tmp_path / "answers.jsonl"
+    flags = ("--data", bfcl, "--json", record, "--answers", answers, "--cache", tmp_path / "cache")
+    assert tools(model, *flags) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[:2] for line in shown.splitlines() if line.startswith(("simple ", "live"))] == [
+        ["simple", "3"], ["live_irrelevance", "1"]
+    ]  # fmt: skip
+    assert "it was asked by this package's own" in shown
+    numbers: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    assert numbers["kind"] == "tools"
+    assert numbers["results"]["irrelevance"]["questions"] == 1
+    lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in lines][:4] == [*(f"simple_python_{n}" for n in range(3)), "parallel_0"]
+    assert numbers["scored"] > 0
+    assert tools(model, *flags) == 0  # answers were kept
+    again = json.loads(record.read_text(encoding="utf-8"))
+    assert (again["scored"], again["cached"]) == (0, numbers["scored"])
+    assert again["results"] == numbers["results"]
+
+
+def test_two_models_side_by_side(
+    model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_baselines.make("llama", tmp_path / "llama")
+    out = tmp_path / "records"
+    flags = ("--limit", 1, "--no-cache", "--json", out, "--data", bfcl / "BFCL_v4_irrelevance.json")
+    assert tools(model, other, *flags) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["%", str(model), str(other)]
+    assert shown[2].split()[0] == "irrelevance"
+    assert len(list(out.iterdir())) == 2
+
+
+def test_refused(model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = write(tmp_path / "BFCL_v4_simple_python.json", [{**IRRELEVANCE[0], "id": "simple_0"}])
+    for arguments, complaint in (
+        ((), "tools: no model is named"),
+        ((model,), "tools: --data names no file of questions"),
+        ((model, "--data", alone), "its official answers are missing"),
+        ((model, "--data", tmp_path / "none"), "no such file or folder of questions"),
+        ((model, "--data", bfcl, "--limit", 0), "--limit 0 must be at least 1"),
+        ((model, "--data", bfcl, "--held-out", 0.5), "--held-out 0.5 is of files of conversations"),
+        ((model, model, "--data", bfcl), "two models would be written"),
+        ((tmp_path, "--data", bfcl), "config.json"),
+    ):
+        assert tools(*arguments) == 2, complaint
+        captured = capsys.readouterr()
+        assert complaint in captured.err
+        assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_records_compared(
+    model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--data", bfcl / "BFCL_v4_simple_python.json", "--no-cache", "--json")
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path in paths:
+        assert tools(model, *data, path) == 0
+    capsys.readouterr()
+    assert _main(["eval", "compare", *map(str, paths)]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[-3:] for line in shown.splitlines() if line.startswith("simple")] == [
+        ["0", "3", "1.000"]
+    ]
+    assert "Paired: both models on the same questions and turns" in shown

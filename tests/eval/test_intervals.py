@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from mobilellm.eval.intervals import clustered, wilson
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (1, 1), (37, 200), (399, 400)])
+def test_wilson_as_scipy_has_it(right: int, count: int) -> None:
+    expected = binomtest(right, count).proportion_ci(0.95, "wilson")
+    assert wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_clustered_is_as_wide_as_theory_has_it() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = clustered(list(values), range(400))
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    assert clustered(list(values), range(400)) == (low, high)  # of one seed
+
+
+def test_values_that_come_together_count_once() -> None:
+    values = list(np.random.default_rng(1).normal(3, 2, 100))
+    alone = clustered(values, range(100))
+    doubled = clustered(values * 4, [*range(100)] * 4)
+    assert doubled == pytest.approx(alone, abs=1e-9)
+    low, high = clustered(values * 4, range(400))
+    assert high - low < 0.6 * (alone[1] - alone[0])
+
+
+def test_weights_and_a_single_group() -> None:
+    assert clustered([1.0, 0.0], [0, 0], [3.0, 1.0]) == (0.75, 0.75)
+    low, high = clustered([1.0, 0.0], [0, 1], [3.0, 1.0])
+    assert (low, high) == (0.0, 1.0)
