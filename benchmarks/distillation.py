@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mobilellm.cli.run_teacher import open_teacher
+from mobilellm.cli.teachers import open_teacher
 from mobilellm.config import ModelConfig
 from mobilellm.data.loader import PackedLoader
 from mobilellm.data.shards import read_split

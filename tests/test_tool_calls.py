@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobilellm.call_syntax import read_calls, read_literal
@@ -107,6 +107,7 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 # Whatever a model writes
 
 
+@settings(deadline=None)
 @given(st.lists(JSON_CALLS, min_size=1, max_size=3), st.sampled_from(["tags", "lines", "array"]))
 def test_json_calls_come_back(calls: list[ToolCall], form: str) -> None:
     written = {
@@ -117,12 +118,14 @@ def test_json_calls_come_back(calls: list[ToolCall], form: str) -> None:
     assert parse_tool_calls(written) == ("", calls)
 
 
+@settings(deadline=None)
 @given(st.lists(PYTHON_CALLS, min_size=1, max_size=3), st.booleans())
 def test_python_calls_come_back(calls: list[ToolCall], bracketed: bool) -> None:
     written = ", ".join(map(as_python, calls))
     assert parse_tool_calls(f"[{written}]" if bracketed else written) == ("", calls)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_literals_as_python_reads_them(value: Any) -> None:
     assert read_literal(repr(value)) == ast.literal_eval(repr(value))
@@ -142,6 +145,7 @@ PIECES = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=60))
 def test_never_raises_and_gives_plain_json(text: str) -> None:
     content, calls = parse_tool_calls(text)

@@ -80,3 +80,19 @@ def test_refused(model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.Capture
         captured = capsys.readouterr()
         assert complaint in captured.err
         assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_records_compared(
+    model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--data", bfcl / "BFCL_v4_simple_python.json", "--no-cache", "--json")
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path in paths:
+        assert tools(model, *data, path) == 0
+    capsys.readouterr()
+    assert _main(["eval", "compare", *map(str, paths)]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[-3:] for line in shown.splitlines() if line.startswith("simple")] == [
+        ["0", "3", "1.000"]
+    ]
+    assert "Paired: both models on the same questions and turns" in shown

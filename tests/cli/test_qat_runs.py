@@ -119,6 +119,7 @@ def test_bfloat16_goes_the_fast_way(
     assert called["round_activations"] == batches * (blocks * (4 + 3) + 1)
     said = capsys.readouterr().out
     assert "quantisation-aware: int4, embedding and head int8; evaluations are of the quantised model" in said
+    assert "run/quantized 'Return a' --temperature 0.7" in said
 
 
 def test_a_quantised_model_is_no_start(place: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +138,7 @@ def test_a_quantised_model_is_no_start(place: Path, whole: Path, capsys: pytest.
         (["--qat.after-steps", "6"], "--qat.after-steps 6 must be 0 or above, and below steps = 6"),
         (["--qat.after-steps", "-1"], "--qat.after-steps -1 must be 0 or above"),
         (["--qat.scheme", "q8_0", "--compute.strategy", "fsdp"], "qat needs whole matrices, which"),
+        (["--qat.scheme", "q8_0", "--lora.rank", "4"], "qat and lora exclude each other"),
     ],
 )
 def test_refusals(

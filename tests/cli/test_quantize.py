@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import mobilellm
+from mobilellm.cli import quantize_parts
 from mobilellm.cli.main import _main
 from mobilellm.gguf import read_gguf
 
@@ -275,3 +276,19 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert "model.layers.1.mlp.up_proj.weight: there are numbers too large for blocks" in error
     assert torch.isfinite(tensors["model.norm.weight"]).all()
+
+
+def test_long_work_is_told_in_a_pipe_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_parts, "_SECONDS_A_LINE", 0)
+    with quantize_parts.progress_bar("gptq: ") as progress:
+        progress("matrices", 1, 2)
+        progress("matrices", 2, 2)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "mobilellm: gptq: 1 of 2 matrices\nmobilellm: gptq: 2 of 2 matrices\n"
+    monkeypatch.setattr(quantize_parts, "_SECONDS_A_LINE", 60)
+    with quantize_parts.progress_bar() as progress:
+        progress("matrices", 2, 2)
+    assert capsys.readouterr().err == ""

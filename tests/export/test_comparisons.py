@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mobilellm.config import ModelConfig
 from mobilellm.export.check import Check, count_check
-from mobilellm.export.comparisons import fidelity, inventory_checks, stop_check
-from mobilellm.export.questions import Answers, Questions
+from mobilellm.export.comparisons import chat_checks, fidelity, inventory_checks, stop_check
+from mobilellm.export.questions import Answers, ChatQuestion, Questions
 from mobilellm.export.targets import Inventory, Stored
 
 CONFIG = ModelConfig(
@@ -94,3 +94,51 @@ def test_fidelity_is_what_torch_computes(seed: int, scale: float) -> None:
     rows, following = [0, 1, 2, 4, 5], [3, 4, 5, 6, 7]
     nats = torch.nn.functional.nll_loss(second[rows], torch.tensor(following)).item()
     assert measured.perplexity == pytest.approx(math.exp(nats), rel=1e-4)
+
+
+# A model to talk to
+
+
+CHAT = ChatQuestion([{"role": "user", "content": "x"}], [1, 4, 2, 5], 6)
+WANTED = [7, 8, 2]
+"""What the reference says, </s> last."""
+
+
+def chat(found: list[int] | None, said: list[int]) -> list[Check]:
+    """The checks of an artefact that makes these ids of the conversation and answers so."""
+
+    def reference(tokens: object) -> np.ndarray:
+        logits = np.zeros((len(tokens), 11), np.float32)  # type: ignore[arg-type]
+        for step, token in enumerate(WANTED):
+            logits[min(len(CHAT.ids) - 1 + step, len(logits) - 1), token] = 5.0
+        return logits
+
+    windows = [np.zeros((len(window), 11), np.float32) for window in QUESTIONS.windows]
+    given = replace(answers(0), logits=windows, chat=found, said=said)
+    return chat_checks(given, replace(QUESTIONS, chat=CHAT), 11, reference, windows)
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "fault"),
+    [
+        ([1, 4, 2, 5], [7, 8, 2], ""),
+        ([1, 4, 2, 5], [7, 8], ""),  # keeps the stop token to itself
+        ([1, 4, 2, 5], [7, 8, 9, 9, 9, 9], "token 2 (9)"),  # goes on
+        ([1, 4, 2, 5], [7, 2], "it stops after 1 tokens"),
+        ([1, 4, 2, 5], [], "it stops after 0 tokens"),
+        ([1, 1, 4, 2, 5], [7, 8, 2], "token 1 stands twice in front"),
+        ([4, 2, 5], [7, 8, 2], "3 ids, of the source 4; they differ from the 1th on"),
+        (None, [], "the artefact has no chat template, and its source has"),
+    ],
+)
+def test_chats_are_told_and_ended_as_by_the_source(
+    found: list[int] | None, said: list[int], fault: str
+) -> None:
+    checks = chat(found, said)
+    assert [check.name for check in checks] == ["chat prompt", "stops as its source does"]
+    assert all(check.passed for check in checks) == (fault == "")
+    assert fault in "; ".join(check.detail for check in checks if not check.passed)
+
+
+def test_a_base_model_is_asked_no_chat() -> None:
+    assert chat_checks(answers(0), QUESTIONS, 11, lambda tokens: np.zeros((1, 1), np.float32), []) == []

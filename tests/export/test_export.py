@@ -49,7 +49,7 @@ def test_a_report_tells_all_that_was_compared(model: Path, tmp_path: Path) -> No
     assert report["artefact"] == "m.gguf"
     assert {check["name"] for check in report["checks"]} >= {
         "file", "configuration", "tied head", "tensors", "types", "bytes", "rotary layout", "weights", "tokenizer",
-        "logits", "scheme's cost", "cache", "greedy text", "stop token",
+        "logits", "scheme's cost", "cache", "greedy text", "stop token", "chat prompt", "stops as its source does",
     }  # fmt: skip
     fidelity = report["fidelity"]["engine"]
     assert 0 < fidelity["kl"] < 1.25 * fidelity["cost"] + 1e-3

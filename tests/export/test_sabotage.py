@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from mobilellm import gguf_model
+from mobilellm.chat_template import DEFAULT
 from mobilellm.cli.main import _main
 from mobilellm.export.export import export, verify_artefact
 from mobilellm.export.source import open_source
 from mobilellm.export.targets import KINDS, Options
+from mobilellm.export.to_gguf import TARGET as GGUF
 from mobilellm.export.verify import Report, Settings, report_path
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES
@@ -179,6 +181,29 @@ def test_a_stale_cache_slot_of_a_shared_block_is_caught(tmp_path: Path, settings
     assert "cache" in report.failed
     assert set(report.failed) <= {"cache", "greedy text", "bytes"}
     assert exported.path.name == "out.unverified"
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{{ bos_token }}" + DEFAULT, "token 1 stands twice in front"),
+        (DEFAULT.replace("'assistant\\n'", "'assistant:\\n'"), "they differ from the"),
+        (None, "the artefact has no chat template, and its source has"),
+    ],
+    ids=["doubled bos", "other words", "lost"],
+)
+def test_another_chat_template_is_caught(
+    template: str | None, fault: str, settings: Settings, tmp_path: Path
+) -> None:
+    saved(tmp_path / "model", SHAPE)
+    (tmp_path / "model" / "chat_template.jinja").write_text(DEFAULT, "utf-8")
+    source = open_source(tmp_path / "model", print)
+    options = GGUF.complete(Options(), source)
+    GGUF.write(replace(source, chat_template=template), tmp_path / "m.gguf", options)
+    report = verified(tmp_path / "m.gguf", tmp_path / "model", settings)
+    (check,) = [each for each in report.checks if each.name == "chat prompt"]
+    assert fault in check.detail
+    assert not check.passed
 
 
 def verified(path: Path, model: Path, settings: Settings) -> Report:

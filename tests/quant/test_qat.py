@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from quantized_models import SHAPE, SPELLINGS, random_model, rounded, saved, sha
 from torch import Tensor
 
 from mobilellm.cli.main import _main
+from mobilellm.eval.perplexity import windowed
 from mobilellm.export.comparisons import LOGITS_BAR
 from mobilellm.gguf import read_gguf
 from mobilellm.model import checkpoint
@@ -185,3 +189,46 @@ def test_what_cannot_be_trained_so_is_refused() -> None:
     block.mlp.up_proj = torch.nn.Sequential(block.mlp.up_proj)  # type: ignore[assignment, union-attr, arg-type]
     with pytest.raises(ValueError, match="qat: the model has adapters beside its matrices"):
         QuantizedWhile(adapted, scheme("q4_0"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["q4_0", "8da4w, embedding int4"])
+def test_it_recovers_most_of_what_rounding_costs_a_trained_model(name: str, small_text: Path) -> None:
+    """At least half, against training on for as many steps and then rounding, on text that was held out."""
+    stream = torch.from_numpy(np.frombuffer(small_text.read_bytes(), np.uint8).astype(np.int64))
+    stream = stream[stream < 256]
+    training, held_out = stream[:-20_000], stream[-20_000:]
+    model = MobileLLM(replace(SHAPE, initializer_range=0.08), torch.Generator().manual_seed(1))
+
+    def train(
+        model: MobileLLM, steps: int, lr: float, passes: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        draw = torch.Generator().manual_seed(2)
+        for step in range(steps):
+            starts = torch.randint(len(training) - 65, (16,), generator=draw)
+            rows = torch.stack([training[start : start + 65] for start in starts])
+            for group in optimizer.param_groups:
+                group["lr"] = lr * (1 - step / steps)
+            optimizer.zero_grad()
+            with passes():
+                loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    def loss(model: MobileLLM) -> float:
+        return windowed(model, held_out.numpy(), 64, batch=32).loss
+
+    train(model, 500, 4e-3, nullcontext)
+    further, aware = copy.deepcopy(model), copy.deepcopy(model)
+    train(further, 150, 1e-3, nullcontext)
+    quantized = QuantizedWhile(aware, SPELLINGS[name])
+    train(aware, 150, 1e-3, quantized)
+    plain = loss(further)
+    with QuantizedWhile(further, SPELLINGS[name])():
+        cost = loss(further) - plain
+    with quantized():
+        left = loss(aware) - plain
+    print(f"{name}: {plain:.4f}, rounded {cost:+.4f}, quantisation-aware {left:+.4f}")
+    assert cost > 0.005
+    assert left < cost / 2

@@ -17,7 +17,7 @@ from running import ENGINES, counted, opened
 from mobilellm.completion import Completion, Piece
 from mobilellm.runtime import ContinuousBatch, Decoding
 from mobilellm.runtime.session import RuntimeModel
-from mobilellm.sampling import Sampling
+from mobilellm.sampling import Draw, Floats, Sampling
 
 ASKED = [  # prompt, sampling, new tokens, stop strings, decoding
     ("some words", Sampling(), 20, (), None),
@@ -219,3 +219,38 @@ def test_a_batch_of_another_process_is_refused(model: RuntimeModel) -> None:
                 os._exit(7 if "made by another process" in str(error) else 1)
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_one_that_cannot_draw_fails_alone(model: RuntimeModel) -> None:
+    def never(draw: Draw) -> Draw:
+        def drawn(logits: Floats) -> int:
+            raise ValueError("no token will do")
+
+        return drawn
+
+    told: list[Exception] = []
+    with ContinuousBatch(model, slots=2) as batch:
+        good = batch.add("some words", max_new_tokens=20)
+        bad = batch.add("some words", max_new_tokens=20, failed=told.append, around=never)
+        with pytest.raises(ValueError, match="no token will do"):
+            bad.result()
+        assert [str(error) for error in told] == ["no token will do"]
+        assert good.result() == model.generate("some words", max_new_tokens=20)[0]
+        assert batch.add("x", max_new_tokens=2).result() == model.generate("x", max_new_tokens=2)[0]
+
+
+def test_what_draws_may_be_wrapped(model: RuntimeModel) -> None:
+    def only_290(draw: Draw) -> Draw:
+        def drawn(logits: Floats) -> int:
+            masked = np.full_like(logits, -np.inf)
+            masked[290] = 0
+            return draw(masked)
+
+        return drawn
+
+    with ContinuousBatch(model, slots=1) as batch:
+        for temperature in (0.0, 1.0):
+            text = batch.add(
+                "x", Sampling(temperature=temperature), max_new_tokens=3, around=only_290
+            ).result()
+            assert text.tokens == [290] * 3

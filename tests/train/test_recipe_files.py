@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_runs import build, leaves
 
@@ -73,6 +73,13 @@ LEAVES: dict[str, st.SearchStrategy[Any]] = {
     "chat.assistant_only": st.booleans(),
     "chat.packing": st.booleans(),
     "chat.over_long": st.sampled_from(["skip", "truncate"]),
+    "distill.teacher": TEXT,
+    "distill.cache": PATHS,
+    "distill.top_k": COUNT,
+    "distill.temperature": POSITIVE,
+    "distill.ce_weight": NOT_NEGATIVE,
+    "distill.kl_weight": POSITIVE,
+    "distill.dtype": st.sampled_from(["float32", "bfloat16"]),
     "qat.scheme": TEXT,
     "qat.embedding": TEXT,
     "qat.group": st.integers(),
@@ -123,7 +130,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     chosen = NEEDED | draw(st.sets(st.sampled_from(sorted(LEAVES))))
     chosen = {leaf for leaf in chosen if not leaf.startswith(f"{other}.")}
-    if values.get("compute.strategy") == "fsdp":
+    if values.get("compute.strategy") == "fsdp" or any(leaf.startswith("lora.") for leaf in chosen):
         chosen = {leaf for leaf in chosen if not leaf.startswith("qat.")}
     chosen |= {"model.init_from"} if source == "chat" else set()
     values |= {leaf: draw(LEAVES[leaf]) for leaf in sorted(chosen)}
@@ -136,12 +143,13 @@ def test_every_leaf_is_drawn() -> None:
     assert LEAVES.keys() | TOGETHER == set(leaves(Recipe))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(recipes())
 def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
     assert parse_recipe(text, "here") == recipe
     assert to_toml(parse_recipe(text, "here")) == text
-    optional = {"model", "chat", "qat"}
+    optional = {"model", "chat", "distill", "qat"}
     told = {
         f"{section}.{leaf}" if isinstance(value, dict) else section
         for section, value in tomllib.loads(text).items()

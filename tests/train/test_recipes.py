@@ -37,10 +37,10 @@ CARD = Device("80 GB", 80 * 10**9, 312e12, "given", is_gpu=True)
 
 
 def test_all_are_here() -> None:
-    assert set(recipe_names()) == {"tiny-cpu", "hour-cpu", *FINETUNING, *PARAMETERS}
+    assert set(recipe_names()) == {"tiny-cpu", "hour-cpu", "distill-cpu", *FINETUNING, *PARAMETERS}
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING, "tiny-cpu", "hour-cpu"])
+@pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING, "tiny-cpu", "hour-cpu", "distill-cpu"])
 def test_it_is_parsed_and_comes_back(name: str) -> None:
     recipe = load_recipe(name)
     assert parse_recipe(to_toml(recipe), "again") == recipe

@@ -44,7 +44,11 @@ class Arguments:
 
 def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
-    recipe = with_tables(load_recipe(_recipe_named(rest)), train.tables_named(rest))
+    name = _recipe_named(rest)
+    recipe = load_recipe(name)
+    if recipe.chat is None:
+        raise ValueError(f"finetune: recipe {name} trains on shards, not on conversations; train runs it")
+    recipe = with_tables(recipe, train.tables_named(rest))
     if rest and not rest[0].startswith("-"):
         return Arguments(rest[0], replace(recipe, model=replace(recipe.model, init_from=Path(rest[0]))))
     if {"-h", "--help"} & set(rest):

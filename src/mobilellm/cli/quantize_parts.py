@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mobilellm.quant.compare import Judge
     from mobilellm.quant.quantize import Calibration, Progress
 
+_SECONDS_A_LINE = 10
 _WINDOW = 2_048
 """Tokens at once, to compare and to calibrate on; fewer where the model's context is shorter."""
 
@@ -68,11 +70,34 @@ def make_calibration(
 
 @contextmanager
 def progress_bar(before: str = "") -> Iterator[Progress]:
-    """`before` stands in front of what is done."""
+    """`before` stands in front of what is done. Where no terminal shows a bar, lines on standard error do."""
     from mobilellm.report.live_bar import LiveBar
 
     with LiveBar(transient=True) as bar:
-        yield lambda what, done, total: bar.show(done, f"{before}{done:,} of {total:,} {what}", total)
+        lines = _ProgressLines()
+
+        def progress(what: str, done: int, total: int) -> None:
+            text = f"{before}{done:,} of {total:,} {what}"
+            if bar.is_live:
+                bar.show(done, text, total)
+            else:
+                lines.show(text, last=done == total)
+
+        yield progress
+
+
+class _ProgressLines:
+    """A line every ten seconds, so that what takes minutes is not silent, and what takes a second is."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _SECONDS_A_LINE
+        self._said = False
+
+    def show(self, text: str, last: bool) -> None:
+        if time.monotonic() >= self._next or (last and self._said):
+            say(text)
+            self._said = not last
+            self._next = time.monotonic() + _SECONDS_A_LINE
 
 
 def say(message: str) -> None:

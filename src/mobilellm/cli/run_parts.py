@@ -1,8 +1,8 @@
 """What a recipe names, built: text, model, loss; and what a run leaves behind.
 
 The loop knows none of these rooms; the command line hands them to it. A kind of run hooks in here: what is
-done to a model before it is trained at the end of `model`, another loss in `loss_function`, what is written
-in `keep_model`.
+done to a model before it is trained at the end of `model`, what batches bring in `loader`, another loss in
+`loss_function`, what is written in `keep_model`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mobilellm.cli import lora_parts
+from mobilellm.cli import distill_parts, lora_parts
 from mobilellm.cli.chat_text import ChatText
 from mobilellm.cli.shard_text import ShardText
 from mobilellm.train.recipe import Recipe
@@ -69,7 +69,18 @@ def loss_function(recipe: Recipe) -> LossFunction:
     """What is made small: the sum over the batch of weight * nats."""
     from mobilellm.train.loss import weighted_loss
 
-    return weighted_loss
+    return weighted_loss if recipe.distill is None else distill_parts.loss_function(recipe.distill)
+
+
+def loader(recipe: Recipe, text: RunText, world: World, quiet: bool) -> Loader:
+    """This process's share of the text, with what a teacher says of it where the recipe names one."""
+    from mobilellm.train import distributed
+
+    mine = text.loader(world)
+    if recipe.distill is None:
+        return mine
+    whole = text.loader(distributed.World(device=world.device))
+    return distill_parts.taught(recipe.distill, mine, whole, recipe.steps, text.tokenizer, world, quiet)
 
 
 def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: World) -> MobileLLM:

@@ -106,10 +106,10 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 
     out = arguments.out
     text.read(quiet=arguments.json or not world.is_first)
-    loader = text.loader(world)
     recipe = (
         with_steps(arguments.settings, text.sequences) if arguments.settings.epochs else arguments.settings
     )
+    loader = run_parts.loader(recipe, text, world, quiet=arguments.json)
     model = run_parts.model(recipe, config, text.tokenizer, world)
     qat = None if recipe.qat is None else Qat(recipe.qat, model)
     done = checkpoints(out / "checkpoints")
@@ -132,7 +132,7 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             for watcher in watchers:
                 watcher(record)
 
-        evaluate, speak = text.evaluator(world), text.speaker()
+        evaluate, speak = run_parts.evaluator(recipe, text, world), run_parts.speaker(recipe, text)
         if qat is not None:
             evaluate, speak = qat.of_the_quantized(evaluate), qat.of_the_quantized(speak)
         outcome = train(
@@ -184,7 +184,8 @@ def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
     if outcome.stopped:
         print(f"Stopped after step {outcome.steps} of {recipe.steps}; the same command goes on from there.")
     prompt = shlex.quote(next(iter(recipe.sample.prompts), "Once upon a time"))
-    talk = f"generate {out} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {out}"
+    model = out if recipe.qat is None else shlex.quote(str(arguments.out / "quantized"))
+    talk = f"generate {model} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {model}"
     merge = "" if recipe.lora is None else f"\n  {call} merge {out} --out {out}-merged"
     print(f"Go on:\n  {call} report {out}{merge}\n  {call} {talk}")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilellm.chat_template import ChatTemplate
+from mobilellm.chat_template import ChatTemplate, Conversation
 from mobilellm.data.compression import SUFFIXES, DamagedFileError, open_blocks
 from mobilellm.data.conversation_shapes import NoTalkError, Talk, talk_of
 from mobilellm.data.holding_out import digest_of, held_out_below
@@ -120,7 +120,7 @@ def read_chat(
     records = 0
     for place, talk in read_talks(files):
         records += 1
-        encoded = talk if isinstance(talk, Skip) else _encoded(place, talk, template, most_tokens, truncate)
+        encoded = encode(place, talk, template, most_tokens, truncate)
         report(records)
         if isinstance(encoded, Skip):
             out.skips.append(encoded)
@@ -143,6 +143,28 @@ def read_chat(
         np.array(digests, dtype=np.uint64),
     )
     return out
+
+
+def encode(
+    place: Place, talk: Talk | Skip, template: ChatTemplate, most_tokens: int, truncate: bool = False
+) -> Conversation | Skip:
+    """All tokens of a conversation, also where it is to be cut to `most_tokens`; or why it is not used."""
+    if isinstance(talk, Skip):
+        return talk
+    answers = [message for message in talk.messages if message["role"] == "assistant"]
+    excerpt = talk.messages[0]["content"][:_EXCERPT]
+    if not any(answer["content"] or answer.get("tool_calls") for answer in answers):
+        return Skip(place, EMPTY_ANSWER, excerpt)
+    try:
+        made = template.conversation(talk.messages, talk.tools)
+    except ValueError as error:
+        return Skip(place, REFUSED, str(error))
+    if len(made.tokens) > most_tokens:
+        if not truncate:
+            return Skip(place, TOO_LONG, f"{len(made.tokens):,} tokens: {excerpt}")
+        if not any(made.trained[1:most_tokens]):
+            return Skip(place, CUT_AWAY, f"{len(made.tokens):,} tokens: {excerpt}")
+    return made
 
 
 def held_out_ones(conversations: Conversations, share: float) -> NDArray[np.bool_]:
@@ -241,24 +263,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
-
-
-def _encoded(
-    place: Place, talk: Talk, template: ChatTemplate, most_tokens: int, truncate: bool
-) -> tuple[list[int], list[bool]] | Skip:
-    answers = [message for message in talk.messages if message["role"] == "assistant"]
-    if not any(answer["content"] or answer.get("tool_calls") for answer in answers):
-        return Skip(place, EMPTY_ANSWER, talk.messages[0]["content"][:_EXCERPT])
-    try:
-        tokens, trained = template.conversation(talk.messages, talk.tools)
-    except ValueError as error:
-        return Skip(place, REFUSED, str(error))
-    if len(tokens) > most_tokens:
-        if not truncate:
-            return Skip(place, TOO_LONG, f"{len(tokens):,} tokens: {talk.messages[0]['content'][:_EXCERPT]}")
-        if not any(trained[1:most_tokens]):
-            return Skip(place, CUT_AWAY, f"{len(tokens):,} tokens: {talk.messages[0]['content'][:_EXCERPT]}")
-    return tokens, trained
 
 
 def _none() -> Conversations:

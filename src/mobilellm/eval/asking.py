@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,14 @@ _AT_ONCE = 32
 BASE_MODEL_NOTE = (
     "the model has no chat template; it was asked by this package's own, the one fine-tuning would give it"
 )
+
+
+class Asking(NamedTuple):
+    """How a model is spoken to, and what a record has to say of it."""
+
+    chat: ChatFormat
+    template_sha256: str
+    notes: list[str]
 
 
 class Answers(NamedTuple):
@@ -32,14 +41,13 @@ class Answers(NamedTuple):
         return sum(1 for each in self.completions if each is not None and each.finish != "eos")
 
 
-def format_of(model: LanguageModel) -> tuple[ChatFormat, list[str]]:
-    """How a model is spoken to, and what has to be said of it.
-
-    A base model is asked as it would be once fine-tuned: the same prompt before and after. Raises ValueError
-    for a template that is none.
+def asking(model: LanguageModel) -> Asking:
+    """By the model's own chat template; a base model is asked as it would be once fine-tuned, so that the
+    prompt before is the one after. Raises ValueError for a template that is none.
     """
-    template = model.chat_template
-    return model.chat_format(template or DEFAULT), [] if template else [BASE_MODEL_NOTE]
+    template = model.chat_template or DEFAULT
+    digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+    return Asking(model.chat_format(template), digest, [] if model.chat_template else [BASE_MODEL_NOTE])
 
 
 def answers(

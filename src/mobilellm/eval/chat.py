@@ -21,7 +21,7 @@ import numpy as np
 
 from mobilellm.completion import Completion
 from mobilellm.data.conversation_shapes import Talk
-from mobilellm.eval.asking import answers, format_of
+from mobilellm.eval.asking import answers, asking
 from mobilellm.eval.conversations import Conversations
 from mobilellm.eval.interface import ChatFormat, LanguageModel, Request
 from mobilellm.eval.intervals import clustered, wilson
@@ -62,7 +62,7 @@ def evaluate_chat(
     """
     if answered < 1:
         raise ValueError(f"answered = {answered} must be at least 1")
-    chat, notes = format_of(model)
+    chat, template, notes = asking(model)
     asked = conversations.talks[:answered]
     total = len(conversations.talks) + len(asked)
 
@@ -84,7 +84,10 @@ def evaluate_chat(
     }
     scored, cached = counts() if counts else (total, 0)
     notes += [f"{count:,} records skipped: {reason}" for reason, count in conversations.skipped.items()]
-    protocol = {"name": PROTOCOL, "max_tokens": max_tokens, "answered": answered, "notes": notes}
+    protocol = {
+        "name": PROTOCOL, "max_tokens": max_tokens, "answered": answered, "chat_template_sha256": template,
+        "notes": notes,
+    }  # fmt: skip
     made = record(
         "chat", model.identity, protocol, results, {conversations.name: {**items, **ended}},
         time.perf_counter() - begin, scored, cached,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mobilellm.completion import Completion
 from mobilellm.eval.api_calling import OF_CALLS, OF_TEXTS, Turn, score, turns_of
-from mobilellm.eval.asking import Answers, answers, format_of
+from mobilellm.eval.asking import Answers, answers, asking
 from mobilellm.eval.bfcl import Question, holds_questions, question_files, read_questions
 from mobilellm.eval.call_matching import fault_of_calls
 from mobilellm.eval.conversations import Conversations, read_conversations
@@ -90,7 +90,7 @@ def evaluate_tools(
     how many came from a cache. A question longer than the model's context counts as wrong, and is counted.
     Raises ValueError for what the chat template refuses.
     """
-    chat, notes = format_of(model)
+    chat, template, notes = asking(model)
     groups: list[tuple[str, list[Question] | list[Turn]]] = [*data.questions.items()]
     groups += [(each.name, turns_of(each.talks)) for each in data.conversations]
     prompts = [[chat.prompt(each.messages, each.tools) for each in group] for _, group in groups]
@@ -121,6 +121,7 @@ def evaluate_tools(
     protocol = {
         "name": PROTOCOL,
         "max_tokens": max_tokens,
+        "chat_template_sha256": template,
         "rouge_score": version("rouge_score"),
         "notes": notes,
     }

@@ -115,6 +115,54 @@ def stop_check(found: Inventory, expected: Inventory, answers: Answers, question
     return count_check("stop token", "faults", faults, f"generation ends with token {token}")
 
 
+def chat_checks(
+    answers: Answers,
+    questions: Questions,
+    vocabulary: int,
+    reference: Callable[[Sequence[int]], Floats],
+    reference_logits: Sequence[Floats],
+) -> list[Check]:
+    """Of a model to talk to: a conversation has the ids that the source's template gives it, and the answer
+    ends where the source would end it, because the model wants to."""
+    asked = questions.chat
+    if asked is None:
+        return []
+    faults = _prompt_faults(answers.chat, asked.ids)
+    checks = [
+        count_check("chat prompt", "faults", faults, f"{len(asked.messages)} messages, {len(asked.ids)} ids")
+    ]
+    off = _off(np.concatenate(answers.logits), np.concatenate(reference_logits))
+    name = "stops as its source does"
+    if answers.chat is None or off is None:
+        return [*checks, Check(name, None, 0, "tokens", "there is nothing to compare")]
+    said = answers.said
+    stopped = questions.stop[1] in said[-1:]
+    if not stopped and len(said) < asked.most:
+        said, stopped = [*said, questions.stop[1]], True  # it ended, and keeps the stop token to itself
+    far, first = _far(answers.chat, said, vocabulary, reference, off)
+    faults = [
+        f"it stops after {index} tokens"
+        if said[index] == questions.stop[1]
+        else f"token {index} ({said[index]})"
+        for index in far
+    ]
+    after = f"after {len(said) - 1} tokens" if stopped else f"not within {len(said)} tokens"
+    compared = f"{after}; {first} of {len(said)} are the reference's first choice, the rest near it"
+    return [*checks, count_check(name, "tokens", faults, compared)]
+
+
+def _prompt_faults(found: Sequence[int] | None, wanted: Sequence[int]) -> list[str]:
+    if found is None:
+        return ["the artefact has no chat template, and its source has"]
+    if list(found) == list(wanted):
+        return []
+    if list(found[1:]) == list(wanted):
+        return [f"token {found[0]} stands twice in front"]
+    pairs = enumerate(zip(found, wanted, strict=False))
+    place = next((index for index, (a, b) in pairs if a != b), min(len(found), len(wanted)))
+    return [f"{len(found)} ids, of the source {len(wanted)}; they differ from the {place + 1}th on"]
+
+
 def _head_faults(found: Inventory, expected: Inventory) -> list[str]:
     if found.config.tie_word_embeddings == expected.config.tie_word_embeddings:
         return []
@@ -172,18 +220,31 @@ def _greedy_check(
     reference: Callable[[Sequence[int]], Floats],
     off: Floats | None,
 ) -> Check:
-    """Each token must be the reference's first choice, or so near it that what logits are off explains it."""
     new = answers.greedy
     if not new or off is None:
         return Check("greedy text", None, 0, "tokens", "there is nothing to compare")
-    logits = reference([*questions.prompt, *new[:-1]])[len(questions.prompt) - 1 :]
+    far, first = _far(questions.prompt, new, vocabulary, reference, off)
+    faults = [f"token {index} ({new[index]})" for index in far]
+    compared = f"{first} of {len(new)} are the reference's first choice, the rest near it"
+    return count_check("greedy text", "tokens", faults, compared)
+
+
+def _far(
+    prompt: Sequence[int],
+    new: Sequence[int],
+    vocabulary: int,
+    reference: Callable[[Sequence[int]], Floats],
+    off: Floats,
+) -> tuple[list[int], int]:
+    """Which of the new tokens are far from the reference's first choice, and how many are that choice.
+
+    Each must be the first choice, or so near it that what logits are off explains it.
+    """
+    logits = reference([*prompt, *new[:-1]])[len(prompt) - 1 :]
     named = logits[:, :vocabulary]  # the embedding may have more rows, which a runtime may leave out or not
     behind = named.max(axis=1) - logits[np.arange(len(new)), new]
     allowed = min(2 * float(np.abs(off).max()), float(logits.std(axis=1).mean())) + 1e-4
-    faults = [f"token {index} ({new[index]})" for index in np.flatnonzero(behind > allowed)]
-    first = int((behind <= 0).sum())
-    compared = f"{first} of {len(new)} are the reference's first choice, the rest near it"
-    return count_check("greedy text", "tokens", faults, compared)
+    return np.flatnonzero(behind > allowed).tolist(), int((behind <= 0).sum())
 
 
 def _same(a: object, b: object) -> bool:

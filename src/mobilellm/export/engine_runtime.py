@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm import __version__
+from mobilellm.chat_template import ChatTemplate, Message
 from mobilellm.config import ModelConfig
 from mobilellm.export.questions import Floats
 from mobilellm.runtime.generation import PREFILL_CHUNK, Engine
@@ -28,6 +29,10 @@ class EngineRuntime:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.tokenizer.encode_batch(texts)
+
+    def chat(self, messages: Sequence[Message]) -> list[int] | None:
+        template = self._model.chat_template
+        return None if template is None else ChatTemplate(template, self._model.tokenizer).prompt(messages)
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         return self._fed(tokens, PREFILL_CHUNK)

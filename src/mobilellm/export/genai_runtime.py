@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilellm.chat_template import Message
 from mobilellm.export.questions import Floats
 from mobilellm.installation import install_command, missing_packages
 from mobilellm.sentencepiece_model import SPECIAL_PIECES
@@ -37,6 +39,18 @@ class GenaiRuntime:
             else [int(token) for token in self._tokenizer.encode(text)]
             for text in texts
         ]
+
+    def chat(self, messages: Sequence[Message]) -> list[int] | None:
+        """As its examples have it: the template puts BOS in front, and encoding must not do so again."""
+        try:
+            text = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
+        except Exception:  # of a class of its own
+            return None
+        self._tokenizer.update_options(add_special_tokens="false")
+        try:
+            return [int(token) for token in self._tokenizer.encode(text)]
+        finally:
+            self._tokenizer.update_options(add_special_tokens="true")
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         return self._fed(self._generator(len(tokens)), tokens)

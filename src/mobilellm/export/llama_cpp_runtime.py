@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilellm.chat_template import Message
 from mobilellm.export.questions import Floats
 from mobilellm.installation import install_command, missing_packages
 
@@ -24,6 +25,22 @@ class LlamaCpp:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
+
+    def chat(self, messages: Sequence[Message]) -> list[int] | None:
+        """As its create_chat_completion does it."""
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        template = self._model.metadata.get("tokenizer.chat_template")
+        if template is None:
+            return None
+        vocabulary = self._library.llama_model_get_vocab(self._model.model)
+        bos, eos = (
+            self._library.llama_vocab_get_text(vocabulary, token).decode()
+            for token in (self._model.token_bos(), self._model.token_eos())
+        )
+        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+        text = formatter(messages=[dict(message) for message in messages]).prompt
+        return list(self._model.tokenize(text.encode(), add_bos=False, special=True))
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         return self._fed(tokens, len(tokens))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mobilellm.chat_template import Message
 
 Floats = NDArray[np.float32]
 
@@ -20,6 +22,10 @@ class Runtime(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids by the artefact's own tokenizer, BOS in front."""
+
+    def chat(self, messages: Sequence[Message]) -> list[int] | None:
+        """Ids of a conversation up to where the assistant speaks, as who uses this runtime gets them from the
+        artefact's own chat template; None where it has none."""
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         """(T, V) after every one of the tokens, fed at once where the runtime can."""
@@ -36,6 +42,15 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
+class ChatQuestion:
+    messages: Sequence[Message]
+    ids: list[int]
+    """What the source's template makes of them."""
+    most: int
+    """New tokens of the answer."""
+
+
+@dataclass(frozen=True)
 class Questions:
     texts: list[str]
     """Encoded, to compare the tokenizer."""
@@ -48,6 +63,8 @@ class Questions:
     """New tokens after the prompt."""
     stop: tuple[int, int]
     """(n, id): generation must end when the model wants the stop token as n-th new token."""
+    chat: ChatQuestion | None = None
+    """Of a model that has a chat template."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +75,15 @@ class Answers:
     steps: Floats
     greedy: list[int]
     stopped: list[int]
+    chat: list[int] | None = None
+    """The ids of the conversation."""
+    said: list[int] = field(default_factory=list)
+    """The answer to it."""
 
 
 def ask(runtime: Runtime, questions: Questions) -> Answers:
+    asked = questions.chat
+    chat = runtime.chat(asked.messages) if asked else None
     return Answers(
         runtime.name,
         runtime.encode(questions.texts),
@@ -68,4 +91,6 @@ def ask(runtime: Runtime, questions: Questions) -> Answers:
         runtime.steps(questions.steps),
         runtime.greedy(questions.prompt, questions.most),
         runtime.greedy(questions.prompt, questions.stop[0] + 4, questions.stop),
+        chat,
+        runtime.greedy(chat, asked.most) if asked and chat else [],
     )

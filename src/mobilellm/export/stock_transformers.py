@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilellm.chat_template import Message
 from mobilellm.export.questions import Floats
 
 _PROGRAM = """
@@ -54,6 +55,12 @@ def encode(texts):
     return [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
 
 
+def chat(messages):
+    if tokenizer.chat_template is None:
+        return None
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
 def save(values):
     np.save(place, values.numpy())
 
@@ -80,7 +87,7 @@ def greedy(prompt, most, forced):
     return out[0, len(prompt):].tolist()
 
 
-asked = {"name": name, "encode": encode, "logits": logits, "steps": steps, "greedy": greedy}
+asked = {"name": name, "encode": encode, "chat": chat, "logits": logits, "steps": steps, "greedy": greedy}
 print("ready", file=answers, flush=True)
 with torch.inference_mode():
     for line in sys.stdin:
@@ -99,6 +106,10 @@ class StockTransformers:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._asked("encode", list(texts))
+        return ids
+
+    def chat(self, messages: Sequence[Message]) -> list[int] | None:
+        ids: list[int] | None = self._asked("chat", [dict(message) for message in messages])
         return ids
 
     def logits(self, tokens: Sequence[int]) -> Floats:

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from mobilellm.chat_template import ChatTemplate
 from mobilellm.data.documents import paragraphs, python_documentation, text_files
-from mobilellm.export.questions import Questions
+from mobilellm.export.questions import ChatQuestion, Questions
 from mobilellm.tokenizer import EOS_ID, Tokenizer
 
 WINDOW = 256
 """Most tokens that are fed at once."""
 _STEPS, _PROMPT, _NEW, _STOP_AFTER = 48, 16, 24, 3
+_ANSWER, _SHORTEST_ANSWER = 48, 12
+_TALK = [
+    {"role": "system", "content": "Answer in one sentence."},
+    {"role": "user", "content": "What is a river?"},
+    {"role": "assistant", "content": "Water that flows to the sea."},
+    {"role": "user", "content": "And  what is a lake?"},
+]
 _MOST_CHARACTERS, _DOCUMENT = 200_000, 4_000
 _ODD_TEXTS = [
     "naïve café — “quotes” … 中文 日本語 русский עברית",
@@ -46,7 +54,9 @@ def sample_text(file: Path | None) -> SampleText:
     return SampleText(str(file) if file else "documentation of Python", list(documents))
 
 
-def questions(text: SampleText, tokenizer: Tokenizer, context: int, tokens: int) -> Questions:
+def questions(
+    text: SampleText, tokenizer: Tokenizer, context: int, tokens: int, chat_template: str | None = None
+) -> Questions:
     """Windows over documents spread through the text, `tokens` ids in all or as many as there are.
 
     Raises ValueError for a text of less than a few words.
@@ -68,7 +78,20 @@ def questions(text: SampleText, tokenizer: Tokenizer, context: int, tokens: int)
         prompt=prompt,
         most=min(_NEW, room - len(prompt)),
         stop=(_STOP_AFTER, EOS_ID),
+        chat=None if chat_template is None else _chat(ChatTemplate(chat_template, tokenizer), context),
     )
+
+
+def _chat(template: ChatTemplate, context: int) -> ChatQuestion | None:
+    """The longest talk that the template takes and that leaves room for an answer; None without one."""
+    for messages in (_TALK, _TALK[1:], _TALK[1:2]):
+        try:
+            ids = template.prompt(messages)
+        except ValueError:  # some know no system message
+            continue
+        if context - len(ids) >= _SHORTEST_ANSWER:
+            return ChatQuestion(messages, ids, min(_ANSWER, context - len(ids)))
+    return None
 
 
 def _some(texts: Iterator[str]) -> Iterator[str]:

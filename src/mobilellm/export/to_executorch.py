@@ -275,6 +275,12 @@ def _notes(source: Source, options: Options, stored_as: Mapping[str, str], conte
         if ".layers." in name and kind != options.type
     ]
     quantised = sum(kind != "fp32" for kind in stored_as.values())
+    if config.tie_word_embeddings:
+        twice = _nbytes(_matrices(source, options)(EMBEDDING))
+        notes.append(
+            f"the embedding is stored twice, {twice / 1e6:,.1f} MB each: no operator takes rows out of what "
+            "XNNPACK multiplies with, as the head that is tied to it is"
+        )
     cache = 8 * config.num_steps * context * config.num_kv_heads * config.head_dim
     told = f"{quantised} of {len(stored_as)} matrices are quantised, " if quantised else ""
     notes.append(f"{told}all products run in XNNPACK")

@@ -36,7 +36,7 @@ from mobilellm.gguf_blocks import TYPES
 from mobilellm.layouts import config_json
 from mobilellm.quant.formats import Q4_0, Q8_0, WeightFormat
 from mobilellm.quant.schemes import EMBEDDING_NAMES
-from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
+from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 FILE_OF = {"fp32": "model.onnx", "int8": "model_int8.onnx", "int4": "model_q4.onnx"}
 """Names by which transformers.js finds a file for its `dtype` fp32, int8, q4."""
@@ -80,7 +80,7 @@ class OnnxTarget:
         _write_json(path / "config.json", _javascript_config(config, kind, external))
         ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
         _write_json(path / "generation_config.json", ids)
-        _write_tokenizer(source.tokenizer, path, config)
+        _write_tokenizer(source, path)
         if source.chat_template is not None:
             (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
         return _notes(source, options)
@@ -92,7 +92,8 @@ class OnnxTarget:
 
     def expected(self, source: Source, options: Options) -> Inventory:
         proto = _model(source, options)
-        files = source.tokenizer_bytes + len((source.chat_template or "").encode())
+        template = source.chat_template or ""
+        files = source.tokenizer_bytes + len(template.encode()) + len(json.dumps(template))
         return Inventory(source.config, _tensors(proto), frozenset({EOS_ID}), proto.ByteSize() + files)
 
     def inventory(self, path: Path) -> Inventory:
@@ -201,16 +202,18 @@ def _notes(source: Source, options: Options) -> list[str]:
     return notes
 
 
-def _write_tokenizer(tokenizer: Tokenizer, path: Path, config: ModelConfig) -> None:
+def _write_tokenizer(source: Source, path: Path) -> None:
     """The usual files, under the one class for which onnxruntime-genai merges runs of spaces by their rank.
 
     For all others it cuts a text before the last space of a run, which changes the ids of any text with two
-    spaces in a row. transformers.js does the same whatever the class.
+    spaces in a row. transformers.js does the same whatever the class, and looks for a chat template in
+    tokenizer_config.json alone.
     """
-    tokenizer.save(path, model_max_length=config.max_position_embeddings)
+    source.tokenizer.save(path, model_max_length=source.config.max_position_embeddings)
     file = path / "tokenizer_config.json"
     values = json.loads(file.read_text(encoding="utf-8"))
-    _write_json(file, {**values, "tokenizer_class": "GemmaTokenizer"})
+    template = {} if source.chat_template is None else {"chat_template": source.chat_template}
+    _write_json(file, {**values, "tokenizer_class": "GemmaTokenizer", **template})
 
 
 def _read(directory: Path) -> Any:

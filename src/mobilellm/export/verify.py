@@ -18,7 +18,14 @@ from mobilellm.atomic import atomic_write
 from mobilellm.environment import environment
 from mobilellm.export.arithmetic import float_logits
 from mobilellm.export.check import Check
-from mobilellm.export.comparisons import Fidelity, answer_checks, fidelity, inventory_checks, stop_check
+from mobilellm.export.comparisons import (
+    Fidelity,
+    answer_checks,
+    chat_checks,
+    fidelity,
+    inventory_checks,
+    stop_check,
+)
 from mobilellm.export.questions import Answers, Questions, ask
 from mobilellm.export.source import Source
 from mobilellm.export.targets import Options, Target, final_name
@@ -101,7 +108,8 @@ def verify(
     """
     settings = settings or Settings()
     text = sample_text(settings.text)
-    asked = questions(text, source.tokenizer, source.config.max_position_embeddings, settings.tokens)
+    context = source.config.max_position_embeddings
+    asked = questions(text, source.tokenizer, context, settings.tokens, source.chat_template)
     seen = _Seen(target, path, source, settings, text)
     try:
         found = target.inventory(path)
@@ -131,6 +139,7 @@ def verify(
             measured[name] = fidelity(given, asked, of_source, of_reference)
             made = answer_checks(given, asked, source.tokenizer, reference, of_reference, measured[name])
             made.append(stop_check(found, expected, given, asked))
+            made += chat_checks(given, asked, source.tokenizer.vocab_size, reference, of_reference)
         checks += [_in(check, name, answers) for check in made]
     return seen.report(checks, chosen, {name: given.runtime for name, given in answers.items()}, measured)
 

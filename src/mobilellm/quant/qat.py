@@ -40,7 +40,7 @@ class QuantizedWhile:
             )
         if not scheme.formats(model.config).keys() <= dict(model.named_parameters()).keys():
             raise ValueError(
-                "qat: the model has adapters beside its matrices, and what is exported are both in one; leave "
+                "qat: the model has adapters beside its matrices, and an export holds both in one; leave "
                 "[lora] out, or merge it first"
             )
         check_widths(scheme, model.config)

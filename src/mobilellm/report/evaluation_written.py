@@ -35,6 +35,21 @@ PERPLEXITY_NOTES = (
     "Intervals: 95 %, percentile bootstrap over windows or documents, {samples:,} resamples, seed {seed}. "
     "Neighbouring windows of one article are alike, so that the true intervals are somewhat wider.",
 )
+TOOL_NOTES = (
+    "Paired: both models on the same questions and turns. Difference is the second minus the first; won and "
+    "lost count those where only one of them is right, or is better.",
+    "Intervals: 95 %, percentile bootstrap over questions or, their turns being alike, conversations, "
+    "{samples:,} resamples, seed {seed}. p: McNemar's exact test of questions, else the bootstrap's. Neither "
+    "knows how another training run would have come out.",
+)
+CHAT_NOTES = (
+    "Paired: the loss of both models on what the assistant says in the same conversations. Below 1 (below 0 "
+    "bits per byte) the second is better; won counts the conversations it predicts better.",
+    "Intervals: 95 %, percentile bootstrap over conversations, {samples:,} resamples, seed {seed}.",
+)
+_NOTES = {
+    "zero-shot": COMPARISON_NOTES, "tools": TOOL_NOTES, "perplexity": PERPLEXITY_NOTES, "chat": CHAT_NOTES,
+}  # fmt: skip
 
 Named = tuple[str, Record]
 """A record and what to call its model."""
@@ -79,19 +94,19 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
             "95 % interval",
             "won",
             "lost",
-            "documents",
+            "documents" if comparison.kind == "zero-shot" else "asked",
             "p",
         )
         return [header, *(_difference_row(row) for row in comparison.rows if isinstance(row, Difference))]
     header = (
         "", "first,\nbits/byte", "second,\nbits/byte", "difference", "95 % interval", "perplexity\nratio",
-        "95 % interval", "won", "lost", "windows", "p",
+        "95 % interval", "won", "lost", "conversations" if comparison.kind == "chat" else "windows", "p",
     )  # fmt: skip
     return [header, *(_ratio_row(row) for row in comparison.rows if isinstance(row, Ratio))]
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    notes = COMPARISON_NOTES if comparison.kind in ("zero-shot", "tools") else PERPLEXITY_NOTES
+    notes = _NOTES[comparison.kind]
     return [note.format(samples=comparison.samples, seed=comparison.seed) for note in notes]
 
 

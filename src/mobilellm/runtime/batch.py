@@ -195,7 +195,7 @@ class ContinuousBatch:
             writes = any(generation.waiting == 1 for generation in self._running)
             chunk = _CHUNK_BESIDE_OTHERS if writes else PREFILL_CHUNK
             try:
-                drawn = advance(self._model.engine, self._running, chunk)
+                drawn = advance(self._model.engine, self._running, chunk, self._fail)
             except Exception as error:
                 self._fail_all(error)
                 continue
@@ -226,6 +226,10 @@ class ContinuousBatch:
         gains = [request.gain(held, self._context) for held in self._free]
         best = max(gains)
         return self._free.pop(gains.index(best) if best > 0 else 0)
+
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        """Nothing can be drawn from this one's logits, say."""
+        self._running[generation].fail(error)
 
     def _fail_all(self, error: Exception) -> None:
         """The engine found no memory, say: each request is told, and slots begin anew."""

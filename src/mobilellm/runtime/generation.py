@@ -196,11 +196,15 @@ class Generation:
 
 
 def advance(
-    engine: Engine, generations: Iterable[Generation], most: int = PREFILL_CHUNK
+    engine: Engine,
+    generations: Iterable[Generation],
+    most: int = PREFILL_CHUNK,
+    failed: Callable[[Generation, Exception], None] | None = None,
 ) -> list[tuple[Generation, NewToken]]:
     """One step of all that have not ended: the tokens drawn, possibly none yet. At most about `most` are fed.
 
-    Those that write come first, then short prompts. A sequence that was cancelled ends here.
+    Those that write come first, then short prompts. A sequence that was cancelled ends here. What goes wrong
+    where one draws is raised, or given to `failed`, and the others go on.
     """
     generations = sorted((each for each in generations if not each.finish), key=lambda each: each.waiting)
     new = [(each, last) for each in generations if (last := each.ended())]
@@ -211,7 +215,12 @@ def advance(
             feeds.append((each, each.feed(max(1, room))))
     if feeds:
         for (each, feed), logits in zip(feeds, _logits(engine, feeds), strict=False):
-            new += [(each, drawn) for drawn in each.take(feed, logits)]
+            try:
+                new += [(each, drawn) for drawn in each.take(feed, logits)]
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(each, error)
     return new
 
 

@@ -19,33 +19,38 @@ _MOST_OF_A_PATH = 200
 
 @dataclass
 class Record:
-    """Filled while a request is answered."""
+    """What is known of one request; filled while it is answered."""
 
     method: str
     path: str
     client: str | None
     began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    route: str = "none"
+    """The path as the server has it, without what a client may make up."""
     status: int = 0
     bytes: int = 0
     disconnected: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
+    user: str | None = None
+    """Whom the client says that it asks for."""
     said: dict[str, Any] = field(default_factory=dict)
-
-    def say(self, user: str | None, said: dict[str, Any]) -> None:
-        """What was asked; `user` is a name that the client gives for whom it asks."""
-        if user is not None:
-            self.about["user"] = user
-        self.said |= said
+    answer: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    first_token: float | None = None
 
     def answered(self, answer: Answer, writer: Writer) -> None:
         times = answer.times()
-        self.about |= {
+        self.first_token = times.to_first_token
+        self.tokens = {
+            "prompt": answer.prompt_tokens,
+            "cached": answer.reused_tokens,
+            "completion": answer.completion_tokens,
+        }
+        self.answer = {
             "id": writer.prepared.id,
             "stream": writer.prepared.stream,
-            "prompt_tokens": answer.prompt_tokens,
-            "cached_tokens": answer.reused_tokens,
-            "completion_tokens": answer.completion_tokens,
-            "first_token_ms": None if times.to_first_token is None else round(1000 * times.to_first_token, 1),
+            **{f"{kind}_tokens": count for kind, count in self.tokens.items()},
+            "first_token_ms": _milliseconds(times.to_first_token),
             "tokens_per_second": None if times.rate is None else round(times.rate, 1),
             "finish": [written.finish for written in writer.written],
         }
@@ -67,10 +72,15 @@ class AccessLog:
             "path": record.path[:_MOST_OF_A_PATH],
             "status": record.status,
             "bytes": record.bytes,
-            "ms": round(1000 * (time.perf_counter() - record.began), 1),
+            "ms": _milliseconds(record.seconds),
             "disconnected": record.disconnected,
-            **record.about,
+            **({} if record.user is None else {"user": record.user}),
+            **record.answer,
             **(record.said if self._with_text else {}),
         }
         self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._stream.flush()
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 1)

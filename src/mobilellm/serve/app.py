@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ from mobilellm.serve.choices import ChatWriter, CompletionWriter
 from mobilellm.serve.errors import ApiError, JsonResponse
 from mobilellm.serve.exchange import Exchange, read_body
 from mobilellm.serve.facts import facts
+from mobilellm.serve.metrics import CONTENT_TYPE, Metrics
+from mobilellm.serve.openapi import document
 from mobilellm.serve.page_files import page_routes
 from mobilellm.serve.prepared import Preparer
 from mobilellm.serve.process import memory_bytes
@@ -38,6 +40,7 @@ class Service:
         self.model, self.limits = model, limits
         self.preparer = Preparer(model, limits)
         self.answering = Answering(model, limits)
+        self.metrics = Metrics(lambda: self.answering.running, lambda: self.answering.waiting)
         self._created = int(time.time())
         self._facts = facts(model)
 
@@ -58,10 +61,13 @@ class Service:
             )
         return JsonResponse(self._described())
 
+    async def metrics_text(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
     async def chat(self, request: Request) -> Response:
         asked = parsed(ChatRequest, await read_body(request, self.limits))
         record: Record = request.scope["record"]
-        record.say(asked.user, {"messages": asked.model_dump(exclude_none=True)["messages"]})
+        record.user, record.said["messages"] = asked.user, asked.model_dump(exclude_none=True)["messages"]
         prepared = await run_in_threadpool(self.preparer.chat, asked)
         answer = self.answering.begin(prepared.choices)
         writer = ChatWriter(prepared, answer, self.preparer.name, self.model.tokenizer)
@@ -70,7 +76,7 @@ class Service:
     async def completion(self, request: Request) -> Response:
         asked = parsed(CompletionRequest, await read_body(request, self.limits))
         record: Record = request.scope["record"]
-        record.say(asked.user, {"prompt": asked.prompt})
+        record.user, record.said["prompt"] = asked.user, asked.prompt
         prepared = await run_in_threadpool(self.preparer.completion, asked)
         answer = self.answering.begin(prepared.choices)
         writer = CompletionWriter(prepared, answer, self.preparer.name, self.model.tokenizer)
@@ -94,24 +100,30 @@ def application(service: Service, access: Access, log: AccessLog) -> ASGIApp:
         yield
         await asyncio.to_thread(service.answering.close)
 
-    routes = [
+    async def described(request: Request) -> Response:
+        return JsonResponse(openapi)
+
+    openapi = document(service.preparer.name, access.key is not None)
+    routes: list[Route] = [
         Route("/health", service.health, methods=["GET"]),
         Route("/v1/models", service.models, methods=["GET"]),
         Route("/v1/models/{name}", service.model_by_name, methods=["GET"]),
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
         Route("/v1/completions", service.completion, methods=["POST"]),
+        Route("/metrics", service.metrics_text, methods=["GET"]),
+        Route("/openapi.json", described, methods=["GET"]),
         *page_routes(),
     ]
     handlers: Any = {ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    return Recorded(Guard(app, access), log)
+    return Recorded(Guard(app, access), log, service.metrics, [route.path for route in routes])
 
 
 class Recorded:
     """Outermost: every request has a Record, which is written when it has been answered."""
 
-    def __init__(self, app: ASGIApp, log: AccessLog) -> None:
-        self._app, self._log = app, log
+    def __init__(self, app: ASGIApp, log: AccessLog, metrics: Metrics, paths: Sequence[str]) -> None:
+        self._app, self._log, self._metrics, self._paths = app, log, metrics, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,6 +131,7 @@ class Recorded:
             return
         client = scope.get("client")
         record = scope["record"] = Record(scope["method"], scope["path"], client and client[0])
+        record.route = self._route(record.path)
 
         async def counted(message: Message) -> None:
             record.status = message.get("status", record.status)
@@ -128,7 +141,15 @@ class Recorded:
         try:
             await self._app(scope, receive, counted)
         finally:
+            record.seconds = time.perf_counter() - record.began
             self._log.write(record)
+            self._metrics.add(record)
+
+    def _route(self, path: str) -> str:
+        """Few, whatever is asked: Prometheus keeps a count for each."""
+        if path in self._paths:
+            return path
+        return "/v1/models/{name}" if path.startswith("/v1/models/") else "none"
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -23,8 +23,8 @@ from mobilellm.tool_calls import CLOSE, OPEN
 _SPECIALS = 3
 """<unk> <s> </s>; only the last may be drawn, where a text may end."""
 _OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_LIMITS = {"max_lexer_states": 50_000, "step_max_items": 20_000}
-"""Half a second's work and some 100 MB at most for one text; a schema that takes more is refused."""
+_LEXER_STATES, _ITEMS = 50_000, 20_000
+"""Of one text at most: some 100 MB, and a second a token. A schema that takes more is refused, or ends it."""
 
 
 class Grammars:
@@ -51,7 +51,9 @@ class Grammars:
         return None if calls is None else self._matchers(calls, "tools")
 
     def _matchers(self, grammar: str, parameter: str) -> Matchers:
-        limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
+        limits = llguidance.LLParserLimits(
+            max_lexer_states=_LEXER_STATES, step_max_items=_ITEMS, verbose_errors=False
+        )
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())[:300]

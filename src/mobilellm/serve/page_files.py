@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 POLICY = "; ".join(
     (
@@ -35,11 +35,11 @@ class PageFile(NamedTuple):
     etag: str
 
 
-def page_routes() -> list[BaseRoute]:
+def page_routes() -> list[Route]:
     """A route for every file of the page, and `/` for its start."""
     folder = files("mobilellm.serve") / "page"
     found = dict(_found(folder, "")) if folder.is_dir() else {}
-    routes: list[BaseRoute] = [_route(f"/{name}", file) for name, file in sorted(found.items())]
+    routes = [_route(f"/{name}", file) for name, file in sorted(found.items())]
     return [_route("/", found[_START]), *routes] if _START in found else routes
 
 

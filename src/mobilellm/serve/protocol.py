@@ -14,7 +14,7 @@ from mobilellm.serve.errors import ApiError
 
 _Text = Annotated[str, Field(min_length=1)]
 _MOST_SHOWN_ERRORS = 3
-_LARGEST_SEED = 2**63 - 1
+_LARGEST_SEED, _MOST = 2**63 - 1, 2**31 - 1
 
 
 class _Strict(BaseModel):
@@ -32,7 +32,7 @@ class Request(_Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=128)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=_MOST)
     stop: _Text | Annotated[list[_Text], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=-_LARGEST_SEED - 1, le=_LARGEST_SEED)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -41,9 +41,9 @@ class Request(_Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Goes into the access log.")
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=_MOST)
     min_p: float | None = Field(None, ge=0, lt=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
 
 
 class CompletionRequest(Request):
@@ -154,7 +154,7 @@ class ChatRequest(Request):
     """Answers a conversation."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=_MOST)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -165,6 +165,12 @@ class ChatRequest(Request):
     service_tier: Literal["auto", "default"] | None = None
 
 
+_OF_SEVERAL_KINDS = {
+    "prompt": "a text, a list of texts, token ids, or a list of lists of token ids; not empty",
+    "stop": "a text or a list of up to 16, none of them empty",
+    "content": "a text, or a list of parts of type text",
+    "tool_choice": "none, auto, required, or a function by its name",
+}
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 
@@ -183,6 +189,10 @@ def parsed(kind: type[_Parsed], body: bytes) -> _Parsed:
 
 
 def _line(kind: str, place: tuple[int | str, ...], message: str) -> str:
+    for depth, part in enumerate(place):
+        wanted = _OF_SEVERAL_KINDS.get(str(part))
+        if wanted is not None and kind != "missing":  # a complaint for each would be told
+            place, message = place[: depth + 1], f"must be {wanted}"
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]
     if kind == "extra_forbidden":
         return f"{where[:100]}: this server does not know the field; leave it out"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from urllib.parse import urlsplit
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -26,6 +26,7 @@ _ALWAYS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
+_HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::[0-9]*)?")
 _PREFLIGHT_SECONDS = "600"
 
 
@@ -107,10 +108,8 @@ def _digest(key: str) -> bytes:
 
 def _name(host: str) -> str | None:
     """The name in a Host header, without its port; None for what is no name at all."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    found = _HOST.fullmatch(host)
+    return found and (found["name"] or found["address"]).lower()
 
 
 def _is_address(name: str) -> bool:

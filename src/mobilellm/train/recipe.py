@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from mobilellm.train.distillation import DistillChoice
 from mobilellm.train.lora import LoraChoice
 from mobilellm.train.qat import QatChoice
 from mobilellm.train.settings import TrainSettings
@@ -35,6 +36,7 @@ class Recipe(TrainSettings):
     model: ModelChoice
     data: DataChoice = field(default_factory=DataChoice)
     chat: ChatChoice | None = None
+    distill: DistillChoice | None = None
     lora: LoraChoice | None = None
     qat: QatChoice | None = None
     sample: SampleChoice = field(default_factory=SampleChoice)
@@ -43,8 +45,15 @@ class Recipe(TrainSettings):
     def _problems(self) -> list[str]:
         problems = super()._problems()
         problems += self._source_problems() + self._lora_problems()
+        if self.distill is not None:
+            problems += self.distill.problems()
         if self.qat is not None:
             problems += self.qat.problems(self.steps, self.compute.strategy)
+        if self.qat is not None and self.lora is not None:
+            problems.append(
+                "qat and lora exclude each other: an export holds weights and adapters in one; merge those "
+                "first, then train with qat"
+            )
         for name, value, least in (
             ("data.held_out_tokens", self.data.held_out_tokens, 2),  # one alone predicts nothing
             ("sample.tokens", self.sample.tokens, 1),

@@ -55,7 +55,7 @@ def taught(
 def _opened(
     choice: DistillChoice, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
 ) -> tuple[Teacher | None, TeacherCache]:
-    from mobilellm.cli.run_teacher import open_teacher
+    from mobilellm.cli.teachers import open_teacher
     from mobilellm.train.teacher_cache import CacheIdentity
     from mobilellm.train.teaching import open_together
 
@@ -92,8 +92,8 @@ def _check_fit(choice: DistillChoice, there: CacheIdentity, tokenizer: Tokenizer
     for name, value in asked.items():
         if value != getattr(there, name):
             raise ValueError(
-                f"distill.{name} = {value}: {choice.cache} was made with {getattr(there, name)}; use that, "
-                "or name the teacher and another distill.cache"
+                f"{choice.cache}: was made with {name} = {getattr(there, name)}; ask for that, or name the "
+                "teacher and another distill.cache"
             )
 
 

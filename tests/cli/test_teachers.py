@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mobilellm.cli.run_teacher import open_teacher
+from mobilellm.cli.teachers import open_teacher
 from mobilellm.config import ModelConfig
 from mobilellm.model import checkpoint
 from mobilellm.model.transformer import MobileLLM

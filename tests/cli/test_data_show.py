@@ -1,0 +1,89 @@
+"""`mobilellm data show`: what is learnt is marked, what is left out is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from chat_data import records, tokenizer, written
+
+from mobilellm.cli.main import _main
+
+GOOD = {
+    "messages": [{"role": "user", "content": "why </s> not"}, {"role": "assistant", "content": "the sea"}]
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tokenizer().save(tmp_path / "tokenizer")
+    written(tmp_path / "talks.jsonl", [{"text": "x"}, GOOD, *records(4)])
+    return tmp_path
+
+
+def shown(folder: Path, *flags: str) -> int:
+    command = ["data", "show", str(folder / "talks.jsonl"), "--tokenizer", str(folder / "tokenizer"), *flags]
+    return _main(command)
+
+
+def test_in_a_pipe_what_is_learnt_stands_between_marks(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(folder, "-n", "1", "--left-out") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{folder / 'talks.jsonl'}, line 2: ")
+    assert "\n<s> user\nwhy </s> not</s> assistant\n«the sea</s>»\n\n" in said
+    assert "\n5 of 6 records are conversations to learn from\n" in said
+    assert "left out: 1 unknown shape\n" in said
+    assert f"{folder / 'talks.jsonl'}, line 1: unknown shape: its keys are text\n" in said
+
+
+def test_on_a_terminal_it_is_green_and_harmless(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = {"prompt": "a \x1b[2J", "completion": "the sea"}
+    written(folder / "talks.jsonl", [hostile])
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert shown(folder) == 0
+    said = capsys.readouterr().out
+    assert "\x1b[32mthe sea</s>\x1b[0m" in said
+    assert "\x1b[2J" not in said
+    assert "a ␛[2J" in said
+
+
+def test_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(folder, "-n", "2", "--skip", "1", "--json", "--sequence-length", "60") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["conversations"] + sum(found["left_out"].values()) == 6
+    assert found["longest"] <= 61
+    for example in found["examples"]:
+        assert len(example["tokens"]) == len(example["trained"]) <= 61
+        assert "".join(part["text"] for part in example["parts"]) == tokenizer().decode(
+            example["tokens"], skip_special=False
+        )
+    assert found["examples"][0]["line"] > 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["show", "x.jsonl"], "give --model, whose tokenizer and template are used, or --tokenizer"),
+        (["show", "--tokenizer", "x"], "name at least one file of conversations"),
+        (["hide", "x.jsonl"], "invalid choice"),
+        (["show", "absent.jsonl", "--tokenizer", "TOKENIZER"], "absent.jsonl: no such file of conversations"),
+        (["show", "x", "--tokenizer", "TOKENIZER", "-n", "-1"], "-1 must be 0 or above"),
+    ],
+)
+def test_refusals(folder: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(folder / "tokenizer") if flag == "TOKENIZER" else flag for flag in flags]
+    assert _main(["data", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
