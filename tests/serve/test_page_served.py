@@ -165,6 +165,11 @@ def test_another_answer_takes_the_place_of_the_last(page: Page, script: Script) 
     until(page, "document.querySelector('.answer').innerText.includes('else')")
     assert said(page) == ["Hi", "Something else."]
     assert script.requests[0] == script.requests[1]
+    script.status = 400
+    page.click("[aria-label='Another answer']")
+    page.wait_for_selector("#notice", state="visible")
+    until(page, "document.querySelectorAll('.answer').length === 1")
+    assert said(page) == ["Hi", "Something else."]  # nothing came in its place
 
 
 def test_a_message_can_be_changed_and_sent_again(page: Page, script: Script) -> None:
