@@ -153,9 +153,8 @@ def test_every_leaf_is_drawn() -> None:
     assert LEAVES.keys() | TOGETHER == set(leaves(Recipe))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(recipes())
-@settings(deadline=None)  # the machine may be busy
 def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)
     assert parse_recipe(text, "here") == recipe
