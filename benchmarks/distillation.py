@@ -75,7 +75,7 @@ def main() -> None:
                     return
                 name = f"{regime}-{'taught' if taught else 'plain'}-{seed}"
                 bench.trained(name, STUDENT, bench.text[:tokens], steps, seed, taught)
-    machine.write(arguments.json, {"machine": machine.describe(), **bench.summary(arguments.seeds)})
+    machine.write(arguments.json, bench.summary(arguments.seeds))
 
 
 def shape(hidden: int, inner: int, layers: int) -> ModelConfig:

@@ -201,3 +201,15 @@ def test_a_cache_of_something_else_is_refused(
     part.unlink()
     assert _main(command(place, other)) == 0
     assert same_model(other, tmp_path / "run")
+
+
+def test_a_teacher_and_few_bits_go_together(place: Path, tmp_path: Path) -> None:
+    """[qat] beside [distill]: the student is taught with the weights that are exported."""
+    flags = ["--qat.scheme", "q4_0", "--steps", "2", "--compute.precision", "bfloat16"]
+    losses = []
+    for bits in (flags[2:], flags):
+        out = tmp_path / f"run{len(bits)}"
+        assert _main(command(place, out, *DISTILL, *bits)) == 0
+        losses.append([each["loss"] for each in read_metrics(out / "metrics.jsonl") if "loss" in each])
+    assert (out / "quantized").is_dir()
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)

@@ -241,3 +241,15 @@ def test_a_model_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert "name a model first" in capsys.readouterr().err
     assert _main(["finetune", "--help"]) == 0
     assert "--chat.train" in capsys.readouterr().out
+
+
+def test_a_chat_model_gets_used_to_few_bits(place: Path, tmp_path: Path) -> None:
+    """[qat] beside [chat]: evaluations are of the quantised model, which keeps template and licence."""
+    out = tmp_path / "run"
+    assert _main(command(place, out, "--qat.scheme", "q4_0", "--steps", "4")) == 0
+    assert (out / "quantized" / "chat_template.jinja").read_text() == DEFAULT
+    assert (out / "quantized" / "LICENSE").read_text() == "for research only"
+    with (out / "quantized" / "quantization.json").open() as file:
+        assert json.load(file)["scheme"] == "q4_0"
+    evaluations = [each["eval"]["loss"] for each in read_metrics(out / "metrics.jsonl") if "eval" in each]
+    assert evaluations[-1] < evaluations[0]
