@@ -30,6 +30,6 @@ def chromium() -> Iterator[Browser]:
     if program is None:
         pytest.skip("needs Chromium on the PATH (apt-get install chromium)")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=SWITCHES)
+        browser = playwright.chromium.launch(executable_path=program, args=SWITCHES, timeout=120_000)
         yield browser
         browser.close()

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from chromium import chromium
-from fake_server import Script, fake_server
+from fake_server import PAGE, Script, fake_server
 
 from mobilellm.chat_template import DEFAULT
 from mobilellm.export.to_gguf import export_gguf
 from mobilellm.model import checkpoint
+from mobilellm.serve.web.packages import Package, files_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from gguf_files import SHAPE, random_model, small_tokenizer
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 Opener = Callable[..., "Page"]
+AXE = Package(
+    "axe-core",
+    "4.14.1",
+    "sha512-FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
+    "MPL-2.0",
+    {"axe.min.js": "axe.min.js"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def opened(browser: Browser, script: Script) -> Iterator[Opener]:
                 context.close()
                 context = browser.new_context(**options)
             page = context.new_page()
-            page.set_default_timeout(5000)
+            page.set_default_timeout(60_000)
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on("request", lambda request: _note_stranger(request.url, address, wrong))
             page.goto(address)
@@ -89,7 +97,8 @@ def said(page: Page) -> list[str]:
 
 def until(page: Page, expression: str) -> None:
     """Wait for it to be true; `wait_for_function` evaluates text, which the page's policy forbids."""
-    for _ in range(250):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         if page.evaluate(expression):
             return
         time.sleep(0.02)
@@ -141,7 +150,7 @@ def test_text_comes_while_it_is_written(page: Page, script: Script) -> None:
     assert "stopped" in page.inner_text(".answer .info")
     words = page.inner_text(".answer .content").split()
     assert 2 <= len(words) < 40
-    for _ in range(100):
+    for _ in range(500):
         if script.unread:
             break
         time.sleep(0.02)
@@ -156,6 +165,11 @@ def test_another_answer_takes_the_place_of_the_last(page: Page, script: Script) 
     until(page, "document.querySelector('.answer').innerText.includes('else')")
     assert said(page) == ["Hi", "Something else."]
     assert script.requests[0] == script.requests[1]
+    script.status = 400
+    page.click("[aria-label='Another answer']")
+    page.wait_for_selector("#notice", state="visible")
+    until(page, "document.querySelectorAll('.answer').length === 1")
+    assert said(page) == ["Hi", "Something else."]  # nothing came in its place
 
 
 def test_a_message_can_be_changed_and_sent_again(page: Page, script: Script) -> None:
@@ -375,6 +389,13 @@ def test_a_server_that_is_gone(page: Page, script: Script) -> None:
     assert said(page) == ["Hi"]
 
 
+def test_opened_as_a_file_it_says_what_to_do(browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto((PAGE / "index.html").as_uri())
+    assert "python3 -m http.server" in page.inner_text("#notice")
+    page.close()
+
+
 def test_asks_for_the_key_of_a_server_that_wants_one(opened: Opener, script: Script) -> None:
     script.key = "sesame"
     page = opened()
@@ -535,3 +556,28 @@ def test_with_the_server_itself(served: tuple[str, str], browser: Browser) -> No
     page.close()
     wrong = [each for each in wrong if "400" not in each]  # which Chromium notes by itself
     assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(opened: Opener, script: Script, scheme: str) -> None:
+    """Deque's checks of what software can check for people who see, hear or move otherwise."""
+    try:
+        axe = files_of(AXE)["axe.min.js"].decode()
+    except ConnectionError as error:
+        pytest.skip(f"needs the npm registry: {error}")
+    script.pieces = ["# Title\n\n- a\n- `b` [c](https://example.org)\n\n```py\nx\n```\n> said"]
+    page = opened(color_scheme=scheme)
+    found = []
+    for _ in range(2):  # empty, then with a conversation and a notice
+        page.evaluate(axe)
+        found += page.evaluate(
+            "async () => (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)])"
+        )
+        send(page, "Hi")
+        answered(page)
+        page.click("#show-settings")
+        script.status = 400
+        send(page, "Again")
+        page.wait_for_selector("#notice", state="visible")
+    assert not found

@@ -77,10 +77,11 @@ def page(folder: Path, browser: Browser) -> Iterator[Page]:
     wrong: list[str] = []
     with static_server(folder) as address:
         page = browser.new_page()
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: None if asked.url.startswith(address) else wrong.append(asked.url))
         page.goto(address)
-        page.wait_for_selector("#welcome, #notice", state="visible", timeout=60_000)
+        page.wait_for_selector("#welcome, #notice", state="visible")
         assert not page.is_visible("#notice"), page.inner_text("#notice")
         page.click("#show-settings")
         page.fill("#temperature", "0")
@@ -101,7 +102,7 @@ def answer(page: Page, text: str) -> str:
     before = page.locator(".answer .info").count()
     page.fill("#prompt", text)
     page.keyboard.press("Enter")
-    page.locator(".answer .info").nth(before).wait_for(timeout=60_000)
+    page.locator(".answer .info").nth(before).wait_for()
     assert not page.is_visible("#notice"), page.inner_text("#notice")
     return str(page.evaluate(LAST_TURN))
 

@@ -183,6 +183,16 @@ def test_killed_it_goes_on_after_the_last_part(tmp_path: Path) -> None:
     )
 
 
+def test_what_another_run_wrote_meanwhile_is_seen_and_remains_go(tmp_path: Path) -> None:
+    early = open_cache(tmp_path, IDENTITY)
+    filled(tmp_path)
+    (tmp_path / "part-000009.safetensors.tmp-1-ab").write_bytes(b"half")
+    teacher = TinyTeacher()
+    fill(early, tiny_loader(SETTINGS), 12, teacher, ALONE)
+    assert teacher.tokens == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["cache.json", "part-000000.safetensors"]
+
+
 def test_while_another_run_fills_it_it_is_refused(tmp_path: Path) -> None:
     def meanwhile(done: int, of: int) -> None:
         with pytest.raises(ValueError, match=r"another run fills this cache; wait for it"):

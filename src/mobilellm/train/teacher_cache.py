@@ -101,6 +101,11 @@ class TeacherCache:
             if file not in self._parts:
                 self._open(file)
 
+    def clear_remains(self) -> None:
+        """Delete what a killed process was writing; none may write now."""
+        for file in self.directory.glob("part-*.tmp-*"):
+            file.unlink()
+
     def read(self, passage: Passage) -> TopK:
         """Raises CacheError where it is not there, or not what was written."""
         key = passage.key
@@ -162,7 +167,7 @@ def open_cache(directory: Path, identity: CacheIdentity | None) -> TeacherCache:
     """
     file = directory / "cache.json"
     if not file.is_file():
-        if directory.is_dir() and any(directory.iterdir()):
+        if directory.is_dir() and any(".tmp-" not in path.name for path in directory.iterdir()):
             raise CacheError(
                 f"{directory}: holds something else than a teacher's cache; choose another distill.cache"
             )

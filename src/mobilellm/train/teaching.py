@@ -65,7 +65,8 @@ def fill(
     processes call this together and share the work. What is done is kept if it is stopped. Raises CacheError
     where something is missing and there is no teacher, and while another run fills the cache.
     """
-    missing = [key for key, _ in _distinct(loader, steps) if key not in cache]
+    keys = [key for key, _ in _distinct(loader, steps)]
+    missing = [key for key in keys if key not in cache]
     if not missing:
         return 0
     if teacher is None:
@@ -81,7 +82,12 @@ def fill(
                 stack.enter_context(hold(cache.directory, busy))
             except ValueError as error:
                 problem = str(error)
-        world.agree(problem)  # and nobody writes before all have seen what is there
+        world.agree(problem)
+        if world.is_first:
+            cache.clear_remains()
+        cache.refresh()  # another run may have written meanwhile
+        missing = [key for key in keys if key not in cache]
+        world.agree(None)  # nobody writes before all have seen what is there
         mine = set(missing[world.rank :: world.size])
         _work(cache, loader, steps, teacher, mine, world, progress)
         world.agree(None)

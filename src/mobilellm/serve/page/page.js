@@ -30,8 +30,6 @@ let backend = null;
 let talk = null;
 let edited = null; // number of the turn that the text field is to replace
 
-await start();
-
 /** Find the model, and begin where this browser left off. */
 async function start(key = sessionKey()) {
   byId("loading").hidden = false;
@@ -73,7 +71,7 @@ function begin(conversation) {
   notice.hide();
   changed();
   turns.toEnd();
-  if (matchMedia("(hover: hover)").matches) prompt.focus(); // a phone would open its keyboard
+  focusPrompt();
 }
 
 async function run(action) {
@@ -110,7 +108,7 @@ function changed() {
   welcome(conversation.turns.length === 0);
   byId("send").hidden = isAnswering;
   byId("stop").hidden = !isAnswering;
-  if (!isAnswering && document.activeElement === document.body) prompt.focus(); // the stop button has gone
+  if (!isAnswering && document.activeElement === document.body) focusPrompt(); // the stop button has gone
   typed();
 }
 
@@ -145,6 +143,11 @@ function welcome(isShown) {
     return button;
   });
   byId("suggestions").replaceChildren(...buttons);
+}
+
+/** Where there is a keyboard: a phone would open its own. */
+function focusPrompt() {
+  if (matchMedia("(hover: hover)").matches) prompt.focus();
 }
 
 /** The text field has changed, or what it is for. */
@@ -201,9 +204,10 @@ function forgotten(gone, text) {
   });
 }
 
-function download(text, type, ending) {
+function download(textOf, type, ending) {
+  if (!talk) return;
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.href = URL.createObjectURL(new Blob([textOf(talk.conversation, backend.isChat)], { type }));
   const title = conversations.titleOf(talk.conversation).replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40);
   link.download = `${title || "conversation"}.${ending}`;
   link.click();
@@ -277,16 +281,16 @@ byId("system").addEventListener("input", (event) => {
   if (talk) talk.conversation.system = event.target.value;
 });
 byId("system").addEventListener("change", () => talk?.keep());
-byId("save-markdown").addEventListener("click", () => download(conversations.asMarkdown(talk.conversation, backend.isChat), "text/markdown", "md"));
-byId("save-json").addEventListener("click", () => download(conversations.asJson(talk.conversation), "application/json", "json"));
+byId("save-markdown").addEventListener("click", () => download(conversations.asMarkdown, "text/markdown", "md"));
+byId("save-json").addEventListener("click", () => download(conversations.asJson, "application/json", "json"));
 byId("open-file").addEventListener("click", () => byId("file").click());
 byId("file").addEventListener("change", (event) => {
-  if (event.target.files[0]) openFile(event.target.files[0]);
+  if (talk && event.target.files[0]) openFile(event.target.files[0]);
   event.target.value = "";
 });
 byId("delete-all").addEventListener("click", () => {
   const all = conversations.keptConversations();
-  if (all.length > 0) forgotten(all, `Deleted ${all.length} conversation${all.length === 1 ? "" : "s"}.`);
+  if (talk && all.length > 0) forgotten(all, `Deleted ${all.length} conversation${all.length === 1 ? "" : "s"}.`);
 });
 byId("key-form").addEventListener("submit", () => {
   sessionStorage.setItem("mobilellm.key", byId("key").value);
@@ -296,3 +300,5 @@ addEventListener("pagehide", () => talk?.keep());
 addEventListener("storage", (event) => {
   if (talk && conversations.isConversationKey(event.key)) list.show(talk.conversation.id);
 });
+
+start();

@@ -39,10 +39,16 @@ export class Talk {
     await this.#answer(settings);
   }
 
-  /** Another answer to what was said last. */
+  /** Another answer to what was said last. The one that was there comes back if nothing takes its place. */
   async again(settings) {
-    if (this.conversation.turns.at(-1)?.role === "assistant") this.conversation.turns.pop();
+    const { turns } = this.conversation;
+    const before = turns.at(-1)?.role === "assistant" ? turns.pop() : null;
+    const count = turns.length;
     await this.#answer(settings);
+    if (before === null || turns.length > count) return;
+    turns.push(before);
+    this.keep();
+    this.#told.changed();
   }
 
   stop() {
