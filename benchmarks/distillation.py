@@ -51,7 +51,7 @@ from mobilellm.train.teaching import TaughtLoader, fill
 
 VOCABULARY, LENGTH = 1024, 128
 MIXTURE, TEMPERATURE, TOP_K = {"ce_weight": 0.5, "kl_weight": 0.5}, 1.0, 64
-T_95 = 4.303  # Student's t, two degrees of freedom
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by the number of pairs
 
 
 def main() -> None:
@@ -62,10 +62,14 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="+", help="documents, for mobilellm prepare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after so many")
+    parser.add_argument("--summary", action="store_true", help="only of the runs that are there")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     started = time.monotonic()
     bench = Bench(arguments.work, arguments.texts)
+    if arguments.summary:
+        machine.write(arguments.json, bench.summary(arguments.seeds))
+        return
     bench.trained("teacher", TEACHER, bench.text, steps=700, seed=0)
     for regime, tokens, steps in (("little", len(bench.text) // 10, 300), ("all", len(bench.text), 300)):
         for seed in arguments.seeds:
@@ -122,7 +126,7 @@ class Bench:
     ) -> None:
         """Train, and leave the model and its figures in WORK/name."""
         folder = self.work / name
-        if (folder / "figures.json").is_file():
+        if self._is_there(name):
             return
         settings = TrainSettings(
             steps=steps,
@@ -178,13 +182,11 @@ class Bench:
     def summary(self, seeds: list[int]) -> dict[str, Any]:
         out: dict[str, Any] = {"teacher": self._figures("teacher"), "regimes": {}}
         for regime in ("little", "all"):
-            pairs = [
-                tuple(self._figures(f"{regime}-{kind}-{seed}") for kind in ("plain", "taught"))
-                for seed in seeds
-            ]
+            names = [[f"{regime}-{kind}-{seed}" for kind in ("plain", "taught")] for seed in seeds]
+            pairs = [list(map(self._figures, pair)) for pair in names if all(map(self._is_there, pair))]
             plain, taught = ([pair[number]["held_out_loss"] for pair in pairs] for number in range(2))
             gains = [a - b for a, b in zip(plain, taught, strict=True)]
-            half = T_95 * statistics.stdev(gains) / math.sqrt(len(gains))
+            half = T_95[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
             mean = statistics.mean(gains)
             print(
                 f"{regime:8} plain {statistics.mean(plain):.4f}, taught {statistics.mean(taught):.4f} nats a "
@@ -198,6 +200,9 @@ class Bench:
                 "interval": [mean - half, mean + half],
             }
         return out
+
+    def _is_there(self, name: str) -> bool:
+        return (self.work / name / "figures.json").is_file()
 
     def _figures(self, name: str) -> dict[str, Any]:
         figures: dict[str, Any] = json.loads((self.work / name / "figures.json").read_text())

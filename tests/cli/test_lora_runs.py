@@ -157,7 +157,7 @@ def test_other_refusals(whole: Path, place: Path, tmp_path: Path, capsys: pytest
     checkpoint.save(other, MobileLLM(config, torch.Generator().manual_seed(1)), tokenizer())
     for arguments, words in (
         (["merge", str(whole), "--model", str(other), "--out", str(tmp_path / "x")], "on other weights than"),
-        (["export", str(whole), "--to", "gguf", "--out", str(tmp_path / "x.gguf")], "mobilellm merge"),
+        (["export", str(whole), str(tmp_path / "x.gguf"), "--to", "gguf"], "mobilellm merge"),
         (["finetune", str(whole), *command(place, tmp_path / "y")[2:]], "mobilellm merge"),
         (["merge", str(place), "--out", str(tmp_path / "x")], "no adapter_config.json there"),
     ):

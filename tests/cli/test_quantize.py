@@ -274,7 +274,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, capsys: pytest.Ca
         == 2
     )
     error = capsys.readouterr().err
-    assert "model.layers.1.mlp.up_proj.weight: there are numbers too large for blocks" in error
+    assert "model.layers.1.mlp.up_proj.weight: q4_0: there are weights too large for scales" in error
     assert torch.isfinite(tensors["model.norm.weight"]).all()
 
 

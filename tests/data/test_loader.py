@@ -122,7 +122,8 @@ def test_targets_are_the_tokens_that_follow(shape: dict[str, Any], steps: int) -
         after |= dict(zip(stream.tolist(), np.roll(stream, -1).tolist(), strict=True))
     source = loader(shape)
     for _ in range(steps):
-        tokens, targets, weights, segments = source.next()
+        tokens, targets, weights, segments, *teacher = source.next()
+        assert teacher == [None, None]
         wanted = (shape["sequences_per_step"], shape["sequence_length"])
         assert tokens.shape == targets.shape == weights.shape == wanted
         assert (tokens.dtype, targets.dtype, weights.dtype) == (np.int64, np.int64, np.float32)

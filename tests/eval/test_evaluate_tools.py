@@ -75,6 +75,7 @@ def test_everything_at_once(tmp_path: Path, conversations: Path) -> None:
         "conversations": 2, "call_turns": 2, "text_turns": 2
     }  # fmt: skip
     assert (talks["intent"], talks["structure"], talks["call"]) == (1, 1, 1)
+    assert (talks["call_low"], talks["call_high"]) == wilson(2, 2)  # two conversations prove little
     assert talks["rouge1"] == talks["rougeL"] == pytest.approx(2 * 3 / (3 + 5))
     assert (talks["without_call"], talks["needless_calls"]) == (0, 0)
     assert made.items["simple"] == {"accuracy": [1.0, 0.0, 0.0]}

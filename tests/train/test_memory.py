@@ -76,6 +76,17 @@ def test_what_stays_is_exact(optimizer: str, tied: bool) -> None:
     assert planned.optimizer == size(states)
 
 
+def test_rounded_weights_are_counted() -> None:
+    """Of every matrix once, in float32, as `quant/qat.py` holds them beside the ordinary ones."""
+    model = MobileLLM(SHAPE)
+    rounded = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
+    plain, aware = (
+        memory_per_device(recipe(table), SHAPE, 1, 4, recomputed=False) for table in ("", "[qat]")
+    )
+    assert aware.copies - plain.copies == rounded
+    assert aware.total - plain.total == rounded
+
+
 def test_less_memory(tmp_path: Path) -> None:
     """Each knob acts on the part it is for, and on no other."""
     plain = memory_per_device(recipe(), SHAPE, 8, 8, recomputed=False)

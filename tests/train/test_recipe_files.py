@@ -153,7 +153,7 @@ def test_every_leaf_is_drawn() -> None:
     assert LEAVES.keys() | TOGETHER == set(leaves(Recipe))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(recipes())
 def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     text = to_toml(recipe)

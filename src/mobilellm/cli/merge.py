@@ -9,6 +9,7 @@ it was not trained on are refused. Chat template and tokenizer are carried along
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ def run(arguments: Arguments) -> None:
         return
     print(f"{directory} merged into {done.base}: {arguments.out}, {arguments.dtype}")
     what = "chat" if done.chat_template else "generate"
-    print(f"Go on:\n  {program()} {what} {arguments.out}\n  {program()} export {arguments.out} --to gguf")
+    out, file = shlex.quote(str(arguments.out)), shlex.quote(f"{arguments.out}.gguf")
+    print(f"Go on:\n  {program()} {what} {out}\n  {program()} export {out} {file}")
 
 
 def _say(message: str) -> None:

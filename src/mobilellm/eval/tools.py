@@ -187,6 +187,9 @@ def _turns_judged(
     for metric, each in values.items():
         if each:
             low, high = clustered(each, places[metric])
+            if low == high and metric in OF_CALLS:  # none right or all: resampling finds nothing else
+                groups = len(set(places[metric]))
+                low, high = wilson(round(groups * sum(each) / len(each)), groups)
             found |= {metric: sum(each) / len(each), f"{metric}_low": low, f"{metric}_high": high}
     items = {metric: each for metric, each in values.items() if each}
     # Turns of one conversation are not independent: whoever compares must know which belong together.

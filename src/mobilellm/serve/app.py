@@ -39,6 +39,7 @@ class Service:
     def __init__(self, model: RuntimeModel, limits: Limits) -> None:
         self.model, self.limits = model, limits
         self.preparer = Preparer(model, limits)
+        self.preparer.get_ready()
         self.answering = Answering(model, limits)
         self.metrics = Metrics(lambda: self.answering.running, lambda: self.answering.waiting)
         self._created = int(time.time())

@@ -48,6 +48,12 @@ class Preparer:
         self.name = Path(model.source).stem if model.source.endswith(".gguf") else Path(model.source).name
         self.context = model.engine.config.max_position_embeddings
 
+    def get_ready(self) -> None:
+        """Do once what the first request would wait for. Raises ValueError for a template that is none."""
+        _ = self._grammars
+        if self.model.chat_template is not None:
+            _ = self._template
+
     @cached_property
     def _template(self) -> ChatTemplate:
         if self.model.chat_template is None:
