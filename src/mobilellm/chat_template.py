@@ -143,12 +143,22 @@ class ChatTemplate:
         return Conversation(tokens, trained)
 
 
+def read_template(file: Path) -> str:
+    """Raises FileNotFoundError, ValueError naming the file for what is no text."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such chat template")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: a chat template is UTF-8 text, this is none ({error})") from None
+
+
 def stored_template(directory: Path) -> str | None:
     """The template of a model directory: chat_template.jinja, or, as older files have it, a key of
     tokenizer_config.json. None of a base model."""
     file = directory / TEMPLATE_FILE
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_template(file)
     try:
         values = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

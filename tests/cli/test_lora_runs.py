@@ -90,15 +90,16 @@ def test_evaluations_are_of_the_merged_model(whole: Path, capsys: pytest.Capture
     assert losses[-1] < losses[0] - 0.1
 
 
-def test_going_on_is_exact(whole: Path, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [["--lora.dropout", "0.1"], ["--lora.dropout", "0.1", "--lora.dora"]])
+def test_going_on_is_exact(kind: list[str], place: Path, tmp_path: Path) -> None:
     """From the checkpoint of step 2, as after a kill."""
     out = tmp_path / "run"
-    assert _main(command(place, out, "--lora.dropout", "0.1")) == 0
+    assert _main(command(place, out, *kind)) == 0
     other = tmp_path / "other"
     (other / "checkpoints").mkdir(parents=True)
     (out / "checkpoints" / "step-00000002").rename(other / "checkpoints" / "step-00000002")
     (other / "metrics.jsonl").write_bytes((out / "metrics.jsonl").read_bytes())
-    assert _main(command(place, other, "--lora.dropout", "0.1", "--resume")) == 0
+    assert _main(command(place, other, *kind, "--resume")) == 0
     assert timeless(other) == timeless(out)
     ours, theirs = (api.load(each, say=print).model.state_dict() for each in (out, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

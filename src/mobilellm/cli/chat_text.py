@@ -53,13 +53,11 @@ class ChatText:
     @cached_property
     def template(self) -> ChatTemplate:
         """The recipe's, else the model's own, else ours. Raises ValueError for one not fit to train with."""
-        from mobilellm.chat_template import DEFAULT, ChatTemplate, stored_template
+        from mobilellm.chat_template import DEFAULT, ChatTemplate, read_template, stored_template
 
         file = self._chat.template
-        if file is not None and not file.is_file():
-            raise FileNotFoundError(f"{file}: no such chat template (chat.template)")
         own = stored_template(self._source) or DEFAULT
-        template = ChatTemplate(own if file is None else file.read_text(encoding="utf-8"), self.tokenizer)
+        template = ChatTemplate(own if file is None else read_template(file), self.tokenizer)
         template.conversation(_PROBE)
         return template
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from mobilellm.chat.visible import visible
-from mobilellm.chat_template import DEFAULT, ChatTemplate, Conversation, stored_template
+from mobilellm.chat_template import DEFAULT, ChatTemplate, Conversation, read_template, stored_template
 from mobilellm.data.chat import Place, Skip, encode, read_talks, said
 from mobilellm.sentencepiece_model import SPECIAL_PIECES
 from mobilellm.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ def _template(arguments: Arguments) -> ChatTemplate:
         assert arguments.tokenizer is not None
         tokenizer = Tokenizer.load(arguments.tokenizer)
     if arguments.template is not None:
-        source = arguments.template.read_text(encoding="utf-8")
+        source = read_template(arguments.template)
     return ChatTemplate(source, tokenizer)
 
 

@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> None:
 def _recipe_named(rest: Sequence[str]) -> str:
     for word, following in zip(rest, [*rest[1:], ""], strict=True):
         if word == "--recipe":
-            return following
+            return following or _RECIPE  # nothing follows: the flags are refused for it
         if word.startswith("--recipe="):
             return word.partition("=")[2]
     return _RECIPE

@@ -8,11 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from mobilellm.config import ModelConfig
     from mobilellm.model.transformer import MobileLLM
+    from mobilellm.quant.schemes import Scheme
     from mobilellm.tokenizer import Tokenizer
     from mobilellm.train.qat import QatChoice
 
 T = TypeVar("T")
+
+
+def chosen_scheme(choice: QatChoice, config: ModelConfig) -> Scheme:
+    """Raises ValueError for a scheme that does not exist or does not fit such a model."""
+    from mobilellm.quant.schemes import check_widths, scheme
+
+    try:
+        chosen = scheme(choice.scheme, choice.embedding, choice.group)
+        check_widths(chosen, config)
+    except ValueError as error:
+        raise ValueError(f"train: {error}") from None
+    return chosen
 
 
 class Qat:
@@ -20,10 +34,9 @@ class Qat:
 
     def __init__(self, choice: QatChoice, model: MobileLLM) -> None:
         from mobilellm.quant.qat import QuantizedWhile
-        from mobilellm.quant.schemes import scheme
 
+        self.scheme = chosen_scheme(choice, model.config)
         try:
-            self.scheme = scheme(choice.scheme, choice.embedding, choice.group)
             self._quantized = QuantizedWhile(model, self.scheme)
         except ValueError as error:
             raise ValueError(f"train: {error}") from None

@@ -108,7 +108,10 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
         )
         if value != mine and name not in ("initializer_range", "max_position_embeddings")
     ]:
-        raise ValueError(f"train: model.init_from = {source} has another shape ({'; '.join(differences)})")
+        raise ValueError(
+            f"train: model.init_from = {source} has another shape ({'; '.join(differences)}); "
+            "leave out what differs (--model.preset None takes the shape that is there)"
+        )
     own = read_tokenizer(directory, weights.config)
     if own is not None and own.fingerprint != tokenizer.fingerprint:
         raise ValueError(

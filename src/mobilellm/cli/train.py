@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli import run_folder, run_parts
-from mobilellm.cli.qat_parts import Qat
+from mobilellm.cli.qat_parts import Qat, chosen_scheme
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
 from mobilellm.train.checkpoint_files import checkpoints, step_of
@@ -109,9 +109,9 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
     recipe = (
         with_steps(arguments.settings, text.sequences) if arguments.settings.epochs else arguments.settings
     )
-    loader = run_parts.loader(recipe, text, world, quiet=arguments.json)
     model = run_parts.model(recipe, config, text.tokenizer, world)
     qat = None if recipe.qat is None else Qat(recipe.qat, model)
+    loader = run_parts.loader(recipe, text, world, quiet=arguments.json)  # a teacher may take hours: the last
     done = checkpoints(out / "checkpoints")
     first = step_of(done[-1]) if done else 0
     with contextlib.ExitStack() as stack:
@@ -208,6 +208,8 @@ def _plan(arguments: Arguments, recipe: Recipe, config: ModelConfig) -> None:
 
     if not recipe.steps:
         raise ValueError("train: the steps of epochs follow from the data, which is not there; give --steps")
+    if recipe.qat is not None:
+        chosen_scheme(recipe.qat, config)
     device = this_device(recipe.compute.precision, kind=arguments.device)
     plan = make_plan(recipe, config, arguments.devices, device)
     if arguments.json:

@@ -161,7 +161,9 @@ def encode(
         return Skip(place, REFUSED, str(error))
     if len(made.tokens) > most_tokens:
         if not truncate:
-            return Skip(place, TOO_LONG, f"{len(made.tokens):,} tokens: {excerpt}")
+            return Skip(
+                place, TOO_LONG, f"{len(made.tokens):,} tokens, {most_tokens:,} are the most: {excerpt}"
+            )
         if not any(made.trained[1:most_tokens]):
             return Skip(place, CUT_AWAY, f"{len(made.tokens):,} tokens: {excerpt}")
     return made

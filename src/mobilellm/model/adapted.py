@@ -19,7 +19,7 @@ class AdaptedLinear(NamedTuple):
 
 def adapted_linear(part: nn.Module) -> AdaptedLinear | None:
     """The parts of what peft made of a linear layer; None where it made nothing, or something else than the
-    one active adapter that `projection.Projection` computes."""
+    one active adapter that a `projection.Adapter` describes."""
     if not is_adapted(part) or has_hooks(part):
         return None
     layer: Any = part
@@ -32,8 +32,7 @@ def adapted_linear(part: nn.Module) -> AdaptedLinear | None:
     tensors = (low.weight, high.weight, *(() if magnitude is None else (magnitude.weight,)))
     share = dropout.p if isinstance(dropout, nn.Dropout) and layer.training else 0.0
     further = layer.lora_bias[name] or (magnitude is None and name in layer.lora_variant)
-    # With dropout the magnitude scales a product of its own, of what was not dropped.
-    if further or (magnitude is not None and share) or not all(map(_is_float, tensors)):
+    if further or not all(map(_is_float, tensors)):
         return None
     return AdaptedLinear(
         layer.base_layer, Adapter(layer.scaling[name], share, magnitude is not None), tensors

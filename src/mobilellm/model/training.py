@@ -131,6 +131,8 @@ class Runner:
         tensors: list[Any] = [linear.weight for linear in linears]
         tensors += [tensor for each in adapted if each is not None for tensor in each.tensors]
         adapters = [None if each is None else each.adapter for each in adapted]
+        if any(each is not None and each.has_magnitude and each.dropout for each in adapters):
+            return None  # then the magnitude scales a product of its own, of what was not dropped
         roundings: list[Any] = [linear.rounding for linear in linears]
         assert all(each == roundings[0] for each in roundings), "what has one input rounds it in one way"
         if roundings[0] is not None and any(adapters):
