@@ -174,6 +174,10 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "--distill.top-k 0 must be above 0" in told("--distill.top-k", "0")
     assert "--distill.dtype 'int8' must be float32 or bfloat16" in told("--distill.dtype", "int8")
     assert "no such directory" in told(teacher="nowhere/at/all")
+    assert "'q5_k' is not known" in told(
+        "--qat.scheme", "q5_k", "--distill.cache", str(tmp_path / "unfilled")
+    )
+    assert not (tmp_path / "unfilled").exists()  # a teacher may take hours: it runs last
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache").exists()
 

@@ -215,6 +215,7 @@ def test_a_template_of_ones_own_and_held_out_files(place: Path, tmp_path: Path) 
     [
         (["--chat.train", "absent.jsonl"], "absent.jsonl: no such file of conversations"),
         (["--chat.template", "absent.jinja"], "absent.jinja: no such chat template"),
+        (["--chat.template", "BYTES"], "bytes.jinja: a chat template is UTF-8 text, this is none"),
         (["--chat.template", "BAD"], "it does not close the assistant's turn with eos_token"),
         (["--chat.over-long", "drop"], "--chat.over-long 'drop' must be skip or truncate"),
         (["--batch.sequence-length", "3", "--batch.tokens-per-step", "12"], "no conversation to learn from"),
@@ -228,7 +229,9 @@ def test_refusals(
     place: Path, tmp_path: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.jinja").write_text("{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}")
-    flags = [str(tmp_path / "bad.jinja") if flag == "BAD" else flag for flag in flags]
+    (tmp_path / "bytes.jinja").write_bytes(b"\xff{{ messages }}")
+    files = {"BAD": str(tmp_path / "bad.jinja"), "BYTES": str(tmp_path / "bytes.jinja")}
+    flags = [files.get(flag, flag) for flag in flags]
     assert _main(command(place, tmp_path / "run", *flags)) == 2
     said = capsys.readouterr().err
     assert words in said

@@ -144,5 +144,6 @@ def test_a_quantised_model_is_no_start(place: Path, whole: Path, capsys: pytest.
 def test_refusals(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert message in refused(capsys, command(place, tmp_path / "run", *flags))
+    for further in ([], ["--plan"]):
+        assert message in refused(capsys, command(place, tmp_path / "run", *flags, *further))
     assert not (tmp_path / "run").exists()
