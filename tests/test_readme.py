@@ -89,7 +89,7 @@ SMALLER = {  # the same commands, on less text and in fewer steps
     "--out runs/chat": "--out runs/chat --steps 3 --batch.tokens-per-step 1024",
     "--out runs/lora": "--out runs/lora --steps 3 --batch.tokens-per-step 1024",
     "--out runs/distilled": "--out runs/distilled --steps 2 --batch.tokens-per-step 1024 --schedule.warmup-steps 1",
-    "--out runs/tiny-q4": "--out runs/tiny-q4 --steps 2 --batch.tokens-per-step 1024 --schedule.warmup-steps 1",
+    "--out runs/in-4-bits": "--out runs/in-4-bits --steps 2 --batch.tokens-per-step 1024 --schedule.warmup-steps 1",
     "eval chat": "eval chat --max-tokens 8 --no-cache",
     "eval tools": "eval tools --max-tokens 8 --no-cache",
 }
