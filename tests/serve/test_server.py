@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,21 @@ def test_what_trickles_in_is_cut_off(server: Running) -> None:
             assert b" 408 " in _first_line(connection), name
     assert time.monotonic() - begun < 10
     assert server.client.get("/health").status_code == 200
+
+
+def test_a_head_without_end_is_refused(server: Running) -> None:
+    """Before a key was looked at: it would fill the memory."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
+        with suppress(OSError):  # it is closed before all is sent
+            for _ in range(64):
+                connection.sendall(b"x" * 2**16)
+                if _readable(connection):
+                    break
+        assert b" 431 Request Header Fields Too Large" in _first_line(connection)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 2**15 + b"\r\n\r\n")
+        assert b" 200 " in _first_line(connection)
 
 
 def test_half_closed_in_the_middle_is_a_bad_request(server: Running) -> None:

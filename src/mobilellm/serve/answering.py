@@ -63,7 +63,9 @@ class Times(NamedTuple):
 class Answer:
     """All choices of one request on their way. Its methods are called in the event loop."""
 
-    def __init__(self, choices: Sequence[Choice], handover: Handover, ended: Callable[[Answer], None]) -> None:
+    def __init__(
+        self, choices: Sequence[Choice], handover: Handover, ended: Callable[[Answer], None]
+    ) -> None:
         """`ended` is called after each choice's end."""
         self.choices = choices
         self.started = time.perf_counter()

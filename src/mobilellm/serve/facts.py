@@ -38,6 +38,12 @@ def _types(model: RuntimeModel) -> str:
     return "+".join(sorted(sizes, key=lambda kind: -sizes[kind]))
 
 
-def _file_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    return sum(file.stat().st_size for file in files)
+def _file_bytes(path: Path) -> int | None:
+    """Of a training run, those of the model in it. None where files lie elsewhere: a Hub id, an adapter."""
+    if path.is_file():
+        return path.stat().st_size
+    if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
+        path = path / "model"
+    if not path.is_dir() or (path / "adapter").exists() or (path / "adapter_config.json").exists():
+        return None
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())

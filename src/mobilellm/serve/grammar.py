@@ -119,7 +119,7 @@ class _Vocabulary:
 
 def _check(matcher: llguidance.LLMatcher, parameter: str) -> None:
     if matcher.is_error():
-        reason = " ".join(matcher.get_error().split())[:300]
+        reason = " ".join(matcher.get_error().removesuffix("<non-verbose/>").split())[:300]
         raise ApiError(400, f"{parameter}: the schema cannot be kept to: {reason}", None, parameter)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ class Preparer:
 
     def __init__(self, model: RuntimeModel, limits: Limits) -> None:
         self.model, self.limits = model, limits
-        self.name = Path(model.source).stem if model.source.endswith(".gguf") else Path(model.source).name
+        path = Path(os.path.abspath(model.source))  # "." and ".." have a name, too
+        self.name = path.stem if path.suffix == ".gguf" else path.name
         self.context = model.engine.config.max_position_embeddings
 
     def get_ready(self) -> None:

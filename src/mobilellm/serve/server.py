@@ -7,6 +7,7 @@ import gc
 import json
 import socket
 from asyncio import TimerHandle
+from http import HTTPStatus
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,6 +20,8 @@ from mobilellm.serve.settings import Access
 _KEEP_ALIVE = 30
 """Seconds that a connection may be silent between two requests."""
 _MOST_CONNECTIONS = 512
+_LARGEST_HEAD = 2**19
+"""Bytes of a request's head. More than one reading of the socket, which may hold other requests' ends."""
 
 
 class Server(uvicorn.Server):
@@ -58,10 +61,14 @@ class Server(uvicorn.Server):
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """A request's head must be whole within `patience` seconds, or the connection is answered 408."""
+    """A request's head must be whole within `patience` seconds, or the connection is answered 408.
+
+    One that grows too large until then is answered 431: nobody has asked for a key by then.
+    """
 
     patience: float
     _head_timer: TimerHandle | None = None
+    _head_bytes = 0
     _in_request = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,6 +78,13 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_timer is not None:  # all of it was of a head that goes on
+            self._head_bytes += len(data)
+            if self._head_bytes > _LARGEST_HEAD:
+                self._refuse(ApiError(431, f"the request's head is larger than {_LARGEST_HEAD} bytes"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -96,6 +110,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
+        self._head_bytes = 0
         late = ApiError(408, f"the request's head was not here within {self.patience} s")
         self._head_timer = self.loop.call_later(self.patience, self._refuse, late)
 
@@ -110,7 +125,7 @@ class PatientProtocol(HttpToolsProtocol):
             return
         body = json.dumps(error.body()).encode()
         head = (
-            f"HTTP/1.1 {error.status} {'Request Timeout' if error.status == 408 else 'Bad Request'}\r\n"
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
