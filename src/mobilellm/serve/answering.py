@@ -267,6 +267,8 @@ class Answering:
 
 
 def _fault(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):  # of the request's schema, which became too complex on the way
+        return error
     if isinstance(error, MemoryError):
         return ApiError(503, str(error), "out_of_memory", headers={"Retry-After": "5"})
     _log.error("a text failed", exc_info=error)
