@@ -12,15 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import serving
 
 import mobilellm.runtime
-
-for package in ("starlette", "uvicorn", "httptools", "pydantic", "llguidance", "prometheus_client"):
-    pytest.importorskip(package, reason=f"needs {package} (extra serve)")
-from mobilellm.serve.access_log import AccessLog
-from mobilellm.serve.app import Service, application
-from mobilellm.serve.settings import Access, Limits
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
@@ -42,6 +35,12 @@ def test_nothing_is_left_of_a_request(
     chat_file: Path, path: str, body: dict[str, Any], goes_away: bool
 ) -> None:
     """Not even for the collector of garbage: until that comes, memory would grow."""
+    for package in ("starlette", "uvicorn", "httptools", "pydantic", "llguidance", "prometheus_client"):
+        pytest.importorskip(package, reason=f"needs {package} (extra serve)")
+    from mobilellm.serve.access_log import AccessLog
+    from mobilellm.serve.app import Service, application
+    from mobilellm.serve.settings import Access, Limits
+
     service = Service(mobilellm.runtime.load(chat_file, threads=1), Limits(slots=2))
     app = application(service, Access(), AccessLog(None))
 

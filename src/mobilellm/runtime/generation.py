@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -229,11 +229,12 @@ def _logits(engine: Engine, feeds: Sequence[tuple[Generation, Feed]]) -> list[Fl
     wanted = [feed.wanted for _, feed in feeds]
     try:
         states = engine.forward_batch([(np.array(feed.tokens), each.held.cache) for each, feed in feeds])
-        ends = np.cumsum([len(feed.tokens) for _, feed in feeds])
-        rows = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, wanted, strict=True)])
-        logits = engine.logits(states[rows]) if len(rows) else np.empty((0, 0), np.float32)
+        ends = accumulate(len(feed.tokens) for _, feed in feeds)
+        rows = [row for end, count in zip(ends, wanted, strict=True) for row in range(end - count, end)]
+        logits = engine.logits(states[rows]) if rows else np.empty((0, 0), np.float32)
     except CancelledError:
         for each, _ in feeds:
             each.held.cut(len(each.held.tokens))
         return []
-    return np.split(logits, np.cumsum(wanted)[:-1])
+    ends = accumulate(wanted)
+    return [logits[end - count : end] for end, count in zip(ends, wanted, strict=True)]

@@ -32,7 +32,6 @@ from mobilellm.serve.protocol import ChatRequest, CompletionRequest, parsed
 from mobilellm.serve.security import Guard
 from mobilellm.serve.settings import Access, Limits
 
-
 _PREPARING = 4
 """Requests that are made ready at once, each by a thread; more would only take memory from one another."""
 

@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         gc.collect()
-        gc.freeze()  # what is here stays: to search it for garbage would hold all streams up, and so come late
+        gc.freeze()  # all this stays: searching it for garbage would hold streams up, and so would come late
         super().run(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
