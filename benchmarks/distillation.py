@@ -51,6 +51,8 @@ from mobilellm.train.teaching import TaughtLoader, fill
 
 VOCABULARY, LENGTH = 1024, 128
 MIXTURE, TEMPERATURE, TOP_K = {"ce_weight": 0.5, "kl_weight": 0.5}, 1.0, 64
+REGIMES = {"little": 10, "all": 1}
+"""Of the text students see one part in so many."""
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by the number of pairs
 
 
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("texts", type=Path, nargs="+", help="documents, for mobilellm prepare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after so many")
     parser.add_argument("--summary", action="store_true", help="only of the runs that are there")
     parser.add_argument("--json", type=Path)
@@ -68,10 +71,11 @@ def main() -> None:
     started = time.monotonic()
     bench = Bench(arguments.work, arguments.texts)
     if arguments.summary:
-        machine.write(arguments.json, bench.summary(arguments.seeds))
+        machine.write(arguments.json, bench.summary(arguments.regimes, arguments.seeds))
         return
     bench.trained("teacher", TEACHER, bench.text, steps=700, seed=0)
-    for regime, tokens, steps in (("little", len(bench.text) // 10, 300), ("all", len(bench.text), 300)):
+    for regime in arguments.regimes:
+        tokens, steps = len(bench.text) // REGIMES[regime], 300
         for seed in arguments.seeds:
             for taught in (False, True):
                 if time.monotonic() - started > arguments.seconds:
@@ -79,7 +83,7 @@ def main() -> None:
                     return
                 name = f"{regime}-{'taught' if taught else 'plain'}-{seed}"
                 bench.trained(name, STUDENT, bench.text[:tokens], steps, seed, taught)
-    machine.write(arguments.json, bench.summary(arguments.seeds))
+    machine.write(arguments.json, bench.summary(arguments.regimes, arguments.seeds))
 
 
 def shape(hidden: int, inner: int, layers: int) -> ModelConfig:
@@ -179,9 +183,9 @@ class Bench:
             print(f"the teacher ran over {passages} passages in {time.monotonic() - began:.1f} s", flush=True)
         return TaughtLoader(loader, cache, MIXTURE)
 
-    def summary(self, seeds: list[int]) -> dict[str, Any]:
+    def summary(self, regimes: list[str], seeds: list[int]) -> dict[str, Any]:
         out: dict[str, Any] = {"teacher": self._figures("teacher"), "regimes": {}}
-        for regime in ("little", "all"):
+        for regime in regimes:
             names = [[f"{regime}-{kind}-{seed}" for kind in ("plain", "taught")] for seed in seeds]
             pairs = [list(map(self._figures, pair)) for pair in names if all(map(self._is_there, pair))]
             plain, taught = ([pair[number]["held_out_loss"] for pair in pairs] for number in range(2))

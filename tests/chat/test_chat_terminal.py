@@ -6,14 +6,20 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from mobilellm.chat.conversation_file import read_conversation
+from mobilellm.chat.commands import Room
+from mobilellm.chat.conversation_file import read_conversation, write_conversation
 from mobilellm.chat.reading import completions
+from mobilellm.chat.talk import Talk
+from mobilellm.chat.terminal import converse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from chat_models import Parrot, small_tokenizer
 from pseudo_terminal import CTRL_C, CTRL_D, ENTER, Terminal, python
 
 from absent_packages import without
@@ -23,6 +29,7 @@ PROGRAM = """
 import time
 from rich.console import Console
 from chat_models import Parrot, small_tokenizer
+from mobilellm.chat.commands import Room
 from mobilellm.chat.reading import reader
 from mobilellm.chat.talk import Talk
 from mobilellm.chat.terminal import converse
@@ -30,7 +37,7 @@ from mobilellm.chat.terminal import converse
 model = Parrot(small_tokenizer(), {answers!r}, {context}, **{options!r})
 model.on_token = lambda number: time.sleep({pause})
 console = Console(soft_wrap=True)
-converse(Talk(model), reader(console.print), console)
+converse(Room(Talk(model), print), reader(console.print), console)
 print("ended")
 """
 
@@ -61,6 +68,33 @@ def ask(terminal: Terminal, line: str, until: str) -> str:
     if until != "ended":
         terminal.wait_for("> ")
     return shown
+
+
+class Typed:
+    """A reader of lines that are known."""
+
+    def __init__(self, *lines: str) -> None:
+        self._lines = iter(lines)
+
+    def read(self) -> str:
+        line = next(self._lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+
+def test_files_named_on_the_command_line_are_the_conversations_own(tmp_path: Path) -> None:
+    """/save writes over what --load read, and --save over what /save wrote."""
+    loaded, saved = tmp_path / "loaded.json", tmp_path / "saved.json"
+    write_conversation(loaded, [{"role": "user", "content": "more words"}])
+    shown = StringIO()
+    room = Room(Talk(Parrot(small_tokenizer(), ANSWERS, 900)), print)
+    room.load(loaded)
+    converse(room, Typed("words", f"/save {loaded}", f"/save {saved}", "/reset"), Console(file=shown))
+    assert "error" not in shown.getvalue()
+    assert len(read_conversation(loaded)) == len(read_conversation(saved)) == 3
+    room.save(saved)
+    assert read_conversation(saved) == []
 
 
 def test_a_conversation_from_the_first_word_to_the_last(chat: Terminal, tmp_path: Path) -> None:

@@ -202,9 +202,15 @@ def test_what_is_not_known_is_refused_and_named(server: Running) -> None:
         assert response.status_code == 400, fields
         assert named in error["message"]
         assert error["type"] == "invalid_request_error"
+    picture = {"type": "image_url", "image_url": {"url": "data:,"}}
+    response = server.chat(messages=[{"role": "user", "content": [picture]}])
+    assert response.json()["error"]["message"] == (
+        "messages[0].user.content: must be a text, or a list of parts of type text"
+    )
     for fields, named in (
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "judge", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0].user.content: field required"),
         ({"top_logprobs": 2}, "top_logprobs: needs logprobs"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"functions": []}, "functions: this server does not know the field"),

@@ -175,6 +175,26 @@ def test_what_cannot_be_kept_to_is_refused(server: Running, fields: Any, named: 
     assert named in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"type": "object", "properties": {"in": {"$ref": "#"}}, "required": ["in"]},
+        {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(2000)}},
+    ],
+    ids=["itself", "endless", "of too many parts"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_shows_only_in_use_what_it_is_is_the_clients_mistake(
+    server: Running, schema: Any, stream: bool
+) -> None:
+    """In a stream that has begun, by then, it is an event."""
+    response = server.chat("x", response_format=wanted(schema), stream=stream)
+    assert stream or response.status_code == 400
+    assert '"error":' in response.text
+    assert "response_format: the schema cannot be kept to" in response.text
+
+
 def test_a_monstrous_schema_is_refused_in_time() -> None:
     """Each of these grows beyond all bounds if nothing stops it."""
     grammars = Grammars(made_tokenizer(SHAPE.vocab_size))

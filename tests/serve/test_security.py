@@ -157,6 +157,13 @@ def test_listening_beyond_this_machine_takes_a_key_or_a_word() -> None:
             Access(key=key)
 
 
+def test_an_origin_that_no_browser_sends_is_refused() -> None:
+    Access(origins=("https://a.example", "http://localhost:3000", "http://[::1]:3000"))
+    for origin in ("a.example", "https://a.example/", "https://A.example", "*", "null"):
+        with pytest.raises(ValueError, match="allow_origin = .* is no origin"):
+            Access(origins=(origin,))
+
+
 def test_the_command_line_refuses_in_one_line(
     chat_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

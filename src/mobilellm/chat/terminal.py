@@ -8,16 +8,16 @@ from rich.console import Console
 
 from mobilellm.chat.commands import Room, obey
 from mobilellm.chat.reading import Reader
-from mobilellm.chat.talk import Answer, Talk
+from mobilellm.chat.talk import Answer
 from mobilellm.chat.visible import visible
 
 
-def converse(talk: Talk, reader: Reader, console: Console) -> None:
+def converse(room: Room, reader: Reader, console: Console) -> None:
     """Read and answer until Ctrl-D or /quit. Ctrl-C stops an answer, or empties the line, and no more.
 
-    A mistake of the caller's costs a line.
+    A mistake of the caller's costs a line. From now on `room` tells what commands did in the terminal.
     """
-    terminal = _Terminal(talk, console)
+    terminal = _Terminal(room, console)
     terminal.greet()
     going = True
     while going:
@@ -33,9 +33,9 @@ def converse(talk: Talk, reader: Reader, console: Console) -> None:
 
 
 class _Terminal:
-    def __init__(self, talk: Talk, console: Console) -> None:
-        self._talk, self._console = talk, console
-        self._room = Room(talk, self.say)
+    def __init__(self, room: Room, console: Console) -> None:
+        self._room, self._talk, self._console = room, room.talk, console
+        room.say = self.say
         self._left_out = 0
 
     def say(self, text: str) -> None:

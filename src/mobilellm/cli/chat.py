@@ -71,7 +71,7 @@ def run(arguments: Arguments) -> None:
         room.check_free(arguments.save)
     try:
         if in_a_terminal:
-            _converse(talk)
+            _converse(room)
         else:
             if not talk.is_chat:
                 _say(f"{arguments.model} is a base model: it continues the text instead of answering it")
@@ -82,14 +82,14 @@ def run(arguments: Arguments) -> None:
             room.save(arguments.save)
 
 
-def _converse(talk: Talk) -> None:
+def _converse(room: Room) -> None:
     from rich.console import Console
 
     from mobilellm.chat.reading import reader
     from mobilellm.chat.terminal import converse
 
     console = Console(file=sys.stdout, soft_wrap=True)
-    converse(talk, reader(lambda line: console.print(line, style="dim")), console)
+    converse(room, reader(lambda line: console.print(line, style="dim")), console)
 
 
 def _answer(talk: Talk, message: str, as_json: bool) -> None:

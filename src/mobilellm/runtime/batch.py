@@ -101,6 +101,8 @@ class Request:
         with self._changed:
             self._pieces.append(piece)
             self._changed.notify_all()
+        if piece.finish:
+            self._let_go()
 
     def fail(self, error: Exception) -> None:
         if self._generation is not None:
@@ -110,6 +112,11 @@ class Request:
             self._changed.notify_all()
         if self._failed is not None:
             self._failed(error)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of whoever was told: they may hold this request, and such a ring stays until it is searched for."""
+        self._show = self._failed = None
 
     def gain(self, held: HeldTokens, context: int) -> int:
         """Tokens that would not have to be computed in a slot, less those that it would forget."""
@@ -192,19 +199,22 @@ class ContinuousBatch:
 
     def _work(self) -> None:
         while self._begin_waiting():
-            writes = any(generation.waiting == 1 for generation in self._running)
-            chunk = _CHUNK_BESIDE_OTHERS if writes else PREFILL_CHUNK
-            try:
-                drawn = advance(self._model.engine, self._running, chunk, self._fail)
-            except Exception as error:
-                self._fail_all(error)
-                continue
-            for generation, new in drawn:
-                self._running[generation].take(new)
-            with self._changed:
-                for generation in [each for each, request in self._running.items() if request.ended]:
-                    self._free.append(generation.held)
-                    del self._running[generation]
+            self._step()
+
+    def _step(self) -> None:
+        writes = any(generation.waiting == 1 for generation in self._running)
+        chunk = _CHUNK_BESIDE_OTHERS if writes else PREFILL_CHUNK
+        try:
+            drawn = advance(self._model.engine, self._running, chunk, self._fail)
+        except Exception as error:
+            self._fail_all(error)
+            return
+        for generation, new in drawn:
+            self._running[generation].take(new)
+        with self._changed:
+            for generation in [each for each, request in self._running.items() if request.ended]:
+                self._free.append(generation.held)
+                del self._running[generation]
 
     def _begin_waiting(self) -> bool:
         """Wait for something to do and give free slots away. False where nothing will come any more."""

@@ -63,7 +63,8 @@ class Times(NamedTuple):
 class Answer:
     """All choices of one request on their way. Its methods are called in the event loop."""
 
-    def __init__(self, choices: Sequence[Choice], handover: Handover, ended: Callable[[], None]) -> None:
+    def __init__(self, choices: Sequence[Choice], handover: Handover, ended: Callable[[Answer], None]) -> None:
+        """`ended` is called after each choice's end."""
         self.choices = choices
         self.started = time.perf_counter()
         self.unfinished = len(choices)
@@ -110,7 +111,7 @@ class Answer:
             self.completion_tokens += 1
         if arrival.piece is None or arrival.piece.finish:
             self.unfinished -= 1
-            self._ended()
+            self._ended(self)
         self._something.set()
 
     async def take(self) -> list[Arrival]:
@@ -229,7 +230,7 @@ class Answering:
                 headers={"Retry-After": str(self._seconds_until_room())},
             )
         self._handover = self._handover or Handover()
-        answer = Answer(choices, self._handover, lambda: self._ended(answer))
+        answer = Answer(choices, self._handover, self._ended)
         self._texts += len(choices)
         self._answers.add(answer)
         try:
@@ -264,6 +265,8 @@ class Answering:
 
 
 def _fault(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):  # of the request's schema, which became too complex on the way
+        return error
     if isinstance(error, MemoryError):
         return ApiError(503, str(error), "out_of_memory", headers={"Retry-After": "5"})
     _log.error("a text failed", exc_info=error)

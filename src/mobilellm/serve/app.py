@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,6 +31,10 @@ from mobilellm.serve.process import memory_bytes
 from mobilellm.serve.protocol import ChatRequest, CompletionRequest, parsed
 from mobilellm.serve.security import Guard
 from mobilellm.serve.settings import Access, Limits
+
+
+_PREPARING = 4
+"""Requests that are made ready at once, each by a thread; more would only take memory from one another."""
 
 
 class Service:
@@ -69,7 +73,7 @@ class Service:
         asked = parsed(ChatRequest, await read_body(request, self.limits))
         record: Record = request.scope["record"]
         record.user, record.said["messages"] = asked.user, asked.model_dump(exclude_none=True)["messages"]
-        prepared = await run_in_threadpool(self.preparer.chat, asked)
+        prepared = await asyncio.to_thread(self.preparer.chat, asked)
         answer = self.answering.begin(prepared.choices)
         writer = ChatWriter(prepared, answer, self.preparer.name, self.model.tokenizer)
         return Exchange(answer, writer, self.limits.max_seconds, record)
@@ -78,7 +82,7 @@ class Service:
         asked = parsed(CompletionRequest, await read_body(request, self.limits))
         record: Record = request.scope["record"]
         record.user, record.said["prompt"] = asked.user, asked.prompt
-        prepared = await run_in_threadpool(self.preparer.completion, asked)
+        prepared = await asyncio.to_thread(self.preparer.completion, asked)
         answer = self.answering.begin(prepared.choices)
         writer = CompletionWriter(prepared, answer, self.preparer.name, self.model.tokenizer)
         return Exchange(answer, writer, self.limits.max_seconds, record)
@@ -98,6 +102,8 @@ def application(service: Service, access: Access, log: AccessLog) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        threads = ThreadPoolExecutor(_PREPARING, thread_name_prefix="mobilellm prepare")
+        asyncio.get_running_loop().set_default_executor(threads)
         yield
         await asyncio.to_thread(service.answering.close)
 

@@ -55,37 +55,42 @@ class Grammars:
             max_lexer_states=_LEXER_STATES, step_max_items=_ITEMS, verbose_errors=False
         )
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
-        if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())[:300]
-            raise ApiError(400, f"{parameter}: the schema cannot be kept to: {reason}", None, parameter)
-        return Matchers(matcher)
+        matchers = Matchers(matcher, parameter)
+        matchers.check_first_token()
+        return matchers
 
 
 class Matchers:
-    """The beginnings of texts that keep to one grammar."""
+    """The beginnings of texts that keep to one grammar, which stood in the request's field `parameter`."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: llguidance.LLMatcher, parameter: str) -> None:
+        """Raises ApiError for a grammar that cannot be kept to."""
+        self._matcher, self._parameter = matcher, parameter
+        _check(matcher, parameter)
+
+    def check_first_token(self) -> None:
+        """Some grammars turn out to be too complex, or endless, only here. Raises ApiError."""
+        ahead = self._matcher.deep_copy()
+        ahead.compute_bitmask()
+        _check(ahead, self._parameter)
 
     def begin(self, tokens: int) -> Matcher:
         """For a text of so many tokens at most, its end included."""
-        return Matcher(self._matcher.deep_copy(), tokens)
+        return Matcher(self._matcher.deep_copy(), tokens, self._parameter)
 
 
 class Matcher:
     """Where one text stands in its grammar, and how much of it may still follow."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokens: int) -> None:
-        self._matcher, self._left = matcher, tokens
+    def __init__(self, matcher: llguidance.LLMatcher, tokens: int, parameter: str) -> None:
+        self._matcher, self._left, self._parameter = matcher, tokens, parameter
         self._end = ShortestEnd(matcher, tokens)
 
     def allowed(self, vocabulary: int) -> NDArray[np.bool_]:
-        """Of each token id below `vocabulary`, whether it may follow."""
+        """Of each token id below `vocabulary`, whether it may follow. Raises ApiError where a schema became
+        too complex on the way."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            raise ValueError(
-                f"the schema became too complex to be kept to: {self._matcher.get_error()[:200]}"
-            )
+        _check(self._matcher, self._parameter)
         return np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
 
     def settled(self, token: int) -> int:
@@ -110,6 +115,12 @@ class _Vocabulary:
         """Ids of running text, which no space is put in front of: what must follow is drawn as these."""
         text = text if isinstance(text, str) else text.decode()
         return self._tokenizer.encode(f"\0{text}", bos=False)[2:]  # less the space, and the byte behind it
+
+
+def _check(matcher: llguidance.LLMatcher, parameter: str) -> None:
+    if matcher.is_error():
+        reason = " ".join(matcher.get_error().split())[:300]
+        raise ApiError(400, f"{parameter}: the schema cannot be kept to: {reason}", None, parameter)
 
 
 def _calls(request: ChatRequest, tools: Sequence[dict[str, Any]]) -> str | None:

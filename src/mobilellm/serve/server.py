@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from asyncio import TimerHandle
@@ -44,6 +45,11 @@ class Server(uvicorn.Server):
                 limit_concurrency=_MOST_CONNECTIONS,
             )
         )
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        gc.collect()
+        gc.freeze()  # what is here stays: to search it for garbage would hold all streams up, and so come late
+        super().run(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.ensure_future(self._service.answering.end(self._service.limits.grace))

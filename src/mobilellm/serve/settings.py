@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, fields
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,12 @@ class Access:
     def __post_init__(self) -> None:
         if self.key is not None and not (self.key.isascii() and self.key.isprintable() and self.key.strip()):
             raise ValueError("api_key must be of visible ASCII characters, and not empty")
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"allow_origin = {origin!r} is no origin; give it as browsers do, https://name or "
+                    "http://name:port, in small letters and without a path"
+                )
         if not is_loopback(self.host) and self.key is None and not self.allow_anyone:
             raise ValueError(
                 f"host = {self.host} can be reached by others: set a key (--api-key-file FILE, or "
