@@ -115,7 +115,8 @@ class AttentionPass : public Pass {
     const int seen = rows_[end - 1].position + 1 - start;
     Sequence& sequence = *rows_[first].sequence;
     m_.kernels.attend({sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
-                       seen < kSpan ? seen : kSpan, queries(first, end, head), own.visible.data(), count, own.scores.data()},
+                       seen < kSpan ? seen : kSpan, queries(first, end, head), own.visible.data(), count,
+                       own.scores.data()},
                       partial);
   }
 
