@@ -16,11 +16,12 @@ class AttentionPass : public Pass {
       : Pass(model, scratch, int(rows.size())), rows_(rows) {
     group_ = shape().num_heads / shape().num_kv_heads;
     value_stride_ = int(padded(shape().head_dim));
+    const int most = few() ? 1 : kQueryRows;
     for (int row = 0; row < count_;) {  // tokens of one sequence, a tile at a time
       int end = row + 1;
-      while (end < count_ && end - row < kQueryRows && rows_[end].sequence == rows_[row].sequence) ++end;
+      while (end < count_ && end - row < most && rows_[end].sequence == rows_[row].sequence) ++end;
       tiles_.push_back({row, end});
-      row = end;
+      for (; row < end; ++row) tile_of_.push_back(int(tiles_.size()) - 1);
     }
   }
 
@@ -67,10 +68,23 @@ class AttentionPass : public Pass {
     }
   }
 
+  // Where the query of a key/value head's first head lies that belongs to a row; its next number stands `apart`
+  // places on. Those of a tile and a key/value head are (head_dim, rows, group), as attention reads them.
+  float* query(int row, int head, int number, size_t& apart) const {
+    const auto [first, end] = tiles_[size_t(tile_of_[size_t(row)])];
+    apart = size_t(end - first) * group_;
+    return queries(first, end, head) + number * apart + size_t(row - first) * group_;
+  }
+
   const std::vector<Row>& rows_;
   int group_, value_stride_;
 
  private:
+  float* queries(int first, int end, int head) const {
+    const size_t dim = shape().head_dim;
+    return s_.q.data() + (size_t(first) * shape().num_heads + size_t(head) * (end - first) * group_) * dim;
+  }
+
   // Of few rows, the attention of a group of queries to one span, whose first is number `at`.
   Partial partial(size_t at) const {
     return {&s_.partial[at * value_stride_], &s_.partial_totals[2 * at], &s_.partial_totals[2 * at + group_]};
@@ -95,24 +109,14 @@ class AttentionPass : public Pass {
   void attend_span(int thread, int step, int first, int end, int head, int span, const Partial& partial) {
     Scratch::Own& own = s_.own[thread];
     const int dim = shape().head_dim, count = (end - first) * group_, start = span * kSpan;
-    const size_t its_heads = size_t(group_) * dim, all_heads = size_t(shape().num_heads) * dim;
-    const float* queries = s_.q.data() + first * all_heads + head * its_heads;
-    if (end - first > 1) {
-      for (int row = first; row < end; ++row, queries += all_heads) {
-        for (int number = 0; number < dim; ++number) {
-          std::memcpy(own.queries.data() + size_t(number) * count + (row - first) * group_, queries + number * group_,
-                      size_t(group_) * 4);
-        }
-      }
-      queries = own.queries.data();
-    }
     for (int query = 0; query < count; ++query) {
       own.visible[query] = rows_[first + query / group_].position + 1 - start;
     }
     const int seen = rows_[end - 1].position + 1 - start;
     Sequence& sequence = *rows_[first].sequence;
     m_.kernels.attend({sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
-                       seen < kSpan ? seen : kSpan, queries, own.visible.data(), count, own.scores.data()},
+                       seen < kSpan ? seen : kSpan, queries(first, end, head), own.visible.data(), count,
+                       own.scores.data()},
                       partial);
   }
 
@@ -126,7 +130,8 @@ class AttentionPass : public Pass {
     for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] / total;
   }
 
-  std::vector<std::pair<int, int>> tiles_;
+  std::vector<std::pair<int, int>> tiles_;  // first row, end
+  std::vector<int> tile_of_;                // of a row
 };
 
 }  // namespace mobilellm

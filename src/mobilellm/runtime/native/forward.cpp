@@ -14,22 +14,14 @@ class Forward : public AttentionPass {
       : AttentionPass(model, scratch, rows), states_(states) {}
 
   void run(int thread) {
-    const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
+    const int hidden = shape().hidden_size;
     begin(thread);
     for (int step = 0; step < shape().num_steps; ++step) {
       const Block& block = m_.blocks[m_.schedule[step]];
-      Inputs x = prepare(thread, s_.x.data(), hidden, hidden, block.attention_norm,
-                         in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
-      project(thread, step, block, x);
+      by_parts(thread, [&](const Part& part) { before_attention(thread, part, step, block); });
       attend(thread, step);
       if (few()) mix(thread);
-      x = prepare(thread, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
-                  in_blocks(block.output.type));
-      multiply<true>(thread, block.output, x, s_.x.data(), hidden);
-      x = prepare(thread, s_.x.data(), hidden, hidden, block.feed_forward_norm,
-                  in_blocks(block.gate.type) || in_blocks(block.up.type));
-      x = gate(thread, block, x);
-      multiply<true>(thread, block.down, x, s_.x.data(), hidden);
+      by_parts(thread, [&](const Part& part) { after_attention(thread, part, block); });
       if (m_.team.stopped(thread)) return;
     }
     const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
@@ -40,6 +32,24 @@ class Forward : public AttentionPass {
   }
 
  private:
+  void before_attention(int thread, const Part& part, int step, const Block& block) {
+    const int hidden = shape().hidden_size;
+    const Inputs x = prepare(thread, part, s_.x.data(), hidden, hidden, block.attention_norm,
+                             in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
+    project(thread, part, step, block, x);
+  }
+
+  void after_attention(int thread, const Part& part, const Block& block) {
+    const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
+    Inputs x = prepare(thread, part, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
+                       in_blocks(block.output.type));
+    multiply<true>(thread, part, block.output, x, s_.x.data(), hidden);
+    x = prepare(thread, part, s_.x.data(), hidden, hidden, block.feed_forward_norm,
+                in_blocks(block.gate.type) || in_blocks(block.up.type));
+    x = gate(thread, part, block, x);
+    multiply<true>(thread, part, block.down, x, s_.x.data(), hidden);
+  }
+
   // Embedding rows and the angles of the positions.
   void begin(int thread) {
     const int pairs = shape().head_dim / 2;
@@ -65,10 +75,10 @@ class Forward : public AttentionPass {
   }
 
   // Queries, keys and values; queries and keys rotated, keys and values into the cache.
-  void project(int thread, int step, const Block& block, const Inputs& x) {
+  void project(int thread, const Part& part, int step, const Block& block, const Inputs& x) {
     float* results = s_.own[thread].first.data();
     const int projections = block.q.panels + block.k.panels + block.v.panels;
-    share(thread, projections, [&](int panel, int first, int tokens) {
+    share(thread, part, projections, [&](int panel, int first, int tokens) {
       const int which = projection(block, panel);
       const Matrix& matrix = block.*kProjections[which];
       m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results,
@@ -77,11 +87,12 @@ class Forward : public AttentionPass {
       const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
       for (int t = 0; t < tokens; ++t) {
         float* result = results + t * kPanelRows;
-        if (which < 2) rotate(result, first + t, begin, end);
+        const int row = part.first + first + t;
+        if (which < 2) rotate(result, row, begin, end);
         if (which == 0) {
-          keep_queries(result, first + t, begin, end);
+          keep_queries(result, row, begin, end);
         } else {
-          store(result, rows_[first + t], step, begin, end, which == 1);
+          store(result, rows_[row], step, begin, end, which == 1);
         }
       }
     });
@@ -112,13 +123,11 @@ class Forward : public AttentionPass {
     });
   }
 
-  // Queries of a row lie as (key/value heads, head_dim, group), so that those of a key/value head stand together.
   void keep_queries(const float* result, int row, int begin, int end) const {
-    const int dim = shape().head_dim;
-    float* queries = s_.q.data() + size_t(row) * shape().num_heads * dim;
     by_heads(begin, end, [&](int head, int number, int at, int rows) {
-      float* to = queries + (size_t(head / group_) * dim + number) * group_ + head % group_;
-      for (int i = 0; i < rows; ++i) to[i * group_] = result[at + i];
+      size_t apart;
+      float* to = query(row, head / group_, number, apart) + head % group_;
+      for (int i = 0; i < rows; ++i) to[i * apart] = result[at + i];
     });
   }
 
@@ -135,34 +144,36 @@ class Forward : public AttentionPass {
     });
   }
 
-  // hidden = silu(gate) * up, two panels at a time: a run of what is rounded to 8 bits at once, if it has to be.
-  Inputs gate(int thread, const Block& block, const Inputs& x) {
-    const size_t stride = padded(shape().intermediate_size);
-    const Inputs hidden{s_.hidden.data(), stride, s_.rounded_hidden.bytes(count_)};
-    share(thread, (block.gate.panels + 1) / 2, [&](int pair, int first, int tokens) {
+  // hidden = silu(gate) * up, two panels at a time: a run of what is rounded to 8 bits at once, if it has to be, and
+  // then kept in no other way.
+  Inputs gate(int thread, const Part& part, const Block& block, const Inputs& x) {
+    Scratch::Prepared& room = part.shared ? s_.hidden : s_.own[thread].hidden;
+    const size_t wide = padded(shape().intermediate_size);
+    const Inputs hidden{room.values.data(), wide, room.rounded.bytes(part.count)};
+    const bool rounded = in_blocks(block.down.type);
+    const size_t stride = rounded ? kBlock : wide;
+    share(thread, part, (block.gate.panels + 1) / 2, [&](int pair, int first, int tokens) {
+      float* to = rounded ? s_.own[thread].pair.data() : room.values.data() + first * wide + size_t(pair) * kBlock;
       for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < block.gate.panels; ++panel) {
-        gate(thread, block, x, panel, first, tokens);
+        gate(thread, block, x, panel, first, tokens, to + panel % 2 * kPanelRows, stride);
       }
-      for (int row = first; in_blocks(block.down.type) && row < first + tokens; ++row) {
-        const size_t run = size_t(pair);
-        const auto& [numbers, scales, negated, all] = hidden.bytes;
-        m_.kernels.quantise(s_.hidden.data() + row * stride + run * kBlock, kBlock, row,
-                            {numbers + run * all * kBlock, scales + run * all, negated + run * all, all});
-      }
+      const auto& [numbers, scales, negated, all] = hidden.bytes;
+      const Bytes run{numbers + pair * all * kBlock, scales + pair * all, negated + pair * all, all};
+      for (int t = 0; rounded && t < tokens; ++t) m_.kernels.quantise(to + t * kBlock, kBlock, first + t, run);
     });
     return hidden;
   }
 
-  void gate(int thread, const Block& block, const Inputs& x, int panel, int first, int tokens) {
+  // out (tokens, 16; `stride` apart) = a panel of it.
+  void gate(int thread, const Block& block, const Inputs& x, int panel, int first, int tokens, float* out,
+            size_t stride) {
     float *gates = s_.own[thread].first.data(), *ups = s_.own[thread].second.data();
     m_.product(block.gate.type)(block.gate.panel(panel), block.gate.columns, x, first, tokens, gates,
                                 ahead(block.gate, panel, first));
     m_.product(block.up.type)(block.up.panel(panel), block.up.columns, x, first, tokens, ups,
                               ahead(block.up, panel, first));
-    const size_t stride = padded(shape().intermediate_size);
     for (int t = 0; t < tokens; ++t) {
-      m_.kernels.gate(gates + t * kPanelRows, ups + t * kPanelRows, kPanelRows,
-                      s_.hidden.data() + size_t(first + t) * stride + panel * kPanelRows);
+      m_.kernels.gate(gates + t * kPanelRows, ups + t * kPanelRows, kPanelRows, out + t * stride);
     }
   }
 
@@ -176,8 +187,10 @@ class Logits : public Pass {
 
   void run(int thread) {
     const int hidden = shape().hidden_size;
-    const Inputs x = prepare(thread, states_, hidden, hidden, nullptr, in_blocks(m_.head.type));
-    multiply<false>(thread, m_.head, x, out_, shape().vocab_size);
+    by_parts(thread, [&](const Part& part) {
+      const Inputs x = prepare(thread, part, states_, hidden, hidden, nullptr, in_blocks(m_.head.type));
+      multiply<false>(thread, part, m_.head, x, out_, shape().vocab_size);
+    });
   }
 
  private:

@@ -160,8 +160,9 @@ void norm(const float* x, const float* weight, float epsilon, int count, float* 
 
 void quantise(const float* x, int count, int token, const Bytes& bytes) {
   const floats round = all(12582912.0f);  // adding 1.5 * 2^23 rounds to a whole number, halves to even
+  const auto [numbers, scales, negated, tokens] = bytes;  // a copy: bytes that are written might be anything's
   size_t at = size_t(token);
-  for (int done = 0; done < count; done += kBlock, x += kBlock, at += bytes.tokens) {
+  for (int done = 0; done < count; done += kBlock, x += kBlock, at += tokens) {
     floats largest = {};
     for (int i = 0; i < kBlock; i += kLanes) {
       const floats value = read<floats>(x + i);
@@ -174,11 +175,11 @@ void quantise(const float* x, int count, int token, const Bytes& bytes) {
       const floats rounded = read<floats>(x + i) * inverse + round;
       const ints whole = read<ints>(&rounded) - 0x4B400000;  // the bits of 1.5 * 2^23
       const chars narrow = narrowed(whole);
-      __builtin_memcpy(bytes.numbers + at * kBlock + i, &narrow, sizeof narrow);
+      __builtin_memcpy(numbers + at * kBlock + i, &narrow, sizeof narrow);
       total -= __builtin_convertvector(narrow, ints);  // bounded whatever x was, where `whole` is not
     }
-    bytes.scales[at] = scale;
-    bytes.negated[at] = sum(total);
+    scales[at] = scale;
+    negated[at] = sum(total);
   }
 }
 

@@ -5,7 +5,14 @@
 
 namespace mobilellm {
 
-// What every thread runs. All functions here are called by all threads alike, with their own number.
+// Rows that go from one product to the next together.
+struct Part {
+  int first, count;
+  bool shared;  // by all threads, who share out a product's panels and meet after it; else one has it for itself
+};
+
+// What every thread runs. All functions here are called by all threads alike, with their own number, and those that
+// are given a part that is not shared by its thread alone.
 class Pass {
  public:
   Pass(Model& model, Scratch& scratch, int count) : m_(model), s_(scratch), count_(count) {}
@@ -14,12 +21,30 @@ class Pass {
   const mobilellm_shape& shape() const { return m_.shape; }
   bool few() const { return count_ <= kFewRows; }
 
-  // Inputs of a product, of `source` (count, columns; `stride` floats apart), by way of `norm` where there is
-  // one. Many rows are shared out and there is a meeting; few are made by every thread for itself.
-  Inputs prepare(int thread, const float* source, size_t stride, int columns, const float* norm, bool bytes) {
-    Scratch::Prepared& room = few() ? s_.own[thread].prepared : s_.prepared;
+  // Call each(part) for all rows; then meet. Many rows are shared out, so that what a thread makes of them stays in its
+  // own caches from product to product, and nobody waits in between; of fewer, each product's panels are.
+  template <typename Each>
+  void by_parts(int thread, const Each& each) {
+    const int threads = m_.team.size();
+    if (count_ < threads * kOwnRows) return each(Part{0, count_, true});
+    const int parts = threads * ((count_ - 1) / (threads * kTokenBlock) + 1);
+    for (Shares shares(m_.team, thread, parts, 1); shares.next();) {
+      const int first = count_ * shares.first / parts, end = count_ * shares.end / parts;
+      each(Part{first, end - first, false});
+    }
+    m_.team.meet(thread);
+  }
+
+  // Inputs of a product, of a part's rows of `source` (columns; `stride` floats apart), by way of `norm` where there
+  // is one. Few rows are made by every thread for itself; more, if they are shared, are shared out and there is a
+  // meeting.
+  Inputs prepare(int thread, const Part& part, const float* source, size_t stride, int columns, const float* norm,
+                 bool bytes) {
+    const bool alone = few() || !part.shared;
+    Scratch::Prepared& room = alone ? s_.own[thread].inputs : s_.inputs;
     const size_t wide = padded(columns);
-    const Bytes in_bytes = room.rounded.bytes(count_);
+    const Bytes in_bytes = room.rounded.bytes(part.count);
+    source += part.first * stride;
     const auto one = [&](int row) {
       const float* from = source + row * stride;
       if (norm) {
@@ -29,10 +54,10 @@ class Pass {
       }
       if (bytes) m_.kernels.quantise(from, columns, row, in_bytes);
     };
-    if (few()) {
-      for (int row = 0; row < count_; ++row) one(row);
+    if (alone) {
+      for (int row = 0; row < part.count; ++row) one(row);
     } else {
-      for (Shares shares(m_.team, thread, count_, 4); shares.next();) {
+      for (Shares shares(m_.team, thread, part.count, 4); shares.next();) {
         for (int row = shares.first; row < shares.end; ++row) one(row);
       }
       m_.team.meet(thread);
@@ -41,15 +66,19 @@ class Pass {
     return {source, stride, in_bytes};
   }
 
-  // Share out `panels` panels and call each(panel, first token, number of tokens); then meet.
+  // Call each(panel, first row within the part, number of rows) for all panels and rows of a part.
   template <typename Each>
-  void share(int thread, int panels, const Each& each) {
-    const int pieces = m_.team.size() * 6;  // of many tokens' work; a piece's panels stay in the second cache
+  void share(int thread, const Part& part, int panels, const Each& each) {
+    if (!part.shared) {
+      for (int panel = 0; panel < panels; ++panel) each(panel, 0, part.count);
+      return;
+    }
+    const int pieces = m_.team.size() * 6;  // of many rows' work; a piece's panels stay in the second cache
     const int chunk = few() || panels < pieces ? 1 : panels / pieces;
     for (Shares shares(m_.team, thread, panels, chunk); shares.next();) {
-      for (int token = 0; token < count_; token += kTokenBlock) {
-        const int tokens = count_ - token < kTokenBlock ? count_ - token : kTokenBlock;
-        for (int panel = shares.first; panel < shares.end; ++panel) each(panel, token, tokens);
+      for (int row = 0; row < part.count; row += kTokenBlock) {
+        const int rows = part.count - row < kTokenBlock ? part.count - row : kTokenBlock;
+        for (int panel = shares.first; panel < shares.end; ++panel) each(panel, row, rows);
       }
     }
     m_.team.meet(thread);
@@ -61,17 +90,17 @@ class Pass {
     return few() || first || panel + 1 == matrix.panels ? nullptr : matrix.panel(panel + 1);
   }
 
-  // out (count, stride) = or += matrix times inputs.
+  // A part's rows of out (count, stride) = or += matrix times inputs.
   template <bool Add>
-  void multiply(int thread, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
+  void multiply(int thread, const Part& part, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
     const Product product = m_.product(matrix.type);
     float* results = s_.own[thread].first.data();
-    share(thread, matrix.panels, [&](int panel, int first, int tokens) {
+    share(thread, part, matrix.panels, [&](int panel, int first, int tokens) {
       product(matrix.panel(panel), matrix.columns, x, first, tokens, results, ahead(matrix, panel, first));
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
       for (int t = 0; t < tokens; ++t) {
-        float* to = out + size_t(first + t) * stride + row;
+        float* to = out + size_t(part.first + first + t) * stride + row;
         for (int i = 0; i < rows; ++i) to[i] = results[t * kPanelRows + i] + (Add ? to[i] : 0.0f);
       }
     });

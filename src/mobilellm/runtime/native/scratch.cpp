@@ -16,7 +16,7 @@ Scratch::Scratch(const Model& model) : own(size_t(model.team.size())) { fit(mode
 void Scratch::fit(const Model& model, int rows, int longest) {
   const mobilellm_shape& shape = model.shape;
   const int heads = shape.num_heads * shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
-  const int widest = std::max({shape.hidden_size, heads, shape.intermediate_size});
+  const int widest = std::max(shape.hidden_size, heads);
   const size_t value_stride = padded(shape.head_dim);
   const auto grow = [](auto& vector, size_t size) {
     if (vector.size() < size) vector.resize(size);
@@ -25,24 +25,24 @@ void Scratch::fit(const Model& model, int rows, int longest) {
   grow(x, many * shape.hidden_size);
   grow(q, many * heads);
   grow(mixed, many * heads);
-  grow(hidden, many * padded(shape.intermediate_size));
   grow(cosines, many * shape.head_dim / 2);
   grow(sines, many * shape.head_dim / 2);
   spans = (longest - 1) / kSpan + 1;
-  rounded_hidden.fit(rows, shape.intermediate_size);
+  const int shared = std::min(rows, model.team.size() * kOwnRows);
+  inputs.fit(shared, widest);
+  hidden.fit(shared, shape.intermediate_size);
   if (rows <= kFewRows) {
     const size_t pieces = many * shape.num_heads * spans;
     grow(partial, pieces * value_stride);
     grow(partial_totals, pieces * 2);
-  } else {
-    prepared.fit(rows, widest);
   }
   const size_t queries = size_t(rows <= kFewRows ? 1 : kQueryRows) * group;
   for (Own& each : own) {
-    each.prepared.fit(kFewRows, widest);
+    each.inputs.fit(std::min(rows, kTokenBlock), widest);
+    if (rows >= model.team.size() * kOwnRows) each.hidden.fit(kTokenBlock, shape.intermediate_size);
+    grow(each.pair, size_t(kTokenBlock) * kBlock);
     grow(each.first, size_t(kTokenBlock) * kPanelRows);
     grow(each.second, size_t(kTokenBlock) * kPanelRows);
-    grow(each.queries, queries * shape.head_dim);
     grow(each.scores, queries * kSpan);
     grow(each.part, queries * value_stride);
     grow(each.part_totals, queries * 2);

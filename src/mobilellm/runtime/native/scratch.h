@@ -11,7 +11,7 @@ constexpr int kMostRows = 256;  // of one pass; more are fed one pass after the 
 constexpr int kFewRows = 4;     // so few are prepared by every thread for itself rather than handed over
 constexpr int kQueryRows = 16;  // tokens of a sequence whose attention is one piece of work in prefill
 constexpr int kTokenBlock = 64;  // tokens whose inputs stay in the second cache while panels pass
-
+constexpr int kOwnRows = 16;     // from as many rows a thread on, each makes all products of its own rows
 
 // Rows of a matrix, whole panels of them.
 inline size_t padded(int rows) { return size_t(rows + kPanelRows - 1) / kPanelRows * kPanelRows; }
@@ -36,16 +36,16 @@ struct Scratch {
     void fit(int rows, int columns);
   };
   struct Own {  // a thread's
-    Prepared prepared;
+    Prepared inputs, hidden;
     std::vector<float> first, second;  // a panel's results
-    std::vector<float> queries, scores, part, part_totals, whole, whole_totals;
+    std::vector<float> pair;           // two panels' results, a row's side by side
+    std::vector<float> scores, part, part_totals, whole, whole_totals;
     std::vector<int> visible;
   };
 
-  std::vector<float> x, q, mixed, hidden, cosines, sines;
+  std::vector<float> x, q, mixed, cosines, sines;
   std::vector<float> partial, partial_totals;  // attention of few rows, span by span
-  Prepared prepared;
-  Rounded rounded_hidden;
+  Prepared inputs, hidden;  // of rows that threads share
   std::vector<Own> own;
   int spans = 0;
 };
