@@ -87,8 +87,10 @@ def run(arguments: Arguments) -> None:
             f"train: model.vocab_size = {config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
     if arguments.plan:
-        text.read(quiet=arguments.json)
-        _plan(arguments, with_steps(recipe, text.sequences), config)
+        if recipe.epochs:
+            text.read(quiet=arguments.json)
+            recipe = with_steps(recipe, text.sequences)
+        _plan(arguments, recipe, config)
         return
     run_folder.check_folder(arguments.out, arguments.resume)
     from mobilellm.train.distributed import join
