@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def shared() -> Path:
     if not (_SHARED / "data").is_dir():
         pytest.skip("needs the real data of ../shared, which is not beside this checkout")
     return _SHARED / "data"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are then made in one order, and a busy machine does not stall small runs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

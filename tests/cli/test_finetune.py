@@ -6,8 +6,8 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.numpy
@@ -28,6 +28,8 @@ from mobilellm.tokenizer import PAD_ID
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.recipe import load_recipe
 
+from .test_train import timeless
+
 FLAGS = [
     "--batch.sequence-length", "96", "--batch.tokens-per-step", "384", "--batch.micro-batch", "2",
     "--evaluate-every", "4", "--checkpoint.every", "3", "--schedule.warmup-steps", "1",
@@ -36,32 +38,33 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model with a licence, and conversations of which some cannot be used."""
-    from dataclasses import replace
+    return written_place(
+        tmp_path_factory.mktemp("finetune"), {"text": "x"}, {"prompt": "a " * 400, "completion": "b"}
+    )
 
-    folder = tmp_path_factory.mktemp("finetune")
+
+def written_place(folder: Path, *further: dict[str, str]) -> Path:
+    """The base model, and 60 conversations with `further` rows after them."""
     config = replace(preset("test-ls"), vocab_size=tokenizer().vocab_size)
     checkpoint.save(folder / "base", MobileLLM(config, torch.Generator().manual_seed(0)), tokenizer())
     (folder / "base" / "LICENSE").write_text("for research only")
-    written(folder / "talks.jsonl", [*records(60), {"text": "x"}, {"prompt": "a " * 400, "completion": "b"}])
+    written(folder / "talks.jsonl", [*records(60), *further])
     return folder
 
 
+def finetune(place: Path, out: Path, *flags: str) -> list[str]:
+    base, talks = place / "base", place / "talks.jsonl"
+    return ["finetune", str(base), "--chat.train", str(talks), "--out", str(out), *flags]
+
+
 def command(place: Path, out: Path, *flags: str) -> list[str]:
-    return [
-        "finetune", str(place / "base"), "--chat.train", str(place / "talks.jsonl"), "--out", str(out),
-        *FLAGS, *flags,
-    ]  # fmt: skip
+    return finetune(place, out, *FLAGS, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +72,6 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     assert _main(command(place, out)) == 0
     return out
-
-
-def timeless(out: Path) -> list[Record]:
-    differing = {"seconds", "data_seconds", "peak_memory_bytes"}
-    records = read_metrics(out / "metrics.jsonl")
-    return [{name: value for name, value in record.items() if name not in differing} for record in records]
 
 
 def test_what_it_leaves(whole: Path, place: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ import torch
 pytest.importorskip("peft", reason="needs the extra finetune")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from chat_data import records, tokenizer, written
+from chat_data import tokenizer
 
 from mobilellm.chat_template import DEFAULT
 from mobilellm.cli.main import _main
@@ -22,7 +21,10 @@ from mobilellm.model import api, checkpoint
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.train.lora import LoraChoice, adapter_parameters
-from mobilellm.train.metrics import Record, read_metrics
+from mobilellm.train.metrics import read_metrics
+
+from .test_finetune import finetune, written_place
+from .test_train import timeless
 
 FLAGS = [
     "--batch.sequence-length", "96", "--batch.tokens-per-step", "384", "--batch.micro-batch", "2",
@@ -32,29 +34,16 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lora")
-    config = replace(preset("test-ls"), vocab_size=tokenizer().vocab_size)
-    checkpoint.save(folder / "base", MobileLLM(config, torch.Generator().manual_seed(0)), tokenizer())
-    (folder / "base" / "LICENSE").write_text("for research only")
-    written(folder / "talks.jsonl", records(60))
-    return folder
+    return written_place(tmp_path_factory.mktemp("lora"))
 
 
 def command(place: Path, out: Path, *flags: str) -> list[str]:
-    return [
-        "finetune", str(place / "base"), "--chat.train", str(place / "talks.jsonl"), "--out", str(out),
-        *FLAGS, *flags,
-    ]  # fmt: skip
+    return finetune(place, out, *FLAGS, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +51,6 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     assert _main(command(place, out)) == 0
     return out
-
-
-def timeless(out: Path) -> list[Record]:
-    differing = {"seconds", "data_seconds", "peak_memory_bytes"}
-    records = read_metrics(out / "metrics.jsonl")
-    return [{name: value for name, value in record.items() if name not in differing} for record in records]
 
 
 def test_what_it_leaves(whole: Path, place: Path) -> None:

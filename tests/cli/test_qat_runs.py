@@ -30,12 +30,7 @@ from .test_train import command, refused, same_model, stop_at, timeless, written
 QAT = ("--qat.scheme", "q4_0", "--qat.embedding", "q8_0", "--qat.after-steps", "2")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

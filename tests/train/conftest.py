@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-import torch
 from tiny_runs import Runner
 
 # A line for every tensor of every checkpoint would bury what a failing test has to say.
@@ -14,11 +13,8 @@ logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """In every test of this folder."""
 
 
 @pytest.fixture(scope="package")
