@@ -132,13 +132,13 @@ class ChatText:
 
     def protocol(self, world: World) -> dict[str, Any]:
         """How the held-out numbers come about, as `ShardText.protocol`; of each conversation by itself."""
-        from mobilellm.train.distributed import gathers_in_half
+        from mobilellm.train.distributed import evaluation_precision
 
         recipe = self._recipe
         return {
             "window": recipe.batch.sequence_length,
             "targets": "assistant" if self._chat.assistant_only else "all",
-            "precision": "bfloat16" if gathers_in_half(world, recipe.compute) else "float32",
+            "precision": evaluation_precision(world, recipe.compute),
             "most_tokens": self._chat.held_out_tokens,
         }
 

@@ -16,30 +16,19 @@ from typing import Annotated
 import tyro
 
 from mobilellm.cli import train
-from mobilellm.train.recipe import Recipe, load_recipe, with_tables
+from mobilellm.train.recipe import load_recipe, with_tables
 
 _RECIPE = "sft-cpu"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(train.RunFlags):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Model directory, run, or Hub id to start from. It must come first."""
-    settings: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     recipe: str = _RECIPE
     """Name of a recipe of the package, or a TOML file: sft-cpu for small models, sft, api-calling."""
     out: Path = field(default=Path("runs/finetune"))
     """Folder of the run: checkpoints, metrics, the model at the end."""
-    resume: bool = False
-    """Refuse to start afresh: go on from a checkpoint in --out, or stop."""
-    plan: bool = False
-    """Say what would happen (memory, tokens, days) and do nothing."""
-    devices: int = 1
-    """For --plan: how many devices."""
-    device: str | None = None
-    """cpu or cuda; by default a GPU where there is one. With --plan: the one of this machine to plan for."""
-    json: bool = False
-    """Print one JSON object at the end (or of the plan)."""
 
 
 def default_arguments(rest: Sequence[str]) -> Arguments:
@@ -50,9 +39,10 @@ def default_arguments(rest: Sequence[str]) -> Arguments:
         raise ValueError(f"finetune: recipe {name} trains on shards, not on conversations; train runs it")
     recipe = with_tables(recipe, train.tables_named(rest))
     if rest and not rest[0].startswith("-"):
-        return Arguments(rest[0], replace(recipe, model=replace(recipe.model, init_from=Path(rest[0]))))
+        recipe = replace(recipe, model=replace(recipe.model, init_from=Path(rest[0])))
+        return Arguments(model=rest[0], settings=recipe)
     if {"-h", "--help"} & set(rest):
-        return Arguments("MODEL", recipe)
+        return Arguments(model="MODEL", settings=recipe)
     raise ValueError("finetune: name a model first, then --chat.train and the files of conversations")
 
 

@@ -138,18 +138,14 @@ class ShardText:
         return evaluate
 
     def protocol(self, world: World) -> dict[str, Any]:
-        """How the held-out numbers of a run come about; run.json tells it.
-
-        In float32 whatever the run computes in: the model it leaves is stored so, and gives the same numbers.
-        Only where fsdp hands out weights in bfloat16 it is that.
-        """
-        from mobilellm.train.distributed import gathers_in_half
+        """How the held-out numbers of a run come about; run.json tells it."""
+        from mobilellm.train.distributed import evaluation_precision
 
         recipe = self._recipe
         return {
             "window": recipe.batch.sequence_length,
             "document_mask": recipe.data.document_mask,
-            "precision": "bfloat16" if gathers_in_half(world, recipe.compute) else "float32",
+            "precision": evaluation_precision(world, recipe.compute),
             "most_tokens": recipe.data.held_out_tokens,
         }
 

@@ -36,10 +36,10 @@ REQUEUE = 75
 """Exit code when a scheduler asked to stop (SIGTERM, SIGUSR1): EX_TEMPFAIL of sysexits.h, start me again."""
 
 
-@dataclass(frozen=True)
-class Arguments:
-    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
-    """Name of a recipe of the package, or a TOML file. It must come first."""
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """What goes with any recipe."""
+
     settings: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     out: Path = field(default=Path("runs/train"))
     """Folder of the run: checkpoints, metrics, the model at the end."""
@@ -55,12 +55,19 @@ class Arguments:
     """Print one JSON object at the end (or of the plan)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arguments(RunFlags):
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
+    """Name of a recipe of the package, or a TOML file. It must come first."""
+
+
 def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
     if rest and not rest[0].startswith("-"):
-        return Arguments(rest[0], with_tables(load_recipe(rest[0]), tables_named(rest)))
+        recipe = with_tables(load_recipe(rest[0]), tables_named(rest))
+        return Arguments(recipe=rest[0], settings=recipe)
     if {"-h", "--help"} & set(rest):
-        return Arguments("tiny-cpu", load_recipe("tiny-cpu"))
+        return Arguments(recipe="tiny-cpu", settings=load_recipe("tiny-cpu"))
     raise ValueError(f"train: name a recipe first: {', '.join(recipe_names())}, or a TOML file")
 
 

@@ -183,6 +183,14 @@ def _shard(model: MobileLLM, world: World, compute: ComputeSettings) -> None:
     register_fsdp_forward_method(model, "hidden")
 
 
+def evaluation_precision(world: World, compute: ComputeSettings) -> str:
+    """float32 whatever the run computes in: the model it leaves is stored so, and gives the same numbers.
+
+    Only where fsdp hands out weights in bfloat16 it is that.
+    """
+    return "bfloat16" if gathers_in_half(world, compute) else "float32"
+
+
 def gathers_in_half(world: World, compute: ComputeSettings) -> bool:
     """Whether a forward pass sees the weights in bfloat16 only: those of fsdp on GPUs, which send them so."""
     spread = world.size > 1 and compute.strategy == "fsdp"
