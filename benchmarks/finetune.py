@@ -14,7 +14,6 @@ tokenizer's.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
@@ -200,20 +199,14 @@ def _subject(clock: Clock, data: Path) -> tuple[Any, Any]:
 def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None:
     """The loop itself, as `mobilellm finetune` runs it; with [lora] of its defaults changed by `adapters`."""
     import torch
+    from our_loop import first_steps
 
     from mobilellm.data.chat_loader import ChatLoader, ChatRows
     from mobilellm.data.loader import Batch
     from mobilellm.model.adapters import adapt, narrow
     from mobilellm.model.transformer import MobileLLM
-    from mobilellm.train.loop import train
     from mobilellm.train.lora import LoraChoice
-    from mobilellm.train.settings import (
-        BatchSettings,
-        CheckpointSettings,
-        OptimSettings,
-        ScheduleSettings,
-        TrainSettings,
-    )
+    from mobilellm.train.settings import BatchSettings, ComputeSettings, OptimSettings, ScheduleSettings
 
     if adapters:
         import peft  # noqa: F401
@@ -229,36 +222,26 @@ def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None
             clock.tokens.append(int(there.sum()) + conversations)  # the last of each is predicted, not read
             return super().next()
 
-    class Enough(Exception):  # noqa: N818
-        """Raised after the last step that is measured, so that no checkpoint is written."""
-
     def on_record(record: dict[str, Any]) -> None:
         clock.losses.append(record["loss"])
         clock.tick()
-        if len(clock.marks) == clock.steps:
-            raise Enough
 
-    settings = TrainSettings(
-        steps=10 * clock.steps,
-        batch=BatchSettings(
-            tokens_per_step=clock.sequences * clock.length,
-            sequence_length=clock.length,
-            micro_batch=clock.sequences,
-        ),
-        optim=OptimSettings(
-            lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP
-        ),
-        schedule=ScheduleSettings(warmup_steps=0, final_fraction=1.0),
-        checkpoint=CheckpointSettings(every=10**9),
+    batch = BatchSettings(
+        tokens_per_step=clock.sequences * clock.length,
+        sequence_length=clock.length,
+        micro_batch=clock.sequences,
     )
+    optim = OptimSettings(
+        lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP
+    )
+    schedule = ScheduleSettings(warmup_steps=0, final_fraction=1.0)
     config, found = _subject(clock, data)
     model = MobileLLM(config, torch.Generator().manual_seed(0))
     if adapters:
         adapt(model, **asdict(LoraChoice(**adapters)), seed=0)
         narrow(model)
     loader = Counting(ChatRows(found, clock.length, 0), clock.sequences)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
-        train(model, loader, settings, Path(folder), on_record=on_record)
+    first_steps(model, loader, clock.steps, batch, optim, schedule, ComputeSettings(), on_record)
 
 
 def _ours_lora(clock: Clock, data: Path, import_only: bool) -> None:

@@ -11,7 +11,6 @@ the process's own, less that of a process which only imported the same packages.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -158,19 +157,12 @@ def _ours(clock: Clock, compiled: bool, import_only: bool) -> None:
     """The loop itself, as `mobilellm train` runs it, on the batches the rival gets."""
     import numpy as np
     import torch
+    from our_loop import first_steps
 
     from mobilellm.data.loader import Batch
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.presets import preset
-    from mobilellm.train.loop import train
-    from mobilellm.train.settings import (
-        BatchSettings,
-        CheckpointSettings,
-        ComputeSettings,
-        OptimSettings,
-        ScheduleSettings,
-        TrainSettings,
-    )
+    from mobilellm.train.settings import BatchSettings, ComputeSettings, OptimSettings, ScheduleSettings
 
     if import_only:
         return
@@ -193,32 +185,22 @@ def _ours(clock: Clock, compiled: bool, import_only: bool) -> None:
         def restore(self, state: dict[str, int]) -> None:
             self.at = state["at"]
 
-    class Enough(Exception):  # noqa: N818
-        """Raised after the last step that is measured, so that no checkpoint is written."""
-
     def on_record(record: dict[str, Any]) -> None:
         clock.loss = record["loss"]
         clock.tick()
-        if len(clock.marks) == clock.steps:
-            raise Enough
 
-    settings = TrainSettings(
-        steps=10 * clock.steps,
-        batch=BatchSettings(
-            tokens_per_step=clock.sequences * clock.length,
-            sequence_length=clock.length,
-            micro_batch=clock.sequences,
-        ),
-        optim=OptimSettings(
-            lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP
-        ),
-        schedule=ScheduleSettings(warmup_steps=0, final_fraction=1.0),
-        compute=ComputeSettings(compile=compiled),
-        checkpoint=CheckpointSettings(every=10**9),
+    batch = BatchSettings(
+        tokens_per_step=clock.sequences * clock.length,
+        sequence_length=clock.length,
+        micro_batch=clock.sequences,
     )
+    optim = OptimSettings(
+        lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP
+    )
+    schedule = ScheduleSettings(warmup_steps=0, final_fraction=1.0)
     model = MobileLLM(config, torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
-        train(model, Rows(), settings, Path(folder), on_record=on_record)
+    compute = ComputeSettings(compile=compiled)
+    first_steps(model, Rows(), clock.steps, batch, optim, schedule, compute, on_record)
 
 
 def _trainer(clock: Clock, compiled: bool, import_only: bool) -> None:
