@@ -6,8 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from mobilellm.model.cpu_kernels import Kernels
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs so, and what the tests start would inherit it: no Ctrl-C would reach it.
@@ -34,6 +38,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Kernels:
+    """The kernels for training on a CPU; tests that need them skip where they cannot be compiled."""
+    from mobilellm.model import cpu_kernels
+
+    found = cpu_kernels.load()
+    if isinstance(found, str):
+        pytest.skip(f"no kernels for training on this machine: {found}")
+    return found
 
 
 @pytest.fixture(scope="session")

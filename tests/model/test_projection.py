@@ -15,7 +15,7 @@ pytest.importorskip("peft", reason="needs the extra finetune")
 
 from adapted_models import adapted_model, some_tokens
 
-from mobilellm.model import cpu_kernels, training, training_steps
+from mobilellm.model import training, training_steps
 from mobilellm.model.adapters import narrow
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import KernelProducts, TorchProducts
@@ -29,14 +29,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "rslora of some": {"rslora": True, "targets": ("v_proj", "up_proj")},
     "dora of some": {"dora": True, "targets": ("k_proj", "o_proj", "gate_proj")},
 }
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = cpu_kernels.load()
-    if isinstance(found, str):
-        pytest.skip(f"no kernels for training on this machine: {found}")
-    return found
 
 
 def gradients(model: MobileLLM, tokens: Tensor, autocast: bool, **options: Any) -> dict[str, Tensor]:

@@ -24,14 +24,6 @@ from mobilellm.presets import preset
 Gradients = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = cpu_kernels.load()
-    if isinstance(found, str):
-        pytest.skip(f"no kernels for training on this machine: {found}")
-    return found
-
-
 def lively(config: ModelConfig, seed: int = 0) -> MobileLLM:
     """Weights that attend to something and norms that are not one."""
     draw = torch.Generator().manual_seed(seed)

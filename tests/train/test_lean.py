@@ -10,8 +10,6 @@ import torch
 from tiny_runs import LS, ORDINARY, same_weights, stop_at, timeless, tiny_model, tiny_run, tiny_settings
 
 from mobilellm.config import ModelConfig
-from mobilellm.model import cpu_kernels
-from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.train import lean
 from mobilellm.train.distributed import World
 from mobilellm.train.loss import weighted_loss
@@ -20,12 +18,7 @@ ONCE = {"precision": "bfloat16", "micro_batch": 4}
 """All sequences of a step at a time."""
 
 
-@pytest.fixture(autouse=True)
-def kernels() -> Kernels:
-    found = cpu_kernels.load()
-    if isinstance(found, str):
-        pytest.skip(f"no kernels for training on this machine: {found}")
-    return found
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def dtypes(**changes: object) -> set[torch.dtype]:

@@ -12,7 +12,6 @@ import torch
 from tiny_runs import LS, ORDINARY, same_weights, tiny_loader, tiny_model, tiny_run, tiny_settings
 
 from mobilellm.config import ModelConfig
-from mobilellm.model import cpu_kernels
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import has_bfloat16
 from mobilellm.train.float_muon import FloatMuon
@@ -77,14 +76,6 @@ def test_muon_is_for_the_matrices_of_the_blocks() -> None:
                 group["lr"] = 1e-2 / (step + 1)  # as the schedule sets it
             optimizer.step()
         assert same_weights(model, twin)
-
-
-@pytest.fixture
-def kernels() -> Kernels:
-    found = cpu_kernels.load()
-    if isinstance(found, str):
-        pytest.skip(f"no kernels for training on this machine: {found}")
-    return found
 
 
 @pytest.mark.parametrize("limit", [0.5, 1000.0])
