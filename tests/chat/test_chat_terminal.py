@@ -130,7 +130,10 @@ def test_a_conversation_from_the_first_word_to_the_last(chat: Terminal, tmp_path
 
 def test_ctrl_c_empties_the_line_and_quit_ends(chat: Terminal) -> None:
     chat.type("half a thought")
-    chat.wait_for("thought")  # Python misses a signal that comes between the prompt and its wait for a key
+    chat.wait_for("thought")
+    time.sleep(
+        0.3
+    )  # until it waits for a key again: Python tells of an earlier signal only with the next one
     chat.type(CTRL_C)
     chat.wait_for("Ctrl-D, or /quit, ends the chat.")
     chat.wait_for("> ")

@@ -66,10 +66,13 @@ class Running:
             assert time.monotonic() < end, "a slot is still taken"
             time.sleep(0.02)
 
-    def logged(self, path: str, count: int = 1) -> list[str]:
-        """The access log's lines of a path, once there are so many."""
+    def logged(self, path: str, count: int = 1, holding: str = "") -> list[str]:
+        """The access log's lines of a path that hold a text, once there are so many: they follow the answers."""
         end = time.monotonic() + 10
-        while len(lines := [line for line in self.said if f'"path":"{path}"' in line]) < count:
+        while (
+            len(lines := [each for each in self.said if f'"path":"{path}"' in each and holding in each])
+            < count
+        ):
             assert time.monotonic() < end, self.said
             time.sleep(0.02)
         return lines

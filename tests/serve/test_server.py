@@ -157,7 +157,7 @@ def test_a_client_that_goes_away_frees_its_slot(server: Running) -> None:
             while not server.texts():
                 time.sleep(0.005)
         server.wait_until_idle(2)
-    lines = [json.loads(line) for line in server.logged("/v1/completions") if '"disconnected":true' in line]
+    lines = [json.loads(line) for line in server.logged("/v1/completions", 2, '"disconnected":true')]
     assert len(lines) >= 2
     assert all(line["completion_tokens"] < 900 for line in lines)
 
@@ -222,7 +222,7 @@ def test_limits_of_one_request(narrow: Running) -> None:
 
 def test_the_log_has_texts_where_that_is_asked_for(narrow: Running) -> None:
     narrow.post("/v1/completions", {"prompt": "remember me", "max_tokens": 1, "user": "ann"})
-    (*_, line) = narrow.logged("/v1/completions")
+    (*_, line) = narrow.logged("/v1/completions", holding="remember me")
     entry = json.loads(line)
     assert (entry["prompt"], entry["user"], entry["status"]) == ("remember me", "ann", 200)
     assert len(entry["texts"]) == 1
