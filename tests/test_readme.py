@@ -102,7 +102,9 @@ def test_commands(workplace: Path) -> None:
         if line.startswith("mobilellm serve"):
             _serve(workplace, [*shlex.split(line), "--port", "0"])
         elif line != "mobilellm quickstart":  # run by the fixture, smaller
-            assert _run(workplace, shlex.split(line)).strip(), line
+            printed = _run(workplace, shlex.split(line))
+            # What a model of a few steps answers is drawn at random, and may be nothing but its stop.
+            assert printed.endswith("\n") if line.startswith("mobilellm chat") else printed.strip(), line
 
 
 def test_snippets(workplace: Path) -> None:
