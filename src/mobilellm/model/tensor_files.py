@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.git_lfs import pointer_problem
+from mobilellm.tokenizer import Tokenizer
 
 
 class CheckpointError(ValueError):
@@ -56,6 +59,16 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         reason = os.strerror(code) if found else str(error)
         raise OSError(code, f"could not be written: {reason}", str(file)) from None
     file.chmod(mode)
+
+
+def fingerprint(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> str:
+    """SHA-256 over weights, in the dtype they are stored in, and tokenizer: of equal models the same."""
+    whole = hashlib.sha256(tokenizer.fingerprint.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 def _shards(index: Path) -> list[Path]:
