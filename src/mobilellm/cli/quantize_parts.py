@@ -43,7 +43,7 @@ def stored_fingerprint(directory: Path, tokenizer: Tokenizer | None) -> str | No
 
     if tokenizer is None or hub.is_adapter(directory):
         return None
-    return fingerprint(checkpoint.read_weights(directory).tensors, tokenizer)
+    return fingerprint(checkpoint.read_weights(directory, on_demand=True).tensors, tokenizer)
 
 
 def make_judge(loaded: LoadedModel, files: tuple[Path, ...], tokens: int) -> tuple[Judge | None, list[str]]:

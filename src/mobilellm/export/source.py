@@ -26,13 +26,16 @@ from mobilellm.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory as read: its weights in the dtype they are stored in, one entry a parameter."""
+    """A model directory as read: its weights in the dtype they are stored in, one entry a parameter.
+
+    Where they lie in safetensors files each is read when it is asked for, and none stays in memory.
+    """
 
     name: str
     """What the user typed."""
     directory: Path
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     tokenizer: Tokenizer
     chat_template: str | None
     repairs: tuple[str, ...]
@@ -81,7 +84,7 @@ def open_source(source: str | Path, say: Callable[[str], None]) -> Source:
     not finite, and for a model without a tokenizer.
     """
     directory = hub.resolve(source, say)
-    opened = source_of(str(source), directory, checkpoint.read_weights(directory))
+    opened = source_of(str(source), directory, checkpoint.read_weights(directory, on_demand=True))
     for repair in opened.repairs:
         say(f"{source}: repaired: {repair}")
     return opened
