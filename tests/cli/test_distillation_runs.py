@@ -158,7 +158,7 @@ def test_what_cannot_be_is_refused_in_one_line(
         return refused(capsys, command(place, tmp_path / "run", *flags, teacher=teacher))
 
     assert "has another tokenizer than the data (360 tokens there, 384 here)" in told(teacher="stranger")
-    assert "no teacher's cache there; name the teacher (distill.teacher)" in told(teacher=None)
+    assert "no teacher's cache there; name the teacher (--distill.teacher)" in told(teacher=None)
     assert "--distill.top-k 385 is more than the teacher's vocabulary of 384" in told(
         "--distill.top-k", "385"
     )

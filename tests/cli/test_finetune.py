@@ -216,7 +216,7 @@ def test_a_template_of_ones_own_and_held_out_files(place: Path, tmp_path: Path) 
         (["--chat.template", "BAD"], "it does not close the assistant's turn with eos_token"),
         (["--chat.over-long", "drop"], "--chat.over-long 'drop' must be skip or truncate"),
         (["--batch.sequence-length", "3", "--batch.tokens-per-step", "12"], "no conversation to learn from"),
-        (["--batch.tokens-per-step", "9600"], "fewer than the 100 of one step"),
+        (["--batch.tokens-per-step", "9600"], "give more of them, or make --batch.tokens-per-step "),
         (["--data.train", "shards"], "data and chat exclude each other"),
         (["--recipe", "tiny-cpu"], "recipe tiny-cpu trains on shards"),
         (["--chat.held-out-fraction", "0.9999"], "conversations would be held out"),

@@ -120,7 +120,7 @@ def test_merge_writes_a_model_like_any_other(
         (["--lora.rank", "0"], "--lora.rank 0 must be at least 1"),
         (["--lora.dropout", "1.0"], "--lora.dropout 1.0 must be 0 or above, below 1"),
         (["--lora.alpha", "0"], "must be above 0"),
-        (["--lora.targets", "q_proj", "c_attn"], "lora.targets = ['q_proj', 'c_attn'] must name matrices"),
+        (["--lora.targets", "q_proj", "c_attn"], "--lora.targets q_proj c_attn must name matrices"),
         (["--optim.name", "muon"], "is for whole matrices, not for lora; use 'adamw'"),
         (["--compute.strategy", "fsdp"], "does not go with lora"),
     ],

@@ -461,7 +461,7 @@ def test_refuses_a_run_of_other_settings(
 ) -> None:
     before = (whole / "recipe.toml").read_bytes()
     for flags, words in (
-        (["--optim.lr", "1e-3"], "optim.lr = 0.01, not 0.001"),
+        (["--optim.lr", "1e-3"], "--optim.lr 0.01, not 0.001"),
         (["--model.repeats", "3"], "repeats = 1, not 3"),
         (["--steps", "7"], "steps = 6, not 7"),
     ):
@@ -510,7 +510,7 @@ def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.Capture
         ),
         (["--optim.lr", "much"], ["optim.lr", "much"]),
         (["--optim.learning-rate", "1"], ["optim.learning-rate"]),
-        (["--data.weights", "1", "2"], ["data.weights has 2 numbers, data.train 1 names"]),
+        (["--data.weights", "1", "2"], ["--data.weights has 2 numbers, --data.train 1 names"]),
         (["--model.preset", "tiniest"], ["preset 'tiniest' is not known"]),
         (["--model.vocab-size", "100"], ["--model.vocab-size 100 is below the tokenizer's"]),
         (["--model.init-from", str(tmp_path)], [str(tmp_path)]),

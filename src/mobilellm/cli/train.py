@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mobilellm.cli import run_folder, run_parts
+from mobilellm.cli import recipe_flags, run_folder, run_parts
 from mobilellm.cli.qat_parts import Qat, chosen_scheme
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 REQUEUE = 75
 """Exit code when a scheduler asked to stop (SIGTERM, SIGUSR1): EX_TEMPFAIL of sysexits.h, start me again."""
+in_flags = recipe_flags.in_flags  # by which main tells what went wrong
 
 
 @dataclass(frozen=True, kw_only=True)

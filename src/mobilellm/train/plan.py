@@ -100,17 +100,8 @@ def make_plan(
     batch, compute = recipe.batch, recipe.compute
     if world_size < 1:
         raise ValueError(f"plan: devices = {world_size} must be at least 1")
-    share, rest = divmod(batch.sequences_per_step, world_size)
-    if rest:
-        raise ValueError(
-            f"plan: batch.tokens_per_step = {batch.tokens_per_step} makes {batch.sequences_per_step} "
-            f"sequences, which {world_size} devices cannot share evenly"
-        )
-    if batch.sequence_length > config.max_position_embeddings:
-        raise ValueError(
-            f"plan: batch.sequence_length = {batch.sequence_length} is longer than the model's context of "
-            f"{config.max_position_embeddings} (max_position_embeddings)"
-        )
+    batch.check(config.max_position_embeddings, world_size)
+    share = batch.sequences_per_step // world_size
     peaks = {name: named_peak_flops(name) for name in hardware}
     device = device or this_device(compute.precision)
     micro_batch = min(batch.micro_batch, share)

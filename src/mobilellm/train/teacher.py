@@ -78,7 +78,7 @@ def _batches(passages: Sequence[Passage], teacher: Teacher) -> Iterator[list[int
     if order and (longest := len(passages[order[0]].tokens)) > teacher.context:
         raise ValueError(
             f"distill.teacher = {teacher.name}: its context of {teacher.context} tokens is shorter than a "
-            f"sequence of {longest}; make batch.sequence_length smaller"
+            f"sequence of {longest}; make batch.sequence_length {teacher.context} or less"
         )
     most = _TOKENS_AT_ONCE.get(teacher.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
     first = 0
