@@ -109,6 +109,13 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return captured.err.removeprefix("mobilellm: error: ").strip()
 
 
+def refused_as_planned(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """A plan of it is refused in the same words."""
+    said = refused(capsys, arguments)
+    assert refused(capsys, [*arguments, "--plan"]) == said
+    return said
+
+
 def test_a_run_says_what_the_teacher_did_and_later_ones_need_it_no_more(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +162,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def told(*flags: str, teacher: str | None = "teacher") -> str:
-        return refused(capsys, command(place, tmp_path / "run", *flags, teacher=teacher))
+        return refused_as_planned(capsys, command(place, tmp_path / "run", *flags, teacher=teacher))
 
     assert "has another tokenizer than the data (360 tokens there, 384 here)" in told(teacher="stranger")
     assert "no teacher's cache there; name the teacher (--distill.teacher)" in told(teacher=None)
@@ -184,7 +191,7 @@ def test_a_cache_of_something_else_is_refused(
     other = tmp_path / "other"
 
     def told(*flags: str, teacher: str | None = "teacher") -> str:
-        return refused(capsys, command(place, other, *flags, teacher=teacher))
+        return refused_as_planned(capsys, command(place, other, *flags, teacher=teacher))
 
     assert "is another teacher's cache (--distill.top-k 16 there, 8 here)" in told("--distill.top-k", "8")
     assert "is another teacher's cache (teacher = " in told("--distill.teacher", str(tmp_path / "run"))

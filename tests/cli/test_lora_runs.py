@@ -128,10 +128,11 @@ def test_merge_writes_a_model_like_any_other(
 def test_refusals(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
-    assert _main(command(place, tmp_path / "run", *flags)) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    for further in ([], ["--plan"]):
+        assert _main(command(place, tmp_path / "run", *flags, *further)) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

