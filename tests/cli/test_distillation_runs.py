@@ -133,6 +133,54 @@ def test_a_run_says_what_the_teacher_did_and_later_ones_need_it_no_more(
     assert not same_model(tmp_path / "a", tmp_path / "plain")
 
 
+def planned(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert _main([*arguments, "--plan", "--json"]) == 0
+    plan: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return plan
+
+
+def test_a_plan_counts_the_teacher(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it has to run over, in the end: nothing is made, and the run then does just that."""
+    run = command(place, tmp_path / "run")
+    plan = planned(capsys, run)
+    before = plan["teaching"]
+    assert before["teacher"] == str(place / "teacher")
+    assert (before["passages"], before["tokens"], before["at_most"]) == (24, 24 * 64, False)
+    assert before["flops"] > 24 * 64 * before["parameters"]
+    assert before["memory_bytes"] > 4 * before["parameters"]
+    assert list(tmp_path.iterdir()) == []
+    assert _main([*run, "--plan"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "runs first, over 24 passages of 1,536 tokens in all" in said
+    assert "before: teacher, weights" in said
+    assert _main(run) == 0
+    written = sum(file.stat().st_size for file in (tmp_path / "cache").glob("part-*"))
+    assert before["cache_bytes_added"] == pytest.approx(written, rel=0.05)
+    for teacher in ("teacher", None):  # its cache holds everything: with it, without it
+        after = planned(capsys, command(place, tmp_path / "again", teacher=teacher))
+        assert after["flops"] == plan["flops"]
+        assert (after["teaching"]["passages"], after["teaching"]["flops"]) == (0, 0)
+        assert after["teaching"]["cache_passages"] == 24
+        assert after["paces"][1]["days"] < plan["paces"][1]["days"]
+    assert after["teaching"]["memory_bytes"] == 0
+    longer = planned(capsys, command(place, tmp_path / "again", "--steps", "9"))["teaching"]
+    assert 0 < longer["passages"] <= 12
+
+
+def test_a_plan_before_there_are_data(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = ["--data.train", str(tmp_path / "absent")]
+    before = planned(capsys, command(place, tmp_path / "run", *absent, "--model.vocab-size", "384"))[
+        "teaching"
+    ]
+    assert (before["passages"], before["at_most"]) == (24, True)
+    assert "no such directory" in refused(
+        capsys, [*command(place, tmp_path / "run", *absent, teacher="nowhere/at/all"), "--plan"]
+    )
+
+
 def test_a_stopped_run_goes_on_exactly(place: Path, tmp_path: Path) -> None:
     assert _main(command(place, tmp_path / "whole")) == 0
     assert _main(command(place, tmp_path / "run")) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mobilellm.train.lora import LoraChoice, adapter_parameters, flops_not_needed
-from mobilellm.train.memory import is_narrow
+from mobilellm.train.memory import takes_kernels
 from mobilellm.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def put_on(model: MobileLLM, lora: LoraChoice, recipe: Recipe) -> None:
     from mobilellm.model.adapters import adapt, narrow
 
     adapt(model, **asdict(lora), seed=recipe.seed)
-    if is_narrow(recipe, on_gpu=model.head_weight.device.type != "cpu"):
+    if takes_kernels(recipe):  # what the modules of peft compute wants the norms of exact rows
         narrow(model)
 
 

@@ -119,13 +119,14 @@ def _other_way(plan: Plan) -> str:
 def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
     names = {
         "weights": "weights, float32" if _trains_all(plan) else "weights, adapters in float32",
-        "gradients": "gradients, float32",
+        "gradients": "gradients",
         "optimizer": "optimizer",
         "copies": "copies of weights",
         "activations": "activations",
         "loss": "loss: a chunk of logits, gradients",
         "checkpoint": "copy that a checkpoint is written from",
         "batches": "batches, read ahead",
+        "merged": "the merged model that is evaluated",
     }
     parts = asdict(plan.memory), asdict(plan.memory_otherwise)
     rows = [

@@ -118,7 +118,9 @@ def make_plan(
     if recipe.checkpoint.milestone_every:
         kept += recipe.steps // recipe.checkpoint.milestone_every
     memory, other = (
-        memory_per_device(recipe, config, world_size, micro_batch, recomputed, device.is_gpu)
+        memory_per_device(
+            recipe, config, world_size, micro_batch, recomputed, device.is_gpu, device.has_kernels
+        )
         for recomputed in (compute.activation_checkpointing, not compute.activation_checkpointing)
     )
     work = flops_per_token + _recomputed(recipe, config)
