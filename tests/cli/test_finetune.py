@@ -26,6 +26,7 @@ from mobilellm.model.generate import generate_tokens
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.tokenizer import PAD_ID
+from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.recipe import load_recipe
 
@@ -245,6 +246,32 @@ def test_refusals(
         assert lines[-1].count("\n") == 1
     assert lines[0] == lines[1]
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_no_more_is_evaluated_than_was_asked_for(place: Path) -> None:
+    """Sequences of 96 tokens within 1,000: ten, though they are evaluated eight at a time."""
+    import mobilellm.cli.finetune as verb
+    from mobilellm.cli.chat_text import ChatText
+    from mobilellm.cli.main import _parse
+    from mobilellm.train.distributed import World
+
+    def loss(rows: int, *flags: str) -> float:
+        held = ["--chat.held-out", str(place / "talks.jsonl"), "--chat.no-packing"]
+        recipe = _parse("finetune", verb, command(place, Path("x"), *held, *flags)[1:]).settings
+        text = ChatText(recipe)
+        assert text._held_out_rows is not None
+        evaluate = text.evaluator(World())
+        assert evaluate is not None
+        model = api.load(place / "base").model
+        batch = text._held_out_rows.batch(0, rows)
+        tensors = [torch.from_numpy(part) for part in batch if part is not None]
+        with torch.no_grad():
+            nats = weighted_loss(model, *tensors[:3], segments=tensors[3]).item()
+        assert evaluate(model, 0)["loss"] == pytest.approx(nats / batch.weights.sum(), rel=1e-5)
+        return nats
+
+    loss(10, "--chat.held-out-tokens", "1000")
+    loss(1, "--chat.held-out-tokens", "5")  # at least one
 
 
 def test_a_model_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:

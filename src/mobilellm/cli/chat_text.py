@@ -106,11 +106,9 @@ class ChatText:
         from mobilellm.train.loss import weighted_loss
 
         protocol = self.protocol(world)
-        most, half = (
-            max(1, protocol["most_tokens"] // protocol["window"]),
-            protocol["precision"] == "bfloat16",
-        )
-        firsts = range(0, min(rows.num_rows, most), _ROWS_AT_ONCE)
+        half = protocol["precision"] == "bfloat16"
+        count = min(rows.num_rows, max(1, protocol["most_tokens"] // protocol["window"]))
+        firsts = range(0, count, _ROWS_AT_ONCE)
 
         @torch.no_grad()
         def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
@@ -119,7 +117,7 @@ class ChatText:
             for turn in range(0, len(firsts), world.size):  # all ranks take as many: fsdp gathers in each
                 mine = turn + world.rank
                 first = firsts[min(mine, len(firsts) - 1)]
-                batch = rows.batch(first, min(_ROWS_AT_ONCE, rows.num_rows - first))
+                batch = rows.batch(first, min(_ROWS_AT_ONCE, count - first))
                 tensors = [torch.from_numpy(part).to(world.device) for part in batch if part is not None]
                 with torch.autocast(world.device.type, torch.bfloat16, half):
                     loss = weighted_loss(model, *tensors[:3], segments=tensors[3])
