@@ -87,7 +87,7 @@ def test_a_run_goes_on_exactly(
     assert (out / "quantized").is_dir()
     other = refused(capsys, command(place, out, *QAT, "--qat.scheme", "q8_0"))
     assert "--qat.scheme 'q4_0', not 'q8_0'" in other
-    assert "qat.scheme = 'q4_0', not None" in refused(capsys, command(place, out))
+    assert "--qat.scheme 'q4_0', not None" in refused(capsys, command(place, out))
     assert _main(command(place, out, *QAT)) == 0
     assert same_model(out, whole)
     assert timeless(out) == timeless(whole)
