@@ -85,7 +85,7 @@ def test_what_was_quantised_from_a_model_is_in_its_table(
     for name, flags in (("directory", []), ("directly.gguf", calibrated)):
         assert _main([*quantize[:2], str(out / name), *quantize[2:], *flags]) == 0
     assert _main(["export", str(out / "directory"), str(out / "by-directory.gguf"), "--tokens", "96"]) == 0
-    capsys.readouterr()
+    said = capsys.readouterr().out
     assert _main(["report", "artefacts", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in told["artefacts"]}
@@ -99,6 +99,7 @@ def test_what_was_quantised_from_a_model_is_in_its_table(
     assert report["origin_sha256"] == described["origin"]["sha256"] == told["source_sha256"]
     assert first["origin_sha256"] == first["source_sha256"] == told["source_sha256"]
     assert report["source_sha256"] != told["source_sha256"]
+    assert f"rtn, from the model {told['source_sha256'][:12]}…" in said
     assert "KL from the source is not known: by-directory.gguf, directly.gguf" in " ".join(told["notes"])
 
 

@@ -61,6 +61,8 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         ("bits a weight", f"{report.bits_per_weight:.2f}"),
         ("run by", ", ".join(report.runtimes.values()) or "nothing"),
     ]
+    if report.origin_sha256 != report.source_sha256:
+        rows.append(("rounded by", f"{report.quantized_by}, from the model {report.origin_sha256[:12]}…"))
     for runtime, measured in report.fidelity.items():
         within = f" in {runtime}" if len(report.fidelity) > 1 else ""
         rows.append(
