@@ -8,6 +8,7 @@ It is `mobilellm train RECIPE --model.init-from MODEL`: every leaf of the recipe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(arguments: Arguments) -> None:
 
 
 def _recipe_named(rest: Sequence[str]) -> str:
-    for word, following in zip(rest, [*rest[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*rest, ""]):
         if word == "--recipe":
             return following or _RECIPE  # nothing follows: the flags are refused for it
         if word.startswith("--recipe="):

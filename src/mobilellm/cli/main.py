@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, TextIO, cast
 
 from mobilellm import __version__
+from mobilellm.cli.complaints import complaint, perhaps
 from mobilellm.installation import EXTRAS, install_command
 
 VERBS = {
@@ -83,12 +84,17 @@ def _main(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"] and arguments[1:]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
     elif arguments[0] in ("-V", "--version"):
         print(f"mobilellm {__version__}")
     elif arguments[0] not in VERBS:
-        return _fail(f"{arguments[0]!r} is not a command; commands are {', '.join(VERBS)}")
+        verb = arguments[0]
+        return _fail(
+            f"{verb!r} is not a command{perhaps(verb, VERBS) or ';'} commands are {', '.join(VERBS)}"
+        )
     else:
         _run(arguments[0], arguments[1:])
     return 0
@@ -107,7 +113,7 @@ def _run(verb: str, rest: list[str]) -> None:
 
 
 def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
-    """The verb's Arguments. tyro boxes its complaints; ours are one line, so the box is read and unfolded."""
+    """The verb's Arguments. tyro boxes its complaints; ours are one line."""
     import tyro
 
     # A recipe's values are the defaults of its flags.
@@ -124,10 +130,7 @@ def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
         if not stop.code:
             print(plain.getvalue(), end="")
             raise
-    lines = [line.strip(" │") for line in box.getvalue().splitlines()]
-    below_the_title = itertools.dropwhile(_is_rule, lines[1:])  # without box characters it is underlined
-    said = [line for line in itertools.takewhile(lambda line: not _is_rule(line), below_the_title) if line]
-    raise ValueError(f"{verb}: {' '.join(said)} (mobilellm {verb} --help tells the arguments)")
+    raise ValueError(complaint(box.getvalue(), verb))
 
 
 @contextlib.contextmanager
@@ -144,10 +147,6 @@ def _at_least_columns(count: int) -> Iterator[None]:
         del os.environ["COLUMNS"]
         if before is not None:
             os.environ["COLUMNS"] = before
-
-
-def _is_rule(line: str) -> bool:
-    return line != "" and not line.strip("─-")
 
 
 def _help() -> str:
