@@ -227,7 +227,11 @@ def test_no_model(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
     assert f"{missing}: no such directory" in refusal(capsys, missing, PROMPT)
     assert "no config.json" in refusal(capsys, str(tmp_path), PROMPT)
     weights = str(Path(model) / "model.safetensors")
-    assert "is a file; name the directory" in refusal(capsys, weights, PROMPT)
+    assert f"is a file; name the directory that holds it, {model}" in refusal(capsys, weights, PROMPT)
+    (tmp_path / "notes.txt").write_text("words")
+    assert "notes.txt: is no model; name a model directory" in refusal(
+        capsys, str(tmp_path / "notes.txt"), PROMPT
+    )
 
 
 def test_a_model_without_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

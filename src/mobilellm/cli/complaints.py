@@ -1,7 +1,7 @@
-"""What the parser of the command line complains of, as one line: what is missing or wrong, and what was likely meant.
+"""What the parser of the command line complains of, in one line, with what was likely meant.
 
-tyro draws a box: a first paragraph says what is wrong, further ones what it has found beside it, the last which
-help to read. Flags stand four columns in, what they are for eight.
+tyro draws a box: a first paragraph says what is wrong, further ones what it has found beside it, the last
+which help to read. Flags stand four columns in, what they are for eight.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def complaint(box: str, verb: str) -> str:
 
 
 def perhaps(typed: str, known: Iterable[str]) -> str:
-    """ ", did you mean X?" where one of the known begins like what was typed, or is close to it; else nothing."""
+    """Where one of the known is like what was typed, by its beginning or as a whole: ", did you mean X?"."""
     known = [each for each in known if each != typed]
     begun = [each for each in known if len(typed) > 2 and each.casefold().startswith(typed.casefold())]
     close = begun[:1] or difflib.get_close_matches(typed, known, n=1, cutoff=0.65)
@@ -37,7 +37,7 @@ def perhaps(typed: str, known: Iterable[str]) -> str:
 
 
 def _paragraphs(box: str) -> list[list[str]]:
-    """The lines between the rules, without the frame; of a terminal that cannot draw it, without its margin."""
+    """The lines between the rules, without the frame, or the margin of a terminal that cannot draw one."""
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines()[1:]:
         inside = line.rstrip(" │")[2:]
@@ -75,7 +75,8 @@ def _unknown(said: Sequence[str], others: Sequence[Sequence[str]]) -> str:
             return f"{tokens[0]!r} is not one of {', '.join(names)}{perhaps(tokens[0], names)}"
     flags = [token for token in tokens if token.startswith("-")]
     if not flags:
-        return f"{_listed([repr(token) for token in tokens], 'and')} {'is' if len(tokens) == 1 else 'are'} too many"
+        are = "is" if len(tokens) == 1 else "are"
+        return f"{_listed([repr(token) for token in tokens], 'and')} {are} too many"
     return "; ".join(f"{flag} is not known{_likeliest(flag, others)}" for flag in flags).replace("?;", "?")
 
 
@@ -87,8 +88,10 @@ def _likeliest(flag: str, others: Sequence[Sequence[str]]) -> str:
 
 
 def _in_our_words(text: str) -> str:
-    if found := re.match(r"Error parsing (\S+): (?:invalid literal for (int\(\))|could not convert string to (float))"
-                         r"[^:]*: (.*)", text):  # fmt: skip
+    of_a_number = (
+        r"Error parsing (\S+): (?:invalid literal for (int\(\))|could not convert string to (float))"
+    )
+    if found := re.match(of_a_number + "[^:]*: (.*)", text):
         return f"{found[1]} {found[4]} must be {_KINDS[found[2] or found[3]]}"
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", text):
         # tyro keeps them in a set; None stands for leaving the flag out.
