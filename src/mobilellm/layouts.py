@@ -171,7 +171,7 @@ def config_json(config: ModelConfig, model_type: str, dtype: str) -> dict[str, A
         raise ValueError(f"layout {model_type!r} is not known; choose one of {', '.join(MODEL_TYPES)}")
     if model_type == "llama" and config.shares_layers:
         raise ValueError(
-            f"layout 'llama' cannot share layers (repeats = {config.repeats}); use 'mobilellm', or unroll"
+            f"layout 'llama' cannot share layers (repeats = {config.repeats}); use 'mobilellm', or --unroll"
         )
     values: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in _DIRECT.items()}
     values |= {

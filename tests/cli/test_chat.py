@@ -70,6 +70,14 @@ def test_a_pipe_gets_the_answer_alone(folder: Path) -> None:
     assert answer.endswith("\n")
 
 
+def test_an_empty_pipe_is_no_message(folder: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, str(folder / "chat.gguf")], input=b"\n", capture_output=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"standard input is empty; write the message into it, or give --message" in done.stderr
+
+
 def test_json_is_an_object_a_turn(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     asked = ("--system", "be kind", "--message", "some", "--message", "more")
     first, second = answers(capsys, str(folder / "chat.gguf"), *asked, *SAMPLED)

@@ -262,7 +262,7 @@ def test_a_bad_option_on_any_terminal(model: str, encoding: str) -> None:
 
 def test_a_pipe(capsys: pytest.CaptureFixture[str], model: str) -> None:
     """The bytes of the text, and nothing else, whatever the reader."""
-    done = process(model, *SAMPLED, input="日本".encode(), env={**os.environ, "PYTHONUTF8": "1"})
+    done = process(model, "-", *SAMPLED, input="日本".encode(), env={**os.environ, "PYTHONUTF8": "1"})
     assert (done.returncode, done.stderr) == (0, b"")
     text = text_of(capsys, model, "日本", *SAMPLED)
     assert done.stdout.decode() == f"日本{text}\n"

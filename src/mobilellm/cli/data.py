@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Arguments:
     action: Annotated[tyro.conf.Positional[Literal["show"]], tyro.conf.arg(metavar="show")]
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE...")]
-    """Files of conversations: .json, .jsonl, .parquet, packed or not."""
+    """Files of conversations: .json, .jsonl, .parquet, packed or not; or folders of them."""
     model: str | None = None
     """Model whose tokenizer and template they are for: a directory, a run, a Hub id."""
     tokenizer: Path | None = None

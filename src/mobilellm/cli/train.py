@@ -78,6 +78,7 @@ def tables_named(rest: Sequence[str]) -> set[str]:
 
 def run(arguments: Arguments) -> None:
     recipe = arguments.settings
+    _check_models_are_named(recipe)
     if arguments.devices != 1 and not arguments.plan:
         raise ValueError(
             f"train: devices = {arguments.devices} is for --plan; several devices are started by torchrun "
@@ -106,6 +107,14 @@ def run(arguments: Arguments) -> None:
         outcome = _train(arguments, config, text, world)
     if outcome.stopped:
         sys.exit(130 if outcome.stopped == "interrupt" else REQUEUE)
+
+
+def _check_models_are_named(recipe: Recipe) -> None:
+    """Recipes that begin with a model have a word in place of one, for the command line to fill in."""
+    teacher = None if recipe.distill is None else recipe.distill.teacher
+    for flag, value in (("--model.init-from", recipe.model.init_from), ("--distill.teacher", teacher)):
+        if str(value) in ("MODEL", "TEACHER") and not Path(str(value)).exists():
+            raise ValueError(f"train: name {value} by {flag}: a model directory, a run or a Hub id")
 
 
 def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: World) -> Outcome:
@@ -181,12 +190,14 @@ def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
     evaluations = [record for record in records if "eval" in record]
     after = evaluations[-1]["eval"] if evaluations else {}
     before = evaluations[0]["eval"] if evaluations else {}
+    step = evaluations[-1]["step"] if evaluations else 0
+    at = "" if step == outcome.steps else f" after step {step}" if step else " before the first step"
     if arguments.json:
         result = {"out": str(arguments.out), **outcome._asdict(), "before": before, "after": after}
         print(json.dumps(result))
         return
     for name in [name for name in ("perplexity", "bits_per_byte") if name in before]:
-        print(f"      held-out {name.replace('_', ' '):<16} {before[name]:>10,.3f} -> {after[name]:,.3f}")
+        print(f"      held-out {name.replace('_', ' '):<16} {_change(before[name], after[name])}{at}")
     if steps := [record for record in records if "loss" in record]:
         print(_speed(steps))
     out, call = shlex.quote(str(arguments.out)), program()
@@ -197,6 +208,11 @@ def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
     talk = f"generate {model} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {model}"
     merge = "" if recipe.lora is None else f"\n  {call} merge {out} --out {out}-merged"
     print(f"Go on:\n  {call} report {out}{merge}\n  {call} {talk}")
+
+
+def _change(before: float, after: float) -> str:
+    """From one evaluation to another; of a run that was stopped before the second, the one there is."""
+    return f"{before:>10,.3f}" + (f" -> {after:,.3f}" if after != before else "")
 
 
 def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
