@@ -34,7 +34,7 @@ class ChatText:
 
     @property
     def is_there(self) -> bool:
-        return all(file.exists() for file in (*self._chat.train, *self._chat.held_out))
+        return all(file.is_file() for file in (*self._chat.train, *self._chat.held_out))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
