@@ -341,6 +341,15 @@ def stop_at(step: int, number: int) -> Callable[[TrainingProgress, Record], None
     return updated
 
 
+def test_a_run_of_warming_up_alone_is_said(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "The learning rate only rises: --schedule.warmup-steps 2 is not below the 2 steps of the run"
+    for steps, is_said in (("2", True), ("3", False)):
+        assert _main(command(place, tmp_path / steps, "--steps", steps)) == 0
+        assert (words in capsys.readouterr().out) == is_said
+
+
 @pytest.mark.parametrize(
     ("recipe", "word", "flag"),
     [("qat-cpu", "MODEL", "--model.init-from"), ("distill-cpu", "TEACHER", "--distill.teacher")],

@@ -163,7 +163,8 @@ def _closing(arguments: Arguments, summary: _Summary) -> list[str]:
             f"tokens of one: {min(lengths):,} to {max(lengths):,}, median {statistics.median(lengths):,.0f}",
         ]
     if skips:
-        lines.append(f"left out: {said(_counts(skips))}")
+        more = "" if arguments.left_out else " (--left-out lists them)"
+        lines.append(f"left out: {said(_counts(skips))}{more}")
     if arguments.left_out:
         lines += map(_in_a_line, skips)
     return lines

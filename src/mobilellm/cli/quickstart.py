@@ -128,7 +128,8 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
         shutil.rmtree(out / "tokenizer", ignore_errors=True)
         tokenizer.save(out / "tokenizer")
         _say(3, "writing shards")
-        source = "your text" if arguments.text else f"documentation of Python {platform.python_version()}"
+        of_python = f"the documentation of Python {platform.python_version()}"
+        source = "your text" if arguments.text else of_python
         licence = "as your text" if arguments.text else "Python Software Foundation License 2"
         write_shards(out / "shards", documents, tokenizer, source, licence, overwrite=True)
     index, tokenizer = read_index(out / "shards"), Tokenizer.load(out / "tokenizer")

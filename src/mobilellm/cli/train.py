@@ -177,9 +177,16 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 def _opening(recipe: Recipe, card: Mapping[str, Any], first: int) -> str:
     at = f", going on after step {first:,}" if first else ""
     trained = f", {card['trained_parameters']:,} of adapters trained" if recipe.lora is not None else ""
+    warmup = recipe.schedule.warmup_steps
+    note = (
+        f"\nThe learning rate only rises: --schedule.warmup-steps {warmup} is not below the {recipe.steps} "
+        "steps of the run"
+    )
     return (
         f"{card['parameters']:,} parameters{trained}, {recipe.steps:,} steps of "
         f"{recipe.batch.tokens_per_step:,} tokens on {card['world_size']} x {card['device']}{at}"
+        + note
+        * (warmup >= recipe.steps)
     )
 
 

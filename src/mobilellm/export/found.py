@@ -44,7 +44,10 @@ def find(folder: Path, say: Callable[[str], None]) -> list[Found]:
         )
     sources = {each.report["source_sha256"]: f"{each.path.name} of {each.report['source']}" for each in found}
     if len(sources) > 1:
-        raise ValueError(f"{folder}: holds artefacts of several models: {'; '.join(sources.values())}")
+        raise ValueError(
+            f"{folder}: holds artefacts of several models: {'; '.join(sources.values())}; "
+            "keep those of one model in a folder of their own"
+        )
     return sorted(found, key=lambda each: int(each.report["bytes"]))
 
 
