@@ -96,7 +96,9 @@ def _converse(room: Room) -> None:
     from mobilellm.chat.terminal import converse
 
     console = Console(file=sys.stdout, soft_wrap=True)
-    converse(room, reader(lambda line: console.print(line, style="dim")), console)
+    converse(
+        room, reader(lambda line: console.print(line, style="dim", markup=False, highlight=False)), console
+    )
 
 
 def _answer(talk: Talk, message: str, as_json: bool) -> None:

@@ -45,7 +45,10 @@ VERBS = {
     "bench": "tokens a second, start and memory on this machine, beside other runtimes",
 }
 
-_EXTRAS_OF_VERBS = {"eval": "eval", "merge": "finetune"}
+_EXTRAS_OF_VERBS = {
+    "train": "train", "finetune": "train", "eval": "eval", "merge": "finetune", "quantize": "export",
+    "export": "export", "verify": "export", "web": "onnx",
+}  # fmt: skip
 """Where one extra brings all a verb needs: else it would be told package by package."""
 
 _WITH_A_WORD = {("report", "artefacts"): "report_artefacts"}
@@ -79,7 +82,7 @@ def _main(arguments: list[str]) -> int:
                 _silence(sys.stdout)
             if os.environ.get("MOBILELLM_DEBUG"):
                 raise
-            return _fail(_with_flags(one_line(error, verb), arguments[1:]))
+            return _fail(_in_flags(error, verb, _with_flags(one_line(error, verb), arguments[1:])))
     return code
 
 
@@ -196,6 +199,12 @@ def _with_flags(message: str, typed: Sequence[str]) -> str:
             if found and _same_value(found[1].rstrip(";,.)"), value or following):
                 message = f"{message[: found.start()]}{flag} {message[found.start(1) :]}"
     return message
+
+
+def _in_flags(error: Exception, verb: str, message: str) -> str:
+    """A verb whose flags are a recipe's fields knows them all."""
+    told = getattr(sys.modules.get(f"mobilellm.cli.{verb}"), "in_flags", None)
+    return message if told is None else str(told(error, message))
 
 
 def _same_value(shown: str, typed: str) -> bool:
