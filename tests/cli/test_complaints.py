@@ -11,7 +11,10 @@ from mobilellm.cli.main import VERBS, _main
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("tokenizer", "tokenizer: needs train, --out PATH and --vocab-size INT"),
+        ("tokenizer", "tokenizer: needs the word train first: mobilellm tokenizer train …"),
+        ("tokenizer train", "tokenizer train: needs --out PATH and --vocab-size INT"),
+        ("train tiny", "tiny: no such recipe file, did you mean tiny-cpu?"),
+        ("finetune m --recipe sft-cu", "sft-cu: no such recipe file, did you mean sft-cpu?"),
         (
             "tokenizer train x --vocab 9 --out t",
             "needs --vocab-size INT; --vocab is not known, did you mean --vocab-size?",

@@ -81,7 +81,7 @@ def test_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["show", "x.jsonl"], "give --model, whose tokenizer and template are used, or --tokenizer"),
         (["show", "--tokenizer", "x"], "name at least one file of conversations"),
-        (["hide", "x.jsonl"], "'hide' must be show"),
+        (["hide", "x.jsonl"], "needs the word show first"),
         (["show", "absent.jsonl", "--tokenizer", "TOKENIZER"], "absent.jsonl: no such file of conversations"),
         (["show", "x", "--tokenizer", "TOKENIZER", "-n", "-1"], "-1 must be 0 or above"),
     ],

@@ -289,7 +289,7 @@ def test_a_separator_stays_out_of_the_vocabulary(folder: Path) -> None:
             ["train", "x.jsonl", "--vocab-size", "300", "--text-field", "body"],
             "records have the fields text, not 'body'",
         ),
-        (["test", "x.jsonl", "--vocab-size", "300"], "'test' must be train"),
+        (["test", "x.jsonl", "--vocab-size", "300"], "needs the word train first"),
     ],
     ids=str,
 )

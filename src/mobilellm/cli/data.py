@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    action: Annotated[tyro.conf.Positional[Literal["show"]], tyro.conf.arg(metavar="show")]
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE...")]
     """Files of conversations: .json, .jsonl, .parquet, packed or not; or folders of them."""
     model: str | None = None

@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from mobilellm.cli import recipe_flags, train
-from mobilellm.train.recipe import load_recipe, with_tables
+from mobilellm.train.recipe import with_tables
 
 _RECIPE = "sft-cpu"
 in_flags = recipe_flags.in_flags  # by which main tells what went wrong
@@ -36,7 +36,7 @@ class Arguments(train.RunFlags):
 def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
     name = _recipe_named(rest)
-    recipe = load_recipe(name)
+    recipe = train.recipe_named(name)
     if recipe.chat is None:
         raise ValueError(f"finetune: recipe {name} trains on shards, not on conversations; train runs it")
     recipe = with_tables(recipe, train.tables_named(rest))

@@ -51,8 +51,13 @@ _EXTRAS_OF_VERBS = {
 }  # fmt: skip
 """Where one extra brings all a verb needs: else it would be told package by package."""
 
-_WITH_A_WORD = {("report", "artefacts"): "report_artefacts"}
+_WITH_A_WORD = {
+    ("report", "artefacts"): "report_artefacts",
+    ("tokenizer", "train"): "tokenizer",
+    ("data", "show"): "data",
+}
 """Module of a verb whose first argument is this word."""
+_NEED_A_WORD = {verb: word for (verb, word), module in _WITH_A_WORD.items() if module == verb}
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
@@ -111,6 +116,10 @@ def _run(verb: str, rest: list[str]) -> None:
     name = _WITH_A_WORD.get((verb, rest[0] if rest else ""))
     if name is not None:
         verb, rest = f"{verb} {rest[0]}", rest[1:]
+    elif (word := _NEED_A_WORD.get(verb)) is not None:
+        if not {"-h", "--help"} & set(rest):
+            raise ValueError(f"{verb}: needs the word {word} first: mobilellm {verb} {word} …")
+        name, verb = verb, f"{verb} {word}"
     module = import_module(f"mobilellm.cli.{name or verb.replace('-', '_')}")
     module.run(_parse(verb, module, rest))
 

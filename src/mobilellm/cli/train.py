@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli import recipe_flags, run_folder, run_parts
+from mobilellm.cli.complaints import perhaps
 from mobilellm.cli.qat_parts import Qat
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
@@ -65,11 +66,20 @@ class Arguments(RunFlags):
 def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
     if rest and not rest[0].startswith("-"):
-        recipe = with_tables(load_recipe(rest[0]), tables_named(rest))
+        recipe = with_tables(recipe_named(rest[0]), tables_named(rest))
         return Arguments(recipe=rest[0], settings=recipe)
     if {"-h", "--help"} & set(rest):
         return Arguments(recipe="tiny-cpu", settings=load_recipe("tiny-cpu"))
     raise ValueError(f"train: name a recipe first: {', '.join(recipe_names())}, or a TOML file")
+
+
+def recipe_named(name: str) -> Recipe:
+    """`load_recipe`, with the recipe that was likely meant where there is none of that name."""
+    try:
+        return load_recipe(name)
+    except FileNotFoundError as error:
+        what, known = str(error).split(";", 1)
+        raise FileNotFoundError(f"{what}{perhaps(name, recipe_names()) or ';'}{known}") from None
 
 
 def tables_named(rest: Sequence[str]) -> set[str]:
