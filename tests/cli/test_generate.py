@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import io
 import json
 import os
 import signal
@@ -234,6 +235,14 @@ def test_no_model(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
     )
 
 
+def test_a_dash_is_standard_input(
+    capsys: pytest.CaptureFixture[str], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = text_of(capsys, model, PROMPT, *SAMPLED)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPT}\n"))
+    assert text_of(capsys, model, "-", *SAMPLED) == expected
+
+
 def test_a_model_without_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "m", MobileLLM(CONFIG), None)
     assert "has no tokenizer.json or tokenizer.model" in refusal(capsys, str(tmp_path / "m"), PROMPT)
@@ -262,7 +271,7 @@ def test_a_bad_option_on_any_terminal(model: str, encoding: str) -> None:
 
 def test_a_pipe(capsys: pytest.CaptureFixture[str], model: str) -> None:
     """The bytes of the text, and nothing else, whatever the reader."""
-    done = process(model, "-", *SAMPLED, input="日本".encode(), env={**os.environ, "PYTHONUTF8": "1"})
+    done = process(model, *SAMPLED, input="日本".encode(), env={**os.environ, "PYTHONUTF8": "1"})
     assert (done.returncode, done.stderr) == (0, b"")
     text = text_of(capsys, model, "日本", *SAMPLED)
     assert done.stdout.decode() == f"日本{text}\n"
