@@ -11,11 +11,11 @@ inline void mix(const Attention& a, int positions, float* out) {
     const auto weight = [&](int q, int position) { return scores[q * kSpan + position]; };
     int done = 0;
     for (; done + Most * kPanelRows <= a.value_stride; done += Most * kPanelRows) {
-      plain_tile<F16, N, Most>(a.values + done, a.values + done + kAhead, a.value_stride, positions, weight,
+      plain_tile<F16, N, Most>(a.values + done, a.value_stride, positions, weight,
                                out + size_t(query) * a.value_stride + done, a.value_stride);
     }
     for (; done < a.value_stride; done += kPanelRows) {
-      plain_tile<F16, N, 1>(a.values + done, a.values + done + kAhead, a.value_stride, positions, weight,
+      plain_tile<F16, N, 1>(a.values + done, a.value_stride, positions, weight,
                             out + size_t(query) * a.value_stride + done, a.value_stride);
     }
   });
@@ -27,7 +27,7 @@ void attend(const Attention& a, const Partial& partial) {
     in_tiles<kPlainTile>(a.count, [&](int query, auto n) {
       const uint16_t* keys = a.keys + size_t(tile) * a.head_dim;
       plain_tile<F16, decltype(n)::value, 1>(
-          keys, keys + kAhead, 16, a.head_dim,
+          keys, 16, a.head_dim,
           [&](int q, int number) { return a.queries[size_t(number) * a.count + query + q]; },
           a.scores + size_t(query) * kSpan + tile, kSpan);
     });
