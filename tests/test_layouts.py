@@ -285,6 +285,21 @@ def test_no_file(tmp_path: Path) -> None:
             read_config_file(path)
 
 
+def test_a_folder_of_models(tmp_path: Path) -> None:
+    for name in ("base/model", "chat"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps(OFFICIAL), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="name one of the models in it: base, chat"):
+        read_config_file(tmp_path)
+
+
+def test_an_export_is_no_model(tmp_path: Path) -> None:
+    exported = OFFICIAL | {"transformers.js_config": {"dtype": "q4"}}
+    (tmp_path / "config.json").write_text(json.dumps(exported), encoding="utf-8")
+    with pytest.raises(ConfigError, match="belongs to an export to ONNX, which generate, chat"):
+        read_config_file(tmp_path)
+
+
 def test_a_file_or_its_directory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(OFFICIAL), encoding="utf-8")
     assert read_config_file(tmp_path) == read_config_file(tmp_path / "config.json")

@@ -48,10 +48,10 @@ print(Tokenizer.train([sys.stdin.read()], 700).fingerprint)
         (
             ["abc abc"],
             262,
-            "vocab_size 262 is too small: the 259 special and byte pieces and 4 characters need 263",
+            "vocab_size = 262 is too small: the 259 special and byte pieces and 4 characters need 263",
         ),
         (["abc abc"], 0, "too small"),
-        (["abc abc"], 500, r"vocab_size 500 is too large for this text, which gives at most 26\d pieces"),
+        (["abc abc"], 500, r"vocab_size = 500 is too large for this text, which gives at most 26\d pieces"),
         (["good", "bad \ud800"], 300, "text 1 has a lone surrogate"),
     ],
 )

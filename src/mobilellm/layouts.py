@@ -21,6 +21,12 @@ from mobilellm.config import ConfigError, ModelConfig
 
 MODEL_TYPES = ("llama", "mobilellm")
 
+_CONFIGS = ("config.json", "model/config.json")
+"""Where a model directory and a training run have it."""
+
+_OF_ONNX = "transformers.js_config"
+"""Stands in the config.json of an export to ONNX alone, where layers are executed steps."""
+
 _DIRECT = {  # config.json key -> ModelConfig field
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -87,7 +93,7 @@ def read_config_file(path: str | Path) -> ConfigFile:
             raise FileNotFoundError(
                 f"{path}: is an adapter, not a whole model; make one with: mobilellm merge {path} --out DIR"
             )
-        raise FileNotFoundError(f"{path}: no config.json there; name a model directory or a preset")
+        raise FileNotFoundError(f"{path}: no config.json there; {_models_in(path)}")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -95,6 +101,13 @@ def read_config_file(path: str | Path) -> ConfigFile:
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(values).__name__}")
     return parse_config(values, str(file))
+
+
+def _models_in(path: Path) -> str:
+    """What to name in place of a directory that holds no model itself."""
+    below = sorted(path.iterdir()) if path.is_dir() else []
+    models = [each.name for each in below if any((each / name).is_file() for name in _CONFIGS)]
+    return f"name one of the models in it: {', '.join(models[:8])}" if models else "name a model directory"
 
 
 def not_a_model_directory(path: Path) -> str:
@@ -118,6 +131,11 @@ def not_a_model_directory(path: Path) -> str:
 def parse_config(values: Mapping[str, Any], source: str = "config.json") -> ConfigFile:
     """Interpret the JSON of a config.json. Raises ConfigError that lists every problem at once."""
     model_type = values.get("model_type")
+    if _OF_ONNX in values:
+        raise ConfigError(
+            f"{source}: belongs to an export to ONNX, which generate, chat, serve and eval run when its own "
+            "directory is named; all else takes the model it was made of"
+        )
     if model_type not in MODEL_TYPES:
         raise ConfigError(
             f"{source}: model_type = {model_type!r} is not one we can run; known are {', '.join(MODEL_TYPES)}"
@@ -153,7 +171,7 @@ def config_json(config: ModelConfig, model_type: str, dtype: str) -> dict[str, A
         raise ValueError(f"layout {model_type!r} is not known; choose one of {', '.join(MODEL_TYPES)}")
     if model_type == "llama" and config.shares_layers:
         raise ValueError(
-            f"layout 'llama' cannot share layers (repeats = {config.repeats}); use 'mobilellm', or unroll"
+            f"layout 'llama' cannot share layers (repeats = {config.repeats}); use 'mobilellm', or --unroll"
         )
     values: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in _DIRECT.items()}
     values |= {

@@ -48,7 +48,7 @@ def train_pieces(
     smallest = len(LAYOUT_HEAD) + len(characters)
     if vocab_size < smallest:
         raise ValueError(
-            f"vocab_size {vocab_size} is too small: the {len(LAYOUT_HEAD)} special and byte pieces and "
+            f"vocab_size = {vocab_size} is too small: the {len(LAYOUT_HEAD)} special and byte pieces and "
             f"{len(characters)} characters need {smallest}; raise it or lower character_coverage"
         )
     ranked = _merged_pieces(
@@ -59,7 +59,7 @@ def train_pieces(
     )
     if smallest + len(ranked) < vocab_size:
         raise ValueError(
-            f"vocab_size {vocab_size} is too large for this text, which gives at most "
+            f"vocab_size = {vocab_size} is too large for this text, which gives at most "
             f"{smallest + len(ranked)} pieces; train on more text or lower vocab_size"
         )
     return ranked, characters

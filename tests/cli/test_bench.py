@@ -33,7 +33,7 @@ def test_decode(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert _main([*command, "--json", str(out), "--png", str(picture)]) == 0
     printed = capsys.readouterr().out
     assert "6 after 70" in printed
-    assert "2 threads, 1 rounds." in printed
+    assert "2 threads, 1 round." in printed
     assert "Memory was read at" in printed
     written = json.loads(out.read_text(encoding="utf-8"))
     assert (written["measured"], written["threads"], written["rounds"]) == ("decode", 2, 1)

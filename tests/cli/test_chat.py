@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mobilellm.chat_template import DEFAULT, ChatTemplate
+from mobilellm.cli import chat
 from mobilellm.cli.main import _main
 from mobilellm.export.to_gguf import export_gguf
 from mobilellm.runtime import load
@@ -68,6 +69,25 @@ def test_a_pipe_gets_the_answer_alone(folder: Path) -> None:
     assert answer.strip() in wanted
     assert len(answer.strip()) > 5
     assert answer.endswith("\n")
+
+
+def test_an_empty_pipe_is_no_message(folder: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, str(folder / "chat.gguf")], input=b"\n", capture_output=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"standard input is empty; write the message into it, or give --message" in done.stderr
+
+
+def test_what_is_said_in_a_terminal_may_hold_brackets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an extra's name does in the command that installs it."""
+    monkeypatch.setattr("mobilellm.chat.reading.reader", lambda say: say("pip install '.[chat]'"))
+    monkeypatch.setattr("mobilellm.chat.terminal.converse", lambda room, *others: None)
+    room: Any = None  # nothing is said to it
+    chat._converse(room)
+    assert "pip install '.[chat]'" in capsys.readouterr().out
 
 
 def test_json_is_an_object_a_turn(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -339,10 +339,10 @@ def test_a_full_disk_leaves_the_old_destination(source: Path) -> None:
     ("arguments", "words"),
     [
         ((), "--to"),
-        (("--to", "gguf"), "invalid choice 'gguf' for argument '--to'"),
-        (("--to", "llama"), "cannot share layers (repeats = 2); use 'mobilellm', or unroll"),
+        (("--to", "gguf"), "--to 'gguf' must be llama or mobilellm"),
+        (("--to", "llama"), "cannot share layers (repeats = 2); use 'mobilellm', or --unroll"),
         (("--to", "mobilellm", "--dtype", "int4"), "--dtype 'int4' is not known"),
-        (("--to", "mobilellm", "--nonsense"), "Unrecognized options: --nonsense"),
+        (("--to", "mobilellm", "--nonsense"), "convert: --nonsense is not known"),
     ],
     ids=str,
 )

@@ -43,6 +43,11 @@ def test_in_a_pipe_what_is_learnt_stands_between_marks(
     assert f"{folder / 'talks.jsonl'}, line 1: unknown shape: its keys are text\n" in said
 
 
+def test_what_is_left_out_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(folder, "-n", "1") == 0
+    assert "left out: 1 unknown shape (--left-out lists them)\n" in capsys.readouterr().out
+
+
 def test_on_a_terminal_it_is_green_and_harmless(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +81,7 @@ def test_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["show", "x.jsonl"], "give --model, whose tokenizer and template are used, or --tokenizer"),
         (["show", "--tokenizer", "x"], "name at least one file of conversations"),
-        (["hide", "x.jsonl"], "invalid choice"),
+        (["hide", "x.jsonl"], "needs the word show first"),
         (["show", "absent.jsonl", "--tokenizer", "TOKENIZER"], "absent.jsonl: no such file of conversations"),
         (["show", "x", "--tokenizer", "TOKENIZER", "-n", "-1"], "-1 must be 0 or above"),
     ],

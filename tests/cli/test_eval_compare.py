@@ -77,7 +77,7 @@ def test_perplexities(capsys: pytest.CaptureFixture[str]) -> None:
         (["a.json", "pa.json"], "not comparable: one (a.json) is a zero-shot record, one (pa.json)"),
         (["pa.json", "ps.json"], "wikitext2: not comparable: protocols reference and sliding"),
         (["a.json", "b.json", "--samples", "3"], "--samples 3 must be at least 100"),
-        (["a.json", "b.json", "--metric", "f1"], "invalid choice 'f1'"),
+        (["a.json", "b.json", "--metric", "f1"], "eval compare: --metric 'f1' must be "),
     ],
 )
 def test_refusals_are_one_line(

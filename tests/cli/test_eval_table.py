@@ -215,7 +215,7 @@ def test_a_folder_of_tables_takes_in_perplexities_of_the_same_models(
         (["--limit", "0"], "--limit 0 must be at least 1"),
         (["--data-dir", "nowhere"], "nowhere: no such folder"),
         (["opt-7b=x"], "'opt-7b' is not on the card"),
-        (["--size", "7b"], "invalid choice '7b'"),
+        (["--size", "7b"], "--size '7b' must be "),
     ],
 )
 def test_refusals_are_one_line(

@@ -185,7 +185,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (("--temperature", "-1"), "--temperature -1.0 must be 0 (greedy) or above"),
         (("--temperature", "nan"), "--temperature nan must be"),
-        (("--temperature", "hot"), "--temperature: could not convert string to float: 'hot'"),
+        (("--temperature", "hot"), "--temperature 'hot' must be a number"),
         (("--top-k", "-5"), "--top-k -5 must be"),
         (("--top-k", "2.5"), "--top-k"),
         (("--top-p", "0"), "--top-p 0.0 must be above 0"),
@@ -195,7 +195,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("--max-tokens", "0"), "error: --max-tokens 0 must be at least 1"),
         (("--max-tokens", "many"), "--max-tokens"),
         (("--stop", ""), "a stop string is empty"),
-        (("--stop",), "argument '--stop'"),
+        (("--stop",), "--stop needs a value"),
         (("--dtype", "int8"), "--dtype 'int8' is not known; choose one of float32"),
         (("--device", "warp"), "--device 'warp' cannot be used"),
         (("--device", "cuda:99"), "--device 'cuda:99' cannot be used"),
@@ -203,7 +203,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("--device", "mps"), "--device 'mps' cannot be used ("),
         (("--device", "mkldnn"), "--device 'mkldnn' cannot be used (this torch cannot compute on it)"),
         (("--device", ""), "--device '' cannot be used"),
-        (("--nonsense",), "Unrecognized options: --nonsense"),
+        (("--nonsense",), "generate: --nonsense is not known"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -227,7 +227,19 @@ def test_no_model(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
     assert f"{missing}: no such directory" in refusal(capsys, missing, PROMPT)
     assert "no config.json" in refusal(capsys, str(tmp_path), PROMPT)
     weights = str(Path(model) / "model.safetensors")
-    assert "is a file; name the directory" in refusal(capsys, weights, PROMPT)
+    assert f"is a file; name the directory that holds it, {model}" in refusal(capsys, weights, PROMPT)
+    (tmp_path / "notes.txt").write_text("words")
+    assert "notes.txt: is no model; name a model directory" in refusal(
+        capsys, str(tmp_path / "notes.txt"), PROMPT
+    )
+
+
+def test_a_dash_is_standard_input(
+    capsys: pytest.CaptureFixture[str], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = text_of(capsys, model, PROMPT, *SAMPLED)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPT}\n"))
+    assert text_of(capsys, model, "-", *SAMPLED) == expected
 
 
 def test_a_model_without_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -249,8 +261,7 @@ def test_a_bad_option_on_any_terminal(model: str, encoding: str) -> None:
     done = process(model, "--stop", env={**os.environ, "PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode() == (
-        "mobilellm: error: generate: Missing value for argument '--stop'. Expected 1 values. "
-        "(mobilellm generate --help tells the arguments)\n"
+        "mobilellm: error: generate: --stop needs a value (mobilellm generate --help tells the arguments)\n"
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from mobilellm.cli.main import _main
 from mobilellm.layouts import config_json
 from mobilellm.presets import PUBLISHED, preset
+from mobilellm.runtime.random_model import write_random_model
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -47,6 +48,19 @@ def test_the_card_s_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["ls-350m"].endswith("yes 2x immediate 690.7 81,920 1.572")
     for count in ("345,355,200", "603,188,352", "1,005,461,760"):
         assert count in "\n".join(lines)
+
+
+def test_a_gguf_file_is_described_like_its_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    file = tmp_path / "small.gguf"
+    write_random_model(file, "test-ls", "Q8_0")
+    directory = write_config(tmp_path / "model")
+    of_the_file = json.loads(output(capsys, str(file), "--json"))["models"][0]
+    of_the_model = json.loads(output(capsys, str(directory), "--json"))["models"][0]
+    for key in ("executed_layers", "parameters", "kv_cache_bytes_per_token", "flops_per_token"):
+        assert of_the_file[key] == of_the_model[key]
+    assert of_the_file["model_type"] == "mobilellm in gguf"
+    assert f"small.gguf, {file.stat().st_size:,} B" in output(capsys, str(file))
 
 
 def test_bits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +127,10 @@ def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "'126m' is neither a preset (125m, 350m" in refusal(capsys, "126m")
     assert "no/such/place" in refusal(capsys, "no/such/place")
     assert "no config.json there" in refusal(capsys, str(tmp_path))
+    (tmp_path / "notes.txt").write_text("words")
+    assert "notes.txt: is no model; name a model directory" in refusal(capsys, str(tmp_path / "notes.txt"))
+    (tmp_path / "notes.gguf").write_text("words")
+    assert "notes.gguf: is no GGUF file" in refusal(capsys, str(tmp_path / "notes.gguf"))
     broken = write_config(tmp_path / "broken", num_hidden_layers=0)
     assert "layers = 0 must be at least 1" in refusal(capsys, str(broken))
     (broken / "config.json").write_text("{")

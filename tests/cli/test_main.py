@@ -133,17 +133,20 @@ def test_only_typed_flags_are_named() -> None:
     )
 
 
-@pytest.mark.parametrize("verb", ["generate", "convert"])
-def test_a_package_that_is_not_installed(verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verb", "extra"), [("generate", "torch"), ("convert", "torch"), ("quantize", "export"), ("web", "onnx")]
+)
+def test_a_package_that_is_not_installed(verb: str, extra: str, tmp_path: Path) -> None:
+    """What is told to be installed is all that the verb needs, not the first package alone."""
     script = without("torch") + "from mobilellm.cli.main import main; main()"
-    arguments = [str(tmp_path), "x"] if verb == "generate" else [str(tmp_path), "x", "--to", "llama"]
+    arguments = [str(tmp_path), "x", *(("--to", "llama") if verb == "convert" else ())]
     done = subprocess.run(
         [sys.executable, "-c", script, verb, *arguments],
         capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"mobilellm: error: {verb} needs the package 'torch'; install it with: ")
-    assert done.stderr.endswith('python -m pip install -c constraints.txt -e ".[torch]"\n')
+    assert done.stderr.endswith(f'python -m pip install -c constraints.txt -e ".[{extra}]"\n')
     assert done.stderr.count("\n") == 1
 
 

@@ -283,13 +283,13 @@ def test_a_separator_stays_out_of_the_vocabulary(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "x.jsonl", "--vocab-size", "100"], "vocab_size 100 is too small"),
+        (["train", "x.jsonl", "--vocab-size", "100"], "--vocab-size 100 is too small"),
         (["train", "x.jsonl", "--vocab-size", "99999"], "too large for this text"),
         (
             ["train", "x.jsonl", "--vocab-size", "300", "--text-field", "body"],
             "records have the fields text, not 'body'",
         ),
-        (["test", "x.jsonl", "--vocab-size", "300"], "invalid choice"),
+        (["test", "x.jsonl", "--vocab-size", "300"], "needs the word train first"),
     ],
     ids=str,
 )

@@ -136,12 +136,21 @@ def test_fresh_deletes_only_what_the_run_made(tmp_path: Path, small_text: Path) 
     assert (folder / "mine.txt").is_file()
 
 
+def test_a_folder_stands_for_its_text_files(
+    whole: tuple[Path, str], small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(command_of(whole[0], small_text.parent)) == 0
+    assert "This run is complete" in capsys.readouterr().out
+
+
 def test_refusals(whole: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = whole
     other = tmp_path / "other.txt"
     other.write_text("other text " * 1000)
     empty = tmp_path / "empty.txt"
     empty.write_text("  \n")
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     for flags, words in (
@@ -151,7 +160,7 @@ def test_refusals(whole: tuple[Path, str], tmp_path: Path, capsys: pytest.Captur
         (["--out", str(other)], ["is a file"]),
         (["--out", str(other / "inside")], ["Not a directory"]),
         (["--out", str(tmp_path / "a"), "--text", str(tmp_path / "absent.txt")], ["absent.txt"]),
-        (["--out", str(tmp_path / "a"), "--text", str(tmp_path)], [str(tmp_path), "name text files"]),
+        (["--out", str(tmp_path / "a"), "--text", str(nothing)], ["nothing: holds no text file"]),
         (["--out", str(tmp_path / "b"), "--text", str(empty)], ["empty.txt", "no text"]),
         (["--out", str(tmp_path / "c"), "--text", str(other)], ["more text"]),
         (["--out", str(tmp_path / "d"), "--steps", "0"], ["--steps 0"]),
@@ -161,7 +170,12 @@ def test_refusals(whole: tuple[Path, str], tmp_path: Path, capsys: pytest.Captur
         for word in words:
             assert word in line
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "other.txt", "taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "empty.txt",
+        "nothing",
+        "other.txt",
+        "taken",
+    ]
 
 
 def test_a_failed_start_claims_nothing(
@@ -171,7 +185,9 @@ def test_a_failed_start_claims_nothing(
     folder, little = tmp_path / "run", tmp_path / "little.txt"
     folder.mkdir()
     little.write_text("too little")
-    assert "more text" in refusal(capsys, "--out", str(folder), "--text", str(little))
+    assert "10 bytes of text are too few to learn from" in refusal(
+        capsys, "--out", str(folder), "--text", str(little)
+    )
     assert list(folder.iterdir()) == []
     assert _main([*command_of(folder, small_text), "--steps", "1"]) == 0
 

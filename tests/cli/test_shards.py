@@ -114,7 +114,7 @@ def test_what_was_not_so_good_is_told(capsys: pytest.CaptureFixture[str], shards
 def test_the_caller_s_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
     out = ["--out", shards.parent / "new"]
     tokenizer = ["--tokenizer", shards.parent / "tokenizer"]
-    assert "Expected one of {info, verify, merge, import, export}" in refused(capsys)
+    assert "shards: needs one of info, verify, merge, import, export" in refused(capsys)
     assert "--nodes" in refused(capsys, "export", shards, shards.parent / "new")
     assert "2000 nodes of 8 GPUs" in refused(capsys, "export", shards, shards.parent / "new", "--nodes", 2000)
     assert "no split 'test'" in refused(capsys, "export", shards, "x", "--nodes", 1, "--split", "test")

@@ -348,6 +348,27 @@ def stop_at(step: int, number: int) -> Callable[[TrainingProgress, Record], None
     return updated
 
 
+def test_a_run_of_warming_up_alone_is_said(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "The learning rate only rises: --schedule.warmup-steps 2 is not below the 2 steps of the run"
+    for steps, is_said in (("2", True), ("3", False)):
+        assert _main(command(place, tmp_path / steps, "--steps", steps)) == 0
+        assert (words in capsys.readouterr().out) == is_said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word", "flag"),
+    [("qat-cpu", "MODEL", "--model.init-from"), ("distill-cpu", "TEACHER", "--distill.teacher")],
+)
+def test_a_recipe_that_begins_with_a_model(
+    recipe: str, word: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"name {word} by {flag}: a model directory, a run or a Hub id" in refused(
+        capsys, ["train", recipe]
+    )
+
+
 @pytest.mark.parametrize(
     ("number", "code", "background"),
     [(signal.SIGINT, 130, False), (signal.SIGTERM, 75, True), (signal.SIGUSR1, 75, False)],
@@ -367,7 +388,9 @@ def test_stopped_and_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(TrainingProgress, "update", stop_at(3, number))
         assert _main(command(place, tmp_path / "run", *flags)) == code
-    assert "Stopped after step 3 of 6; the same command goes on from there." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Stopped after step 3 of 6; the same command goes on from there." in said
+    assert "before the first step" not in said
     assert not same_model(tmp_path / "run", whole)  # the model so far
     assert _main(command(place, tmp_path / "run", *flags, "--resume")) == 0
     assert "going on after step 3" in capsys.readouterr().out
@@ -393,6 +416,7 @@ def test_a_scheduler_s_warning_requeues(place: Path, tmp_path: Path) -> None:
     printed, errors = running.communicate(timeout=120)
     assert running.returncode == 75, errors
     assert "the same command goes on from there" in printed
+    assert "before the first step" in printed  # that is when the only evaluation was
     assert "Traceback" not in errors
     steps = [record["step"] for record in read_metrics(out / "metrics.jsonl") if "loss" in record]
     assert (out / "checkpoints" / f"step-{steps[-1]:08d}").is_dir()

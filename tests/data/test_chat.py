@@ -44,6 +44,15 @@ def test_every_kind_of_file_gives_the_same(tmp_path: Path) -> None:
         assert not read.skips
     both = read_chat(files[:2], TEMPLATE, 1000).conversations
     assert len(both) == 2 * len(ROWS)
+    (tmp_path / "notes.txt").write_text("no conversations")
+    whole_folder = read_chat([tmp_path], TEMPLATE, 1000).conversations
+    assert whole_folder.fingerprint == read_chat(files, TEMPLATE, 1000).conversations.fingerprint
+
+
+def test_a_folder_without_conversations(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no conversations")
+    with pytest.raises(FileNotFoundError, match="holds no file of conversations"):
+        read_chat([tmp_path], TEMPLATE, 1000)
 
 
 def test_what_is_encoded(tmp_path: Path) -> None:

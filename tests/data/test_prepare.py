@@ -337,6 +337,9 @@ def test_too_little_text(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('nonsense\n{"text": ""}\n')
     with pytest.raises(ShardError, match=r"0 documents left \(1 unreadable line, 1 empty\)"):
         run(tmp_path / "x.jsonl", tmp_path / "out")
+    (tmp_path / "x.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ShardError, match=r"\(1 not UTF-8\); .* iconv -f latin1 -t utf-8"):
+        run(tmp_path / "x.txt", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.jsonl", "x.txt"]
 
 

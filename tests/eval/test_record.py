@@ -54,6 +54,8 @@ def test_a_cut_off_file_is_named(made: Record, tmp_path: Path) -> None:
     file.write_text(file.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     with pytest.raises(ValueError, match=r"a\.json: is no evaluation record"):
         read(file)
+    with pytest.raises(ValueError, match="is a directory; name a record, which mobilellm eval ppl"):
+        read(tmp_path)
 
 
 def test_fields_are_those_the_docs_name(made: Record) -> None:

@@ -899,7 +899,10 @@ def test_no_such_directory(tmp_path: Path) -> None:
             quietly(source)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="file: is a file; name the directory that holds it"):
+    with pytest.raises(FileNotFoundError, match="file: is no model; name a model directory"):
+        quietly(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(FileNotFoundError, match="name the model directory it was made from"):
         quietly(tmp_path / "file")
 
 

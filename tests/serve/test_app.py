@@ -214,10 +214,20 @@ def test_what_is_not_known_is_refused_and_named(server: Running) -> None:
         ({"top_logprobs": 2}, "top_logprobs: needs logprobs"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"functions": []}, "functions: this server does not know the field"),
+        ({"prompt": "x"}, "prompt: this server does not know the field"),
     ):
         response = server.chat(**fields)
         assert response.status_code == 400, fields
         assert named in response.json()["error"]["message"]
+
+
+def test_a_path_or_a_method_that_is_not_there_is_told_what_is(server: Running) -> None:
+    for response, status, words in (
+        (server.client.get("/models"), 404, "nothing at /models; OpenAI's interface begins at /v1"),
+        (server.client.get("/v1/chat/completions"), 405, "GET does not go here, POST does"),
+    ):
+        assert response.status_code == status
+        assert words in response.json()["error"]["message"]
 
 
 def test_null_is_as_good_as_nothing(server: Running) -> None:

@@ -39,4 +39,5 @@ def test_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["cuda", "cuda", "cuda:1"]
     device = this_device("float32", 0.0, "cpu")
     assert not device.is_gpu
-    assert device.name == f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    assert device.name == f"CPU, {threads} thread{'s' * (threads > 1)}"

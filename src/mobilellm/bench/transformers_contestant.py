@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from mobilellm.bench.torch_contestant import torch_about
+from mobilellm.layouts import read_config_file
 from mobilellm.runtime.bench import fed_tokens
 
 
@@ -16,6 +17,11 @@ class TransformersContestant:
     """The weights as they are stored. Without its generate(), which would add its own time to every token."""
 
     def __init__(self, source: str, threads: int, room: int) -> None:
+        if read_config_file(source).model_type == "mobilellm":
+            raise ValueError(
+                "transformers has no class for its layout; one without code of its own is written by: "
+                f"mobilellm convert {source} OUT --to llama --unroll"
+            )
         torch.set_num_threads(threads)
         start = time.perf_counter()
         self._model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()

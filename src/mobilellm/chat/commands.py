@@ -97,7 +97,8 @@ def _retry(room: Room, rest: str) -> Next:
 
 def _save(room: Room, rest: str) -> Next:
     room.save(_path(rest, "/save"))
-    room.say(f"{len(room.talk.messages)} messages saved; mobilellm finetune reads them, and /load.")
+    count = len(room.talk.messages)
+    room.say(f"{count} message{'s' * (count != 1)} saved; mobilellm finetune reads them, and /load.")
     return "go on"
 
 

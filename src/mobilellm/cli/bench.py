@@ -110,9 +110,11 @@ def run(arguments: Decode | Prefill | Load) -> None:
     if options.json != Path("-"):
         print_table(results.header, results.rows)
         written = [f"Written: {path}" for path in (options.json, options.png) if path is not None]
-        print_notes(
-            [f"{environment(())['cpu']}; {threads} threads, {options.rounds} rounds.", *notes, *written]
+        counted = ", ".join(
+            f"{count} {name}{'s' * (count != 1)}"
+            for count, name in ((threads, "thread"), (options.rounds, "round"))
         )
+        print_notes([f"{environment(())['cpu']}; {counted}.", *notes, *written])
 
 
 def _measured(arguments: Decode | Prefill | Load, taking_part: Sequence[Entry], threads: int) -> Results:

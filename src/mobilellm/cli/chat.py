@@ -75,11 +75,18 @@ def run(arguments: Arguments) -> None:
         else:
             if not talk.is_chat:
                 _say(f"{arguments.model} is a base model: it continues the text instead of answering it")
-            for message in arguments.message or (sys.stdin.read().removesuffix("\n"),):
+            for message in arguments.message or (_message(),):
                 _answer(talk, message, arguments.json)
     finally:  # also of what was said by the time of a Ctrl-C
         if arguments.save is not None and talk.messages:
             room.save(arguments.save)
+
+
+def _message() -> str:
+    message = sys.stdin.read().removesuffix("\n")
+    if not message:
+        raise ValueError("chat: standard input is empty; write the message into it, or give --message")
+    return message
 
 
 def _converse(room: Room) -> None:
@@ -89,7 +96,9 @@ def _converse(room: Room) -> None:
     from mobilellm.chat.terminal import converse
 
     console = Console(file=sys.stdout, soft_wrap=True)
-    converse(room, reader(lambda line: console.print(line, style="dim")), console)
+    converse(
+        room, reader(lambda line: console.print(line, style="dim", markup=False, highlight=False)), console
+    )
 
 
 def _answer(talk: Talk, message: str, as_json: bool) -> None:

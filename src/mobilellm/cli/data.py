@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    action: Annotated[tyro.conf.Positional[Literal["show"]], tyro.conf.arg(metavar="show")]
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE...")]
-    """Files of conversations: .json, .jsonl, .parquet, packed or not."""
+    """Files of conversations: .json, .jsonl, .parquet, packed or not; or folders of them."""
     model: str | None = None
     """Model whose tokenizer and template they are for: a directory, a run, a Hub id."""
     tokenizer: Path | None = None
@@ -163,7 +162,8 @@ def _closing(arguments: Arguments, summary: _Summary) -> list[str]:
             f"tokens of one: {min(lengths):,} to {max(lengths):,}, median {statistics.median(lengths):,.0f}",
         ]
     if skips:
-        lines.append(f"left out: {said(_counts(skips))}")
+        more = "" if arguments.left_out else " (--left-out lists them)"
+        lines.append(f"left out: {said(_counts(skips))}{more}")
     if arguments.left_out:
         lines += map(_in_a_line, skips)
     return lines

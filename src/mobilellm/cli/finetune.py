@@ -8,6 +8,7 @@ It is `mobilellm train RECIPE --model.init-from MODEL`: every leaf of the recipe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from mobilellm.cli import recipe_flags, train
-from mobilellm.train.recipe import load_recipe, with_tables
+from mobilellm.train.recipe import with_tables
 
 _RECIPE = "sft-cpu"
 in_flags = recipe_flags.in_flags  # by which main tells what went wrong
@@ -35,7 +36,7 @@ class Arguments(train.RunFlags):
 def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
     name = _recipe_named(rest)
-    recipe = load_recipe(name)
+    recipe = train.recipe_named(name)
     if recipe.chat is None:
         raise ValueError(f"finetune: recipe {name} trains on shards, not on conversations; train runs it")
     recipe = with_tables(recipe, train.tables_named(rest))
@@ -53,7 +54,7 @@ def run(arguments: Arguments) -> None:
 
 
 def _recipe_named(rest: Sequence[str]) -> str:
-    for word, following in zip(rest, [*rest[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*rest, ""]):
         if word == "--recipe":
             return following or _RECIPE  # nothing follows: the flags are refused for it
         if word.startswith("--recipe="):

@@ -32,7 +32,7 @@ class Arguments:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Model directory, training run, Hub id, .gguf file, or directory for ONNX Runtime or ExecuTorch."""
     prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT")] = ()
-    """Texts to complete; several are one batch. None reads standard input."""
+    """Texts to complete; several are one batch. None, or -, reads standard input."""
     max_tokens: int | None = None
     """Most new tokens for each prompt; by default up to the model's context."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
@@ -54,7 +54,8 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise ValueError(f"max_tokens = {arguments.max_tokens} must be at least 1")
-    prompts = arguments.prompts or (sys.stdin.read().removesuffix("\n"),)
+    from_input = arguments.prompts in ((), ("-",))
+    prompts = (sys.stdin.read().removesuffix("\n"),) if from_input else arguments.prompts
     with _opened(arguments, prompts) as (pieces, usage):
         if arguments.json or len(prompts) > 1:
             completions = put_together(pieces, len(prompts))

@@ -28,13 +28,13 @@ from mobilellm.accounting import (
 from mobilellm.cli.subject import Subject, find_subject
 from mobilellm.cli.tables import print_notes, print_sheet, print_table
 from mobilellm.config import ModelConfig
-from mobilellm.presets import PUBLISHED
+from mobilellm.presets import PUBLISHED, preset_names
 
 
 @dataclass(frozen=True)
 class Arguments:
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET|PATH ...]")] = ()
-    """Presets; paths of a model directory, config.json or run directory. Default: the published presets."""
+    """Presets; paths of a model directory, run, config.json or .gguf file. Default: the published presets."""
 
     bits: float = 16
     """Bits per stored weight of the matrices, scales included: 16, 8, 4, or 8.5 for Q8_0, 4.5 for Q4_0."""
@@ -63,6 +63,9 @@ def run(arguments: Arguments) -> None:
         _print_sheet(subjects[0], widths, arguments.kv_bits)
     else:
         _print_table(subjects, widths, arguments.kv_bits)
+        if not arguments.models:
+            others = [name for name in preset_names() if name not in PUBLISHED]
+            print_notes([f"Presets for small machines and tests, not published: {', '.join(others)}."])
 
 
 def _print_table(subjects: Sequence[Subject], widths: BitWidths, kv_bits: float) -> None:

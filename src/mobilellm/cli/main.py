@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, TextIO, cast
 
 from mobilellm import __version__
+from mobilellm.cli.complaints import complaint, perhaps
 from mobilellm.installation import EXTRAS, install_command
 
 VERBS = {
@@ -44,11 +45,19 @@ VERBS = {
     "bench": "tokens a second, start and memory on this machine, beside other runtimes",
 }
 
-_EXTRAS_OF_VERBS = {"eval": "eval", "merge": "finetune"}
+_EXTRAS_OF_VERBS = {
+    "train": "train", "finetune": "train", "eval": "eval", "merge": "finetune", "quantize": "export",
+    "export": "export", "verify": "export", "web": "onnx",
+}  # fmt: skip
 """Where one extra brings all a verb needs: else it would be told package by package."""
 
-_WITH_A_WORD = {("report", "artefacts"): "report_artefacts"}
+_WITH_A_WORD = {
+    ("report", "artefacts"): "report_artefacts",
+    ("tokenizer", "train"): "tokenizer",
+    ("data", "show"): "data",
+}
 """Module of a verb whose first argument is this word."""
+_NEED_A_WORD = {verb: word for (verb, word), module in _WITH_A_WORD.items() if module == verb}
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
@@ -83,12 +92,17 @@ def _main(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"] and arguments[1:]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
     elif arguments[0] in ("-V", "--version"):
         print(f"mobilellm {__version__}")
     elif arguments[0] not in VERBS:
-        return _fail(f"{arguments[0]!r} is not a command; commands are {', '.join(VERBS)}")
+        verb = arguments[0]
+        return _fail(
+            f"{verb!r} is not a command{perhaps(verb, VERBS) or ';'} commands are {', '.join(VERBS)}"
+        )
     else:
         _run(arguments[0], arguments[1:])
     return 0
@@ -102,12 +116,16 @@ def _run(verb: str, rest: list[str]) -> None:
     name = _WITH_A_WORD.get((verb, rest[0] if rest else ""))
     if name is not None:
         verb, rest = f"{verb} {rest[0]}", rest[1:]
+    elif (word := _NEED_A_WORD.get(verb)) is not None:
+        if not {"-h", "--help"} & set(rest):
+            raise ValueError(f"{verb}: needs the word {word} first: mobilellm {verb} {word} …")
+        name, verb = verb, f"{verb} {word}"
     module = import_module(f"mobilellm.cli.{name or verb.replace('-', '_')}")
     module.run(_parse(verb, module, rest))
 
 
 def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
-    """The verb's Arguments. tyro boxes its complaints; ours are one line, so the box is read and unfolded."""
+    """The verb's Arguments. tyro boxes its complaints; ours are one line."""
     import tyro
 
     # A recipe's values are the defaults of its flags.
@@ -124,10 +142,7 @@ def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
         if not stop.code:
             print(plain.getvalue(), end="")
             raise
-    lines = [line.strip(" │") for line in box.getvalue().splitlines()]
-    below_the_title = itertools.dropwhile(_is_rule, lines[1:])  # without box characters it is underlined
-    said = [line for line in itertools.takewhile(lambda line: not _is_rule(line), below_the_title) if line]
-    raise ValueError(f"{verb}: {' '.join(said)} (mobilellm {verb} --help tells the arguments)")
+    raise ValueError(complaint(box.getvalue(), verb))
 
 
 @contextlib.contextmanager
@@ -144,10 +159,6 @@ def _at_least_columns(count: int) -> Iterator[None]:
         del os.environ["COLUMNS"]
         if before is not None:
             os.environ["COLUMNS"] = before
-
-
-def _is_rule(line: str) -> bool:
-    return line != "" and not line.strip("─-")
 
 
 def _help() -> str:

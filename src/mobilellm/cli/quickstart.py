@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from mobilellm.train.settings import TrainSettings
 
 _STAGES = 6
+_TEXT = (".txt", ".text")
+_FEWEST_BYTES = 20_000
+"""Of less text there may not be the 512 pieces of the smallest vocabulary."""
 _PROMPT = "Return a list of"
 _SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=0)
 
@@ -48,7 +51,7 @@ class Arguments:
     out: Path = Path("runs/quickstart")
     """Folder of the run."""
     text: tuple[Path, ...] = ()
-    """Your own UTF-8 text files instead of Python's documentation."""
+    """Your own UTF-8 text files, or folders with .txt files, instead of Python's documentation."""
     steps: int = 500
     """Training steps."""
     prompt: str | None = None
@@ -60,6 +63,7 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> None:
+    arguments = replace(arguments, text=tuple(_searched(arguments.text)))
     out = arguments.out
     if absent := missing_packages("torch", "matplotlib"):
         raise ValueError(
@@ -112,6 +116,11 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
         _say(1, "reading text")
         documents = list(_documents(arguments))
         size = sum(len(document.text.encode()) for document in documents)
+        if size < _FEWEST_BYTES:
+            raise ValueError(
+                f"quickstart: {size:,} bytes of text are too few to learn from; give more text, "
+                f"{_FEWEST_BYTES:,} bytes at least"
+            )
         print(f"      {len(documents):,} documents, {size / 1e6:.1f} MB")
         vocab_size = 2048 if size > 1_000_000 else 1024 if size > 100_000 else 512
         _say(2, f"training a tokenizer of {vocab_size:,} tokens")
@@ -119,7 +128,8 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
         shutil.rmtree(out / "tokenizer", ignore_errors=True)
         tokenizer.save(out / "tokenizer")
         _say(3, "writing shards")
-        source = "your text" if arguments.text else f"documentation of Python {platform.python_version()}"
+        of_python = f"the documentation of Python {platform.python_version()}"
+        source = "your text" if arguments.text else of_python
         licence = "as your text" if arguments.text else "Python Software Foundation License 2"
         write_shards(out / "shards", documents, tokenizer, source, licence, overwrite=True)
     index, tokenizer = read_index(out / "shards"), Tokenizer.load(out / "tokenizer")
@@ -277,8 +287,19 @@ def _say(stage: int, what: str) -> None:
     print(f"[{stage}/{_STAGES}] {what}", flush=True)
 
 
+def _searched(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files, and in place of a folder the text files in it, in the order of names."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _TEXT and file.is_file())
+        if not found:
+            raise FileNotFoundError(f"{path}: holds no text file ({', '.join(_TEXT)}); name files")
+        yield from found
+
+
 def _sha256(path: Path) -> str:
     if not path.is_file():
-        kind = "is a folder; name text files" if path.is_dir() else "no such text file"
-        raise FileNotFoundError(f"{path}: {kind}")
+        raise FileNotFoundError(f"{path}: no such text file")
     return file_sha256(path)

@@ -55,7 +55,7 @@ def write_report(
     )
     page = run_page(
         title="MobileLLM quickstart",
-        lead=f"{config.num_layers} blocks, each run {config.repeats} times, trained on the {index.source}.",
+        lead=f"{config.num_layers} blocks, each run {config.repeats} times, trained on {index.source}.",
         results=result_rows(results),
         facts={
             "training tokens seen": f"{steps[-1]['tokens']:,}",

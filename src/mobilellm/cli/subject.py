@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mobilellm.config import ModelConfig
+from mobilellm.gguf import read_gguf
+from mobilellm.gguf_model import read_config
 from mobilellm.layouts import read_config_file
 from mobilellm.presets import preset, preset_names
 
@@ -25,9 +27,9 @@ class Subject:
 
 
 def find_subject(name: str) -> Subject:
-    """A preset of that name, else the model directory, config.json or run directory (`model/` inside) there.
+    """A preset of that name, else the model directory, run, config.json or .gguf file there.
 
-    Presets win: write ./tiny for a directory called tiny. Raises FileNotFoundError or ConfigError.
+    Presets win: write ./tiny for a directory called tiny. Raises FileNotFoundError or ValueError.
     """
     try:
         return Subject(name, preset(name))
@@ -38,6 +40,12 @@ def find_subject(name: str) -> Subject:
         raise FileNotFoundError(
             f"{name!r} is neither a preset ({', '.join(preset_names())}) nor a directory on this machine"
         )
+    if path.is_file() and path.suffix == ".gguf":
+        file = read_gguf(path)
+        kind = f"{file.metadata['general.architecture']} in gguf"
+        return Subject(name, read_config(file), path, kind, files={path.name: path.stat().st_size})
+    if path.is_file() and path.suffix != ".json":
+        raise FileNotFoundError(f"{name}: is no model; name a model directory, a run or a .gguf file")
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
         path /= "model"
     described = read_config_file(path)

@@ -18,8 +18,6 @@ import tyro
 
 @dataclass
 class Arguments:
-    action: tyro.conf.Positional[Literal["train"]]
-    """What to do."""
     inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT...")]
     """Files, folders, patterns, - for standard input, or data sets on the Hub."""
     out: Path

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli import recipe_flags, run_folder, run_parts
+from mobilellm.cli.complaints import perhaps
 from mobilellm.cli.qat_parts import Qat
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
@@ -65,11 +66,20 @@ class Arguments(RunFlags):
 def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
     if rest and not rest[0].startswith("-"):
-        recipe = with_tables(load_recipe(rest[0]), tables_named(rest))
+        recipe = with_tables(recipe_named(rest[0]), tables_named(rest))
         return Arguments(recipe=rest[0], settings=recipe)
     if {"-h", "--help"} & set(rest):
         return Arguments(recipe="tiny-cpu", settings=load_recipe("tiny-cpu"))
     raise ValueError(f"train: name a recipe first: {', '.join(recipe_names())}, or a TOML file")
+
+
+def recipe_named(name: str) -> Recipe:
+    """`load_recipe`, with the recipe that was likely meant where there is none of that name."""
+    try:
+        return load_recipe(name)
+    except FileNotFoundError as error:
+        what, known = str(error).split(";", 1)
+        raise FileNotFoundError(f"{what}{perhaps(name, recipe_names()) or ';'}{known}") from None
 
 
 def tables_named(rest: Sequence[str]) -> set[str]:
@@ -79,6 +89,7 @@ def tables_named(rest: Sequence[str]) -> set[str]:
 
 def run(arguments: Arguments) -> None:
     recipe = arguments.settings
+    _check_models_are_named(recipe)
     if arguments.devices != 1 and not arguments.plan:
         raise ValueError(
             f"train: devices = {arguments.devices} is for --plan; several devices are started by torchrun "
@@ -105,6 +116,14 @@ def run(arguments: Arguments) -> None:
         outcome = _train(arguments, config, text, world)
     if outcome.stopped:
         sys.exit(130 if outcome.stopped == "interrupt" else REQUEUE)
+
+
+def _check_models_are_named(recipe: Recipe) -> None:
+    """Recipes that begin with a model have a word in place of one, for the command line to fill in."""
+    teacher = None if recipe.distill is None else recipe.distill.teacher
+    for flag, value in (("--model.init-from", recipe.model.init_from), ("--distill.teacher", teacher)):
+        if str(value) in ("MODEL", "TEACHER") and not Path(str(value)).exists():
+            raise ValueError(f"train: name {value} by {flag}: a model directory, a run or a Hub id")
 
 
 def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: World) -> Outcome:
@@ -168,9 +187,16 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 def _opening(recipe: Recipe, card: Mapping[str, Any], first: int) -> str:
     at = f", going on after step {first:,}" if first else ""
     trained = f", {card['trained_parameters']:,} of adapters trained" if recipe.lora is not None else ""
+    warmup = recipe.schedule.warmup_steps
+    note = (
+        f"\nThe learning rate only rises: --schedule.warmup-steps {warmup} is not below the {recipe.steps} "
+        "steps of the run"
+    )
     return (
         f"{card['parameters']:,} parameters{trained}, {recipe.steps:,} steps of "
         f"{recipe.batch.tokens_per_step:,} tokens on {card['world_size']} x {card['device']}{at}"
+        + note
+        * (warmup >= recipe.steps)
     )
 
 
@@ -181,12 +207,14 @@ def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
     evaluations = [record for record in records if "eval" in record]
     after = evaluations[-1]["eval"] if evaluations else {}
     before = evaluations[0]["eval"] if evaluations else {}
+    step = evaluations[-1]["step"] if evaluations else 0
+    at = "" if step == outcome.steps else f" after step {step}" if step else " before the first step"
     if arguments.json:
         result = {"out": str(arguments.out), **outcome._asdict(), "before": before, "after": after}
         print(json.dumps(result))
         return
     for name in [name for name in ("perplexity", "bits_per_byte") if name in before]:
-        print(f"      held-out {name.replace('_', ' '):<16} {before[name]:>10,.3f} -> {after[name]:,.3f}")
+        print(f"      held-out {name.replace('_', ' '):<16} {_change(before[name], after[name])}{at}")
     if steps := [record for record in records if "loss" in record]:
         print(_speed(steps))
     out, call = shlex.quote(str(arguments.out)), program()
@@ -197,6 +225,11 @@ def _closing(arguments: Arguments, recipe: Recipe, outcome: Outcome) -> None:
     talk = f"generate {model} {prompt} --temperature 0.7" if recipe.chat is None else f"chat {model}"
     merge = "" if recipe.lora is None else f"\n  {call} merge {out} --out {out}-merged"
     print(f"Go on:\n  {call} report {out}{merge}\n  {call} {talk}")
+
+
+def _change(before: float, after: float) -> str:
+    """From one evaluation to another; of a run that was stopped before the second, the one there is."""
+    return f"{before:>10,.3f}" + (f" -> {after:,.3f}" if after != before else "")
 
 
 def _speed(steps: Sequence[Mapping[str, Any]]) -> str:

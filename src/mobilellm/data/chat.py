@@ -182,8 +182,8 @@ def said(counts: Mapping[str, int]) -> str:
 
 
 def read_talks(files: Iterable[Path]) -> Iterator[Found]:
-    """Every record of every file in order, as a conversation or as why it is none."""
-    for path in files:
+    """Every record of every file in order, as a conversation or as why it is none. Folders are searched."""
+    for path in _searched(files):
         for place, record in read_records(path):
             if isinstance(record, Skip):
                 yield Found(place, record)
@@ -194,14 +194,30 @@ def read_talks(files: Iterable[Path]) -> Iterator[Found]:
                 yield Found(place, Skip(place, error.reason, str(error)))
 
 
+def _searched(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files, and in place of a folder those in it that can hold conversations, in the order of names."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(file for file in path.rglob("*") if _format(file) is not None and file.is_file())
+        if not found:
+            raise FileNotFoundError(f"{path}: holds no file of conversations ({', '.join(_FORMATS)})")
+        yield from found
+
+
+def _format(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in SUFFIXES:
+        suffixes.pop()
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
+
+
 def read_records(path: Path) -> Iterator[tuple[Place, Mapping[str, Any] | Skip]]:
     """Objects of a file, or why a line holds none. Raises FileNotFoundError, ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of conversations")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in SUFFIXES:
-        suffixes.pop()
-    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
+    kind = _format(path)
     if kind is None:
         raise ValueError(f"{path}: conversations are read from {', '.join(_FORMATS)} files, packed or not")
     if kind == "parquet":

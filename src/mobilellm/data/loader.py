@@ -150,7 +150,7 @@ class PackedLoader:
             if state.get(name) != mine:
                 raise ValueError(
                     f"resume: the loader has {name} = {mine} and the checkpoint {state.get(name)}; "
-                    "resume with the same data, mixture, sequence length and seed"
+                    "resume with the same data, mixture, sequence length and seed, or begin in another folder"
                 )
         drawn = state.get("windows")
         if (

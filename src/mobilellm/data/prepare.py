@@ -254,6 +254,8 @@ class _Run:
         advice = "give more text"
         if any(source.format == "text" for source in self._sources) and self.settings.cutting == Cutting():
             advice += ", or cut it into documents with --document-separator or --split-on-blank-lines"
+        if NOT_UTF8 in corpus.rejected:
+            advice += "; texts in another encoding become UTF-8 by: iconv -f latin1 -t utf-8 FILE"
         left = f"{corpus.documents} {'document' if corpus.documents == 1 else 'documents'} left"
         raise ShardError(
             f"{self._sources[0].name}{' …' if len(self._sources) > 1 else ''}: {left} "

@@ -14,7 +14,7 @@ _AT_ONCE = 32
 """Answers between two reports of progress; a model batches as many of them as suit it."""
 
 BASE_MODEL_NOTE = (
-    "the model has no chat template; it was asked by this package's own, the one fine-tuning would give it"
+    "a model without a chat template: it was asked by this package's own, the one fine-tuning would give it"
 )
 
 

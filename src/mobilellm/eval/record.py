@@ -20,6 +20,7 @@ from mobilellm.environment import environment
 from mobilellm.eval.interface import ModelIdentity
 
 FORMAT = "mobilellm-evaluation-1"
+_WRITTEN_BY = "which mobilellm eval ppl, zero-shot, tools and chat write with --json"
 KINDS = ("perplexity", "zero-shot", "tools", "chat")
 FIGURES_OF_TOOLS = {
     "accuracy": "right",
@@ -76,15 +77,14 @@ def save(record: Record, path: str | Path) -> None:
 def read(path: str | Path) -> Record:
     """Read a record. Raises FileNotFoundError, or ValueError with one line that names the file and fault."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory; name a record, {_WRITTEN_BY}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: is no evaluation record: {error}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise ValueError(
-            f'{path}: is no evaluation record (its "format" is not {FORMAT!r}); '
-            "mobilellm eval ppl, zero-shot, tools and chat write them with --json"
-        )
+        raise ValueError(f'{path}: is no evaluation record (its "format" is not {FORMAT!r}), {_WRITTEN_BY}')
     names, wanted = set(content), {field.name for field in fields(Record)}
     if names != wanted:
         raise ValueError(f"{path}: fields missing or not known: {', '.join(sorted(names ^ wanted))}")

@@ -35,7 +35,7 @@ def resolve(
     if path.is_dir():
         return _model_of_run(path) if not (path / "config.json").exists() else path
     if path.exists():
-        raise FileNotFoundError(f"{source}: is a file; name the directory that holds it")
+        raise FileNotFoundError(f"{source}: {_not_this_file(path)}")
     if not _HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(
             f"{source}: no such directory; name a model directory, or a Hub id such as "
@@ -48,6 +48,16 @@ def resolve(
             "download a Hub repository of that name, run this from another directory)"
         )
     return _download(str(source), say, revision, wanted)
+
+
+def _not_this_file(path: Path) -> str:
+    """What to name in place of a file."""
+    if (path.parent / "config.json").is_file():
+        return f"is a file; name the directory that holds it, {path.parent}"
+    with path.open("rb") as file:
+        if file.read(4) == b"GGUF":
+            return "is a .gguf file, which is there to be run; name the model directory it was made from"
+    return "is no model; name a model directory, a training run or a Hub id, or a .gguf file to run"
 
 
 def is_adapter(directory: Path) -> bool:

@@ -166,9 +166,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """The router's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow", "another method")
     message = {
-        404: f"there is nothing at {request.url.path[:100]}",
-        405: f"{request.method} does not go here",
+        404: f"there is nothing at {request.url.path[:100]}; OpenAI's interface begins at /v1, "
+        "and /openapi.json lists all there is",
+        405: f"{request.method} does not go here, {allowed} does",
     }
     return ApiError(
         error.status_code, message.get(error.status_code, error.detail), headers=error.headers

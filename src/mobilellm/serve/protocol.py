@@ -191,8 +191,8 @@ def parsed(kind: type[_Parsed], body: bytes) -> _Parsed:
 def _line(kind: str, place: tuple[int | str, ...], message: str) -> str:
     for depth, part in enumerate(place):
         wanted = _OF_SEVERAL_KINDS.get(str(part))
-        is_missing = kind == "missing" and depth == len(place) - 1
-        if wanted is not None and not is_missing:  # a complaint for each kind would be told
+        is_of_the_name = kind in ("missing", "extra_forbidden") and depth == len(place) - 1
+        if wanted is not None and not is_of_the_name:  # a complaint for each kind would be told
             kind, place, message = "", place[: depth + 1], f"must be {wanted}"
             break
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]

@@ -48,7 +48,8 @@ def this_device(precision: str = "bfloat16", seconds: float = 0.5, kind: str | N
         return Device(name, memory, peak, f"measured, {precision} matrix products", is_gpu=True)
     peak = measured_flops(dtype, place, seconds)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    name = f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    name = f"CPU, {threads} thread{'s' * (threads > 1)}"
     compiled = isinstance(cpu_kernels.load(), Kernels)
     return Device(name, memory, peak, f"measured, {precision} matrix products", False, compiled)
 

@@ -1,0 +1,112 @@
+"""What the parser of the command line complains of, in one line, with what was likely meant.
+
+tyro draws a box: a first paragraph says what is wrong, further ones what it has found beside it, the last
+which help to read. Flags stand four columns in, what they are for eight.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+_FLAG_COLUMN = 4
+_KINDS = {"int()": "a whole number", "float": "a number"}
+
+
+def complaint(box: str, verb: str) -> str:
+    """The box that tyro drew about the arguments of `mobilellm VERB`, in one line."""
+    said, *others = _paragraphs(box)
+    text = " ".join(line.strip() for line in said)
+    program = next(iter(re.findall(r"\(applied to (mobilellm [^)]+)\)", text)), None) or _helped(others, verb)
+    if text.startswith("Missing from "):
+        what = _missing(said, others)
+    elif text.startswith("Unrecognized"):
+        what = _unknown(said, others)
+    else:
+        what = _in_our_words(text)
+    return f"{program.removeprefix('mobilellm ')}: {what} ({program} --help tells the arguments)"
+
+
+def perhaps(typed: str, known: Iterable[str]) -> str:
+    """Where one of the known is like what was typed, by its beginning or as a whole: ", did you mean X?"."""
+    known = [each for each in known if each != typed]
+    begun = [each for each in known if len(typed) > 2 and each.casefold().startswith(typed.casefold())]
+    close = begun[:1] or difflib.get_close_matches(typed, known, n=1, cutoff=0.65)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _paragraphs(box: str) -> list[list[str]]:
+    """The lines between the rules, without the frame, or the margin of a terminal that cannot draw one."""
+    paragraphs: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        inside = line.rstrip(" │")[2:]
+        if line.startswith("╰") or (inside and not inside.strip("─- ")):
+            paragraphs.append([])
+        elif inside:
+            paragraphs[-1].append(inside)
+    return [each for each in paragraphs if each] or [[box]]
+
+
+def _helped(others: Sequence[Sequence[str]], verb: str) -> str:
+    text = " ".join(line.strip() for line in others[-1]) if others else ""
+    found = re.search(r"(mobilellm .*?) --help", text)
+    return found[1] if found else f"mobilellm {verb}"
+
+
+def _missing(said: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    names = _at_the_flags(said)
+    needed = f"needs {_listed(names, 'and')}"
+    unknown = [each for each in others if each[0].startswith("Unrecognized")]
+    flags = [token for each in unknown for token in _at_the_flags(each) if token.startswith("-")]
+    if not flags:
+        return needed
+    return f"{needed}; {flags[0]} is not known{perhaps(flags[0], [each.split()[0] for each in names])}"
+
+
+def _unknown(said: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    applied = [found[1] for line in said if (found := re.match(r" *(\S+) \(applied to ", line))]
+    text = " ".join(line.strip() for line in said)
+    tokens = applied or text.partition(": ")[2].split(", ")
+    others_said = [" ".join(line.strip() for line in each) for each in others]
+    for each in others_said:
+        if each.startswith("Available subcommands: ") and not tokens[0].startswith("-"):
+            names = each.partition(": ")[2].split(", ")
+            return f"{tokens[0]!r} is not one of {', '.join(names)}{perhaps(tokens[0], names)}"
+    flags = [token for token in tokens if token.startswith("-")]
+    if not flags:
+        are = "is" if len(tokens) == 1 else "are"
+        return f"{_listed([repr(token) for token in tokens], 'and')} {are} too many"
+    return "; ".join(f"{flag} is not known{_likeliest(flag, others)}" for flag in flags).replace("?;", "?")
+
+
+def _likeliest(flag: str, others: Sequence[Sequence[str]]) -> str:
+    heads = ("Perhaps you meant:", f"Arguments similar to {flag}:")
+    similar = [name.split()[0] for each in others if each[0] in heads for name in _at_the_flags(each)]
+    others_than_it = [each for each in similar if each != flag]
+    return perhaps(flag, others_than_it) or (f", did you mean {others_than_it[0]}?" if others_than_it else "")
+
+
+def _in_our_words(text: str) -> str:
+    of_a_number = (
+        r"Error parsing (\S+): (?:invalid literal for (int\(\))|could not convert string to (float))"
+    )
+    if found := re.match(of_a_number + "[^:]*: (.*)", text):
+        return f"{found[1]} {found[4]} must be {_KINDS[found[2] or found[3]]}"
+    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", text):
+        # tyro keeps them in a set; None stands for leaving the flag out.
+        choices = sorted(each for each in re.findall(r"'([^']*)'", found[3]) if each != "None")
+        return f"{found[2]} {found[1]!r} must be {_listed(choices, 'or')}{perhaps(found[1], choices)}"
+    if found := re.match(r"Missing value for argument '(.*)'\. Expected 1 values\.", text):
+        return f"{found[1]} needs a value"
+    if found := re.match(r"Expected one of \{(.*)\}\.", text):
+        return f"needs one of {found[1]}"
+    return text
+
+
+def _at_the_flags(lines: Iterable[str]) -> list[str]:
+    return [line.strip() for line in lines if len(line) - len(line.lstrip()) == _FLAG_COLUMN]
+
+
+def _listed(names: Sequence[str], word: str) -> str:
+    return f"{', '.join(names[:-1])} {word} {names[-1]}" if len(names) > 1 else names[0]
