@@ -31,7 +31,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return captured.err
 
 
-def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = write_run(tmp_path / "x", tail='{"step": 101, "tok')
     text = output(capsys, run)
     assert (run / "report" / "report.html").is_file()
@@ -40,6 +42,7 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["tokens/s"] == "10,000"
     assert rows["steps"] == "100 of 200"
     assert "6N and causal attention" in text
+    monkeypatch.setattr(written, "draw", lambda panel, *style: panel.name.encode())
     assert output(capsys, run) == text  # again, over its own files
 
 
