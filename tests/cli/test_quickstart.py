@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import io
 import json
 import os
 import shlex
@@ -56,8 +58,10 @@ def small_text(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> tuple[Path, str]:
     """A run that nothing interrupted, and what it printed."""
-    folder = tmp_path_factory.mktemp("quickstart") / "run"
-    return folder, finish(quickstart(folder, "--text", str(small_text)))
+    folder, printed = tmp_path_factory.mktemp("quickstart") / "run", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert _main(command_of(folder, small_text)) == 0
+    return folder, printed.getvalue()
 
 
 def test_makes_everything(whole: tuple[Path, str]) -> None:
@@ -75,10 +79,13 @@ def test_makes_everything(whole: tuple[Path, str]) -> None:
     assert "tokens/s" in printed
 
 
-def test_second_time_is_quick_and_trains_nothing(whole: tuple[Path, str], small_text: Path) -> None:
+def test_second_time_is_quick_and_trains_nothing(
+    whole: tuple[Path, str], small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = whole
     before = (folder / "metrics.jsonl").read_bytes()
-    printed = finish(quickstart(folder, "--text", str(small_text)))
+    assert _main(command_of(folder, small_text)) == 0
+    printed = capsys.readouterr().out
     assert "complete" in printed
     assert "pretraining" not in printed
     assert (folder / "metrics.jsonl").read_bytes() == before
