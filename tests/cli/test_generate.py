@@ -71,7 +71,7 @@ COMMAND = [sys.executable, "-m", "mobilellm", "generate"]
 
 
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=120, check=False, **options)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=300, check=False, **options)
 
 
 def test_the_stream_is_the_prompt_and_its_completion(capsys: pytest.CaptureFixture[str], model: str) -> None:
@@ -284,7 +284,7 @@ def test_a_reader_that_has_seen_enough(file: str, several: tuple[str, ...]) -> N
         os.close(read)
         assert running.stderr is not None
         assert running.stderr.read() == b""
-        assert running.wait(timeout=60) == 0
+        assert running.wait(timeout=300) == 0
 
 
 WAITING = """
@@ -306,6 +306,6 @@ def test_an_interrupt(model: str) -> None:
         assert running.stdout is not None
         assert running.stdout.read(3) == b"up\n"
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=60) == 130
+        assert running.wait(timeout=300) == 130
         assert running.stderr is not None
         assert running.stderr.read() == b"interrupted\n"

@@ -25,7 +25,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ["bash", "-c", line],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         env=os.environ | environment,
     )
@@ -139,7 +139,7 @@ def test_a_package_that_is_not_installed(verb: str, tmp_path: Path) -> None:
     arguments = [str(tmp_path), "x"] if verb == "generate" else [str(tmp_path), "x", "--to", "llama"]
     done = subprocess.run(
         [sys.executable, "-c", script, verb, *arguments],
-        capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"mobilellm: error: {verb} needs the package 'torch'; install it with: ")

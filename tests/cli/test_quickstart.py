@@ -107,7 +107,7 @@ def test_ctrl_c_and_going_on_gives_the_same_model(
         lambda: '"loss"' in _text(folder / "metrics.jsonl") and '"step": 3' in _text(folder / "metrics.jsonl")
     )
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 130, printed
     assert "goes on" in printed
     assert not (folder / "report.json").exists()
@@ -127,7 +127,7 @@ def test_ctrl_c_while_preparing(tmp_path: Path, small_text: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     _wait_for(lambda: (folder / "quickstart.json").exists())
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 130, printed
     assert "Traceback" not in printed
     assert "same command" in printed
@@ -311,10 +311,10 @@ def test_fresh_beside_a_running_quickstart(tmp_path: Path, small_text: Path) -> 
     command = quickstart(folder, "--text", str(small_text))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         _wait_for(lambda: (folder / "quickstart.json").exists())
-        done = subprocess.run([*command, "--fresh"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*command, "--fresh"], capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert "another quickstart is running there" in done.stderr
-        assert running.communicate(timeout=120)[0].count("[6/6]") == 1
+        assert running.communicate(timeout=300)[0].count("[6/6]") == 1
         assert running.returncode == 0
 
 
@@ -352,7 +352,7 @@ def test_the_commands_it_prints_can_be_pasted(
     for command in commands:
         assert command.strip() in page
         here = command.replace(installation.program(), f"{sys.executable} -m mobilellm", 1)
-        done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stdout != "") == (0, True), command + done.stderr
     assert (tmp_path / "it's my run-llama" / "model.safetensors").is_file()
 
@@ -376,7 +376,7 @@ def test_the_first_ctrl_c_is_acknowledged_at_once_and_the_second_tells_what_is_l
     assert b"stopping after this step" in said
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert errors == b""
     done = (folder / "metrics.jsonl").read_text().count('"loss"') - 1  # one is of the evaluation
@@ -407,7 +407,7 @@ def test_a_reader_that_goes_away_is_not_a_success(tmp_path: Path, small_text: Pa
         running.stdout.close()
         assert running.stderr is not None
         said = running.stderr.read()
-        assert running.wait(timeout=60) == 128 + signal.SIGPIPE
+        assert running.wait(timeout=300) == 128 + signal.SIGPIPE
     assert "nobody reads the output any more" in said
     assert "same command" in said
     assert "Traceback" not in said
@@ -418,7 +418,7 @@ def test_what_is_not_installed_is_told_before_the_start(tmp_path: Path, absent: 
     script = without(*absent) + "from mobilellm.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "quickstart", "--out", str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1

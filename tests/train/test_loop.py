@@ -246,7 +246,7 @@ def test_trains_where_signals_cannot_be_caught(tmp_path: Path) -> None:
     done = []
     thread = threading.Thread(target=lambda: done.append(tiny_run(tmp_path, tiny_settings(steps=2)).done))
     thread.start()
-    thread.join(timeout=60)
+    thread.join(timeout=300)
     assert done == [2]
 
 

@@ -231,7 +231,7 @@ class Runner:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=300)
 
 
 def wait_for_step(directory: Path, step: int) -> None:
