@@ -30,7 +30,7 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	@echo "==> pytest (all tests)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile whole -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/installed-dev
 	@echo "==> format, lint, types"

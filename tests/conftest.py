@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -18,7 +20,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, before torch is imported
 
+# The same examples each time, so that a failure is of the change at hand, and no clock, for machines are busy:
+# 50 of them in `make test`, 100 in `make test-all`; `--hypothesis-profile explore` looks for others, and longer.
+_PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("quick", derandomize=True, max_examples=50, **_PATIENT)  # type: ignore[arg-type]
+hypothesis.settings.register_profile("whole", derandomize=True, max_examples=100, **_PATIENT)  # type: ignore[arg-type]
+hypothesis.settings.register_profile("explore", max_examples=1000, **_PATIENT)  # type: ignore[arg-type]
+hypothesis.settings.load_profile("quick")
+
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: collections of garbage need not walk through torch's million objects each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -88,3 +88,11 @@ def test_without_a_cache_it_is_compiled_for_this_process_alone(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert open_library(recipe).one() == 43
+
+
+def test_a_damaged_file_in_the_cache_is_not_used(recipe: Recipe, tmp_path: Path) -> None:
+    open_library(recipe)
+    file = tmp_path / "cache" / "mobilellm" / cached(tmp_path)[0]
+    file.unlink()  # the one in memory must stay whole
+    file.write_bytes(b"not a library")
+    assert open_library(recipe).one() == 43

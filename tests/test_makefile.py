@@ -37,7 +37,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
     return subprocess.run(
         ["make", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=60, check=False, env=environment,
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment,
     )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def _serve(folder: Path, command: list[str]) -> None:
         assert server.stderr is not None
         address = re.search(r"http://\S+", server.stderr.readline())
         assert address is not None
-        with urllib.request.urlopen(f"{address[0]}/health", timeout=60) as answer:
+        with urllib.request.urlopen(f"{address[0]}/health", timeout=300) as answer:
             assert json.load(answer)["status"] == "ok"
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 130  # interrupted, as with every verb

@@ -48,11 +48,11 @@ def real_texts(data: Path) -> Iterator[str]:
         if path.suffix in (".txt", ".raw", ".tokens", ".md"):
             text = path.read_text(encoding="utf-8")
             yield text[:100_000]
-            yield from text.splitlines(keepends=True)[::40]
+            yield from text.splitlines(keepends=True)[::80]
         elif path.suffix in (".json", ".jsonl"):
             lines = path.read_text(encoding="utf-8").splitlines()
             yield "\n".join(lines)[:100_000]
-            yield from lines[::20]
+            yield from lines[::40]
         elif path.suffix in (".xz", ".bz2"):
             with (lzma if path.suffix == ".xz" else bz2).open(path, "rt", encoding="utf-8") as file:
                 for line in islice(file, 2 if "books" in path.name else 100):
@@ -63,7 +63,7 @@ def test_real_text_gets_the_ids_that_sentencepiece_gives(
     llama: Tokenizer, llama_model: Path, shared: Path
 ) -> None:
     texts = list(real_texts(shared))
-    assert len(texts) > 4_000
+    assert len(texts) > 2_000
     ours, theirs = llama.encode_batch(texts, bos=False), oracle(llama_model).encode(texts)
     wrong = [text for text, mine, other in zip(texts, ours, theirs, strict=True) if mine != other]
     assert not wrong, f"{len(wrong)} of {len(texts)}, first {wrong[0][:200]!r}"

@@ -165,4 +165,4 @@ def test_hostile_text_takes_little_time(piece: str, before: str) -> None:
     text = before + piece * (100_000 // len(piece))
     start = time.process_time()
     parse_tool_calls(text)
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 10  # a time that grows with the square takes minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -33,7 +34,7 @@ class Terminal:
         self.shown = ""
         self._read_to = 0
 
-    def wait_for(self, text: str, seconds: float = 30) -> str:
+    def wait_for(self, text: str, seconds: float = 120) -> str:
         """What was shown since the last wait, up to and with `text`."""
         end = time.monotonic() + seconds
         while (place := self.shown.find(text, self._read_to)) < 0:
@@ -42,13 +43,21 @@ class Terminal:
         start, self._read_to = self._read_to, place + len(text)
         return self.shown[start : self._read_to]
 
+    def type_until(self, keys: str, text: str) -> str:
+        """Type, again every five seconds, until it is shown: what comes too early may be lost."""
+        for _ in range(20):
+            self.type(keys)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(text, 5)
+        return self.wait_for(text, 0)
+
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
     def exit_code(self) -> int:
         while self._more():
             pass
-        return self._process.wait(timeout=30)
+        return self._process.wait(timeout=120)
 
     def _more(self) -> bool:
         """Read what is there, for at most a second; False once the program has ended."""

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mobilellm.chat.commands import Room
 from mobilellm.chat.conversation_file import read_conversation, write_conversation
-from mobilellm.chat.reading import completions
+from mobilellm.chat.reading import MORE, completions
 from mobilellm.chat.talk import Talk
 from mobilellm.chat.terminal import converse
 
@@ -131,11 +131,8 @@ def test_a_conversation_from_the_first_word_to_the_last(chat: Terminal, tmp_path
 def test_ctrl_c_empties_the_line_and_quit_ends(chat: Terminal) -> None:
     chat.type("half a thought")
     chat.wait_for("thought")
-    time.sleep(
-        0.3
-    )  # until it waits for a key again: Python tells of an earlier signal only with the next one
-    chat.type(CTRL_C)
-    chat.wait_for("Ctrl-D, or /quit, ends the chat.")
+    # While it does not yet wait for a key again, Python tells of a signal only with the next one.
+    chat.type_until(CTRL_C, "Ctrl-D, or /quit, ends the chat.")
     chat.wait_for("> ")
     ask(chat, "/show", "Nothing has been said.")
     ask(chat, "/quit", "ended")
@@ -144,7 +141,7 @@ def test_ctrl_c_empties_the_line_and_quit_ends(chat: Terminal) -> None:
 
 def test_several_lines_are_one_message(chat: Terminal) -> None:
     chat.type("one\\" + ENTER)
-    time.sleep(0.2)
+    chat.wait_for(MORE.strip())
     ask(chat, "two", "of 900")
     shown = ask(chat, "/show", "assistant: ")
     assert "user: one" in shown
@@ -171,11 +168,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(toolkit: bool, tmp_path: Pa
 def test_history_is_kept_for_this_user_alone(tmp_path: Path) -> None:
     pytest.importorskip("prompt_toolkit", reason="needs the extra chat")
     up = "\x1b[A"
-    for keys in ("words of the first time", up + up):
+    for again in (False, True):
         with Terminal(program(), tmp_path) as chat:
             chat.wait_for("> ")
-            time.sleep(0.5)  # the file is read meanwhile
-            ask(chat, keys, "of 900")
+            if again:
+                chat.type_until(up, "/show")  # the file may still be read
+                chat.type_until(up, "of the first time")
+            else:
+                chat.type("words of the first time")
+            ask(chat, "", "of 900")
             ask(chat, "/show", "user: words of the first time")
             chat.type(CTRL_D)
             assert chat.exit_code() == 0

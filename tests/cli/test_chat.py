@@ -60,7 +60,7 @@ def expected(file: Path, messages: list[dict[str, str]]) -> str:
 
 def test_a_pipe_gets_the_answer_alone(folder: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, str(folder / "chat.gguf"), *SAMPLED], input=b"some words\n", capture_output=True, timeout=120,
+        [*COMMAND, str(folder / "chat.gguf"), *SAMPLED], input=b"some words\n", capture_output=True, timeout=300,
         check=True, env=os.environ | {"PYTHONUTF8": "1"},
     )  # fmt: skip
     assert done.stderr == b""
@@ -165,4 +165,4 @@ def test_a_reader_that_has_seen_enough(folder: Path) -> None:
         os.close(read)
         assert running.stderr is not None
         assert b"Error" not in running.stderr.read()
-        assert running.wait(timeout=60) == 0
+        assert running.wait(timeout=300) == 0

@@ -322,7 +322,7 @@ def test_a_full_disk_leaves_the_old_destination(source: Path) -> None:
         [*command, "convert", str(source), str(target), "--to", "mobilellm", "--overwrite"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env=os.environ,
     )

@@ -149,7 +149,7 @@ def test_in_a_pipe() -> None:
         [sys.executable, "-c", "from mobilellm.cli.main import main; main(['cost', '--tokens', '2B'])"],
         capture_output=True,
         env={**os.environ, "COLUMNS": "40", "PYTHONIOENCODING": "ascii"},
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert done.stderr == b""

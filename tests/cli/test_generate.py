@@ -23,6 +23,9 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from tokenizer_oracles import trained
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+from gguf_files import exported
+
 CONTEXT = 60
 CONFIG = replace(preset("test-ls"), vocab_size=700, max_position_embeddings=CONTEXT)
 PROMPT = "def main("
@@ -64,10 +67,11 @@ def text_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return completion["text"]  # type: ignore[no-any-return]
 
 
+COMMAND = [sys.executable, "-m", "mobilellm", "generate"]
+
+
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "mobilellm.cli.main", "generate", *arguments]
-    command[1:3] = ["-c", "from mobilellm.cli.main import main; main()"]
-    return subprocess.run(command, capture_output=True, timeout=120, check=False, **options)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=300, check=False, **options)
 
 
 def test_the_stream_is_the_prompt_and_its_completion(capsys: pytest.CaptureFixture[str], model: str) -> None:
@@ -247,9 +251,10 @@ def test_a_model_without_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "has no tokenizer.json or tokenizer.model" in refusal(capsys, str(tmp_path / "m"), PROMPT)
 
 
-def test_text_that_is_no_unicode(model: str) -> None:
+def test_text_that_is_no_unicode(capsys: pytest.CaptureFixture[str], model: str, file: str) -> None:
+    refusal(capsys, model, os.fsdecode(b"a\xff"))
     for arguments, given in (((os.fsdecode(b"a\xff"),), b""), ((), b"a\xff")):
-        done = process(model, *arguments, input=given)
+        done = process(file, *arguments, input=given)
         assert done.returncode == 2
         assert done.stderr.startswith(b"mobilellm: error: ")
         assert done.stderr.count(b"\n") == 1
@@ -265,43 +270,53 @@ def test_a_bad_option_on_any_terminal(model: str, encoding: str) -> None:
     )
 
 
-# As a process
+# As a process; of a .gguf file, which starts without torch
 
 
-def test_a_pipe(capsys: pytest.CaptureFixture[str], model: str) -> None:
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(exported(tmp_path_factory.mktemp("gguf"), "Q8_0")[0])
+
+
+def test_a_pipe(capsys: pytest.CaptureFixture[str], file: str) -> None:
     """The bytes of the text, and nothing else, whatever the reader."""
-    done = process(model, *SAMPLED, input="日本".encode(), env={**os.environ, "PYTHONUTF8": "1"})
+    done = process(file, *SAMPLED, input="日本".encode(), env={**os.environ, "PYTHONUTF8": "1"})
     assert (done.returncode, done.stderr) == (0, b"")
-    text = text_of(capsys, model, "日本", *SAMPLED)
+    text = text_of(capsys, file, "日本", *SAMPLED)
     assert done.stdout.decode() == f"日本{text}\n"
 
 
 @pytest.mark.parametrize("several", [(), ("b", "c", "d")])
-def test_a_reader_that_has_seen_enough(model: str, several: tuple[str, ...]) -> None:
+def test_a_reader_that_has_seen_enough(file: str, several: tuple[str, ...]) -> None:
     read, write = os.pipe()
-    command = [sys.executable, "-c", "from mobilellm.cli.main import main; main()", "generate", model, "a"]
-    with subprocess.Popen([*command, *several], stdout=write, stderr=subprocess.PIPE) as running:
+    with subprocess.Popen([*COMMAND, file, "a", *several], stdout=write, stderr=subprocess.PIPE) as running:
         os.close(write)
         assert os.read(read, 1) == b"a"
         os.close(read)
         assert running.stderr is not None
         assert running.stderr.read() == b""
-        assert running.wait(timeout=60) == 0
+        assert running.wait(timeout=300) == 0
+
+
+WAITING = """
+import sys
+from mobilellm.cli.main import main
+class Waiting:
+    def read(self):
+        print("up", file=sys.__stdout__, flush=True)
+        return sys.__stdin__.read()
+sys.stdin = Waiting()
+main()
+"""
 
 
 def test_an_interrupt(model: str) -> None:
     """While it waits for its prompt, say."""
-    command = [sys.executable, "-c", "from mobilellm.cli.main import main; print('up'); main()"]
-    command = [*command[:2], command[2].replace("print('up')", "print('up', flush=True)"), "generate", model]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as running:
+    with subprocess.Popen([sys.executable, "-c", WAITING, "generate", model], **pipes) as running:
         assert running.stdout is not None
         assert running.stdout.read(3) == b"up\n"
-        while running.poll() is None:  # it may still be importing, and then an interrupt is shown as such
-            try:
-                running.wait(timeout=1.5)
-            except subprocess.TimeoutExpired:
-                running.send_signal(signal.SIGINT)
-        assert running.returncode == 130
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=300) == 130
         assert running.stderr is not None
         assert running.stderr.read() == b"interrupted\n"

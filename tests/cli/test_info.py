@@ -147,7 +147,7 @@ def test_a_pipe_gets_the_whole_table(encoding: str) -> None:
         [sys.executable, "-c", "from mobilellm.cli.main import main; main(['info'])"],
         capture_output=True,
         env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": encoding},
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert done.stderr == b""

@@ -31,6 +31,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return directory
 
 
+SHARED_ALONE = pytest.mark.parametrize("model", ["shared"], indirect=True)
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
@@ -46,6 +49,7 @@ def quantized(model: Path, out: Path, text: Path, *flags: str) -> dict[str, obje
     return json.loads((out / "quantization.json").read_text(encoding="utf-8"))
 
 
+@SHARED_ALONE
 def test_the_report_is_printed_and_stored(
     model: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +103,7 @@ def test_export_writes_the_very_same_codes_and_scales(
     capsys.readouterr()
 
 
+@SHARED_ALONE
 def test_keys_and_values_in_8_bits_are_not_dropped_silently(
     model: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +160,7 @@ def test_perplexity_in_torch_is_that_of_the_runtime(
     capsys.readouterr()
 
 
+@SHARED_ALONE
 def test_a_calibrated_model_loses_less(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +179,7 @@ def test_a_calibrated_model_loses_less(
     capsys.readouterr()
 
 
+@SHARED_ALONE
 def test_a_sweep_compares_all_schemes(
     model: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +199,7 @@ def test_a_sweep_compares_all_schemes(
     assert "sweep.json: exists; choose another folder or pass --overwrite" in capsys.readouterr().err
 
 
+@SHARED_ALONE
 def test_a_quantised_model_talks(
     model: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +211,7 @@ def test_a_quantised_model_talks(
     assert mobilellm.load(out).model.model.layers[0].self_attn.kv_rounding is not None
 
 
+@SHARED_ALONE
 def test_without_a_text_pythons_documentation_is_compared_on(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +223,7 @@ def test_without_a_text_pythons_documentation_is_compared_on(
     assert "Python's language reference, every tenth topic" in printed.out
 
 
+@SHARED_ALONE
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -413,7 +413,7 @@ def test_a_scheduler_s_warning_requeues(place: Path, tmp_path: Path) -> None:
     running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(out / "metrics.jsonl", '"step": 5', running)
     running.send_signal(signal.SIGUSR1)
-    printed, errors = running.communicate(timeout=120)
+    printed, errors = running.communicate(timeout=300)
     assert running.returncode == 75, errors
     assert "the same command goes on from there" in printed
     assert "before the first step" in printed  # that is when the only evaluation was
@@ -459,7 +459,7 @@ def test_two_processes(place: Path, whole: Path, tmp_path: Path) -> None:
     )
     wait_for(tmp_path / "stopped" / "metrics.jsonl", '"step": 3', running)
     os.killpg(running.pid, signal.SIGINT)  # as the terminal does
-    printed, errors = running.communicate(timeout=120)
+    printed, errors = running.communicate(timeout=300)
     steps = [r["step"] for r in read_metrics(tmp_path / "stopped" / "metrics.jsonl") if "loss" in r]
     assert f"Stopped after step {steps[-1]} of 100000" in printed, errors
     assert (tmp_path / "stopped" / "checkpoints" / f"step-{steps[-1]:08d}").is_dir()

@@ -51,7 +51,7 @@ def run_example(engine: str, arguments: list[str], **environment: str) -> str:
         env=os.environ | {"PYTHONPATH": str(ROOT / "src"), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

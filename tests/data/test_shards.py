@@ -384,7 +384,7 @@ except OSError as error:
         [sys.executable, "-c", script, str(shards.parent / "tokenizer"), str(shards)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
         env=os.environ,
     )

@@ -170,7 +170,7 @@ def test_a_killed_process_loses_a_second_at_most(tmp_path: Path) -> None:
 def test_several_processes_at_once(tmp_path: Path) -> None:
     running = [process(tmp_path, seconds=0.001) for _ in range(4)]
     for each in running:
-        out, errors = each.communicate(timeout=60)
+        out, errors = each.communicate(timeout=300)
         assert (each.returncode, errors) == (0, "")
         assert len(out.splitlines()) == len(MANY) + 1
     cached = Cached(Oracle(), tmp_path)

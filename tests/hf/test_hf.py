@@ -97,6 +97,7 @@ def test_a_cache_of_its_own() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 def test_attention_implementations_agree(implementation: str) -> None:
     model, ids = shared_model("reverse"), some_tokens()
@@ -124,6 +125,9 @@ def test_attention_weights() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"
+)  # the name people know
 def test_gradient_checkpointing_changes_no_gradient(use_reentrant: bool) -> None:
     plain, checkpointed = shared_model("reverse").train(), shared_model("reverse").train()
     checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})

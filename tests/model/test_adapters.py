@@ -99,6 +99,7 @@ def test_frozen_matrices_are_held_in_half() -> None:
         torch.testing.assert_close(rounded.get_parameter(name), parameter, atol=2e-3, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_what_cannot_be_merged_is_named() -> None:
     model = adapted_model()
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["q_proj"]), model, "second")

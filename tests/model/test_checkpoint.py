@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import json
 import os
 import pickle
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import official
 import pytest
 import safetensors
@@ -42,6 +45,7 @@ from mobilellm.model.api import LoadedModel
 from mobilellm.model.checkpoint import CheckpointError, Weights, build, read_weights, save, unroll
 from mobilellm.model.tensor_files import TensorsInFile
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.presets import preset
 from mobilellm.tokenizer import Tokenizer
 from tokenizer_oracles import small, small_model, trained
 
@@ -808,47 +812,26 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-SAVE_WITH_LIMITS = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from mobilellm.model.checkpoint import save
-from mobilellm.model.transformer import MobileLLM
-from mobilellm.presets import preset
-from mobilellm.tokenizer import Tokenizer
-where, tokenizer_files, *limits = sys.argv[1:]
-model = MobileLLM(preset("tiny"), torch.Generator().manual_seed(1))
-tokenizer = Tokenizer.load(tokenizer_files)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for limit in limits:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
-    try:
-        save(Path(where), model, tokenizer, overwrite=True)
-    except OSError as error:
-        print(error.errno, error.filename, str(error), sep="|")
-"""
-
-
 def test_a_file_that_may_not_grow_leaves_the_old_directory(tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes every write beyond a limit fail, as a full disk does, whoever runs the test."""
-    trained().save(tmp_path / "tokenizer")
+    model = MobileLLM(preset("tiny"), torch.Generator().manual_seed(1))
     save(tmp_path / "out", random_model(TINY, 1), None)
     before = bytes_of(tmp_path)
-    limits = ["0", "100", "3000", "4000000"]  # nothing, config.json cut, the weights cut early, and late
-    arguments = [str(tmp_path / "out"), str(tmp_path / "tokenizer"), *limits]
-    ended = subprocess.run(
-        [sys.executable, "-c", SAVE_WITH_LIMITS, *arguments], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
-    assert len(lines) == len(limits)
-    for line in lines:
-        code, name, message = line.split("|")
-        assert (code, name) == ("27", str(tmp_path / "out"))
-        assert "File too large" in message
-        assert ".tmp-" not in message
-    assert bytes_of(tmp_path) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tokenizer"]
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # nothing, config.json cut, the weights cut early, and late
+        for limit in (0, 100, 3000, 4_000_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            with pytest.raises(OSError, match="File too large") as caught:
+                save(tmp_path / "out", model, trained(), overwrite=True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "out"))
+            assert ".tmp-" not in str(caught.value)
+            assert bytes_of(tmp_path) == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @contextmanager
@@ -940,26 +923,28 @@ def test_a_git_lfs_pointer_is_told(tmp_path: Path, name: str) -> None:
         quietly(tmp_path / "m")
 
 
-def test_a_hub_id_offline_is_one_line(tmp_path: Path) -> None:
-    script = (
-        "import mobilellm\n"
-        "try:\n    mobilellm.load('nobody/no-such-model', say=print)\n"
-        "except FileNotFoundError as error:\n    print(error)\n"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    ended = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.stderr == ""
-    (error,) = ended.stdout.splitlines()
-    assert error.startswith(
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of Hub models, and no Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_hub_id_offline_is_one_line() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        quietly("nobody/no-such-model")  # type: ignore[arg-type]
+    said = str(caught.value)
+    assert said.startswith(
         "nobody/no-such-model: no such directory, and as a Hub id: the Hub cannot be reached"
     )
+    assert "\n" not in said
 
 
-def test_a_hub_id_in_the_cache_loads_offline(tmp_path: Path) -> None:
+def test_a_hub_id_in_the_cache_loads_offline(tmp_path: Path, hub_cache: Path) -> None:
     """A cache as huggingface_hub lays it out, with a link to every file."""
-    cached = tmp_path / "hub" / "models--nobody--a-model"
+    cached = hub_cache / "models--nobody--a-model"
     tensors = official.mobilellm_125m(tmp_path / "files")
     (tmp_path / "files" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     snapshot = cached / "snapshots" / "0123456789012345678901234567890123456789"
@@ -970,15 +955,10 @@ def test_a_hub_id_in_the_cache_loads_offline(tmp_path: Path) -> None:
     for number, file in enumerate((tmp_path / "files").iterdir()):
         file.rename(cached / "blobs" / str(number))
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    script = (
-        "import sys, torch, mobilellm\n"
-        "loaded = mobilellm.load('nobody/a-model', say=lambda line: print(line, file=sys.stderr))\n"
-        "torch.save(dict(loaded.model.state_dict()), sys.stdout.buffer)\n"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
-    assert b"nobody/a-model: licence cc-by-nc-4.0\n" in ended.stderr  # of the card in the cache
-    state = torch.load(io.BytesIO(ended.stdout), weights_only=True)
+    said: list[str] = []
+    loaded = mobilellm.load("nobody/a-model", say=said.append)
+    assert "nobody/a-model: licence cc-by-nc-4.0" in said  # of the card in the cache
+    state = dict(loaded.model.state_dict())
     assert equal(state, {name: tensor.float() for name, tensor in tensors.items()})
 
 

@@ -367,23 +367,6 @@ def test_segments_take_the_place_of_positions_and_mask() -> None:
 # The compiler
 
 
-def test_kernels_are_compiled_once(kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)
-    (file,) = (tmp_path / "mobilellm").iterdir()
-    written = file.stat().st_mtime_ns
-    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)
-    assert file.stat().st_mtime_ns == written
-
-
-def test_a_cache_that_cannot_be_written_costs_no_speed(
-    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)
-
-
 @pytest.mark.parametrize("compiler", ["false", "/nowhere/cc"])
 def test_without_a_compiler_there_is_a_reason(
     compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -394,14 +377,3 @@ def test_without_a_compiler_there_is_a_reason(
     assert isinstance(reason, str)
     assert reason.startswith(compiler)
     assert "\n" not in reason
-
-
-def test_a_damaged_file_in_the_cache_is_made_anew(
-    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu_kernels.load.__wrapped__()
-    (file,) = (tmp_path / "mobilellm").iterdir()
-    file.unlink()
-    file.write_bytes(b"not a library")
-    assert isinstance(cpu_kernels.load.__wrapped__(), Kernels)

@@ -131,10 +131,10 @@ def test_runs_of_very_different_length_share_a_logarithmic_axis(tmp_path: Path) 
 )
 @pytest.mark.filterwarnings("error")
 def test_whatever_a_run_left_can_be_drawn(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
-    alone = [read_history(write_run(tmp_path / "a", lines))]
-    for histories in (alone, [*alone, read_history(write_run(tmp_path / "b"))]):
-        for panel in by_name(histories).values():
-            assert size_of(draw(panel, LIGHT, SMALL)) == (688, 464)
+    alone = read_history(write_run(tmp_path / "a", lines))
+    beside_another = by_name([alone, read_history(write_run(tmp_path / "b"))])
+    for panel in (*by_name([alone]).values(), beside_another["loss"], beside_another["throughput"]):
+        assert size_of(draw(panel, LIGHT, SMALL)) == (688, 464)
 
 
 @pytest.mark.parametrize("label", ["$x_$", "_hidden", "a\\frac{", "日本 <b>&", "x" * 500, ""])

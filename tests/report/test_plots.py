@@ -92,7 +92,7 @@ def test_no_display_is_needed_and_none_is_opened() -> None:
         "import sys\nfrom mobilellm.report.plots import loss_curve\nassert 'matplotlib' not in sys.modules\n"
         "loss_curve([], '')\nassert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=30), st.integers(1, 12))

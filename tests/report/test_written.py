@@ -64,9 +64,21 @@ def report(out: Path, *folders: Path) -> PageReader:
     return read(page.read_text("utf-8"))
 
 
-def test_the_page_of_a_run(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    reader = report(out, write_run(tmp_path / "x"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PageReader]:
+    """A report's folder and its page."""
+    folder = tmp_path_factory.mktemp("report")
+    return folder / "out", report(folder / "out", write_run(folder / "x"))
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report draws twenty pictures, a second of work: left out where they are not what is tested."""
+    monkeypatch.setattr("mobilellm.report.written.draw", lambda panel, *_: panel.name.encode())
+
+
+def test_the_page_of_a_run(whole: tuple[Path, PageReader]) -> None:
+    out, reader = whole
     assert sorted(file.name for file in out.iterdir()) == sorted([*PICTURES, "report.html", "report.json"])
     assert all(size_of((out / name).read_bytes()) for name in PICTURES)
     rows = {row[0]: row[1:] for row in reversed(reader.rows)}  # the recipe has steps, too: the first count
@@ -99,9 +111,8 @@ def test_the_page_of_a_run(tmp_path: Path) -> None:
     )
 
 
-def test_every_picture_is_in_it_for_light_and_dark(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    reader = report(out, write_run(tmp_path / "x"))
+def test_every_picture_is_in_it_for_light_and_dark(whole: tuple[Path, PageReader]) -> None:
+    out, reader = whole
     values = [
         value for tag, name, value in reader.attributes if name in ("src", "srcset") and value is not None
     ]
@@ -119,6 +130,7 @@ def test_every_picture_is_in_it_for_light_and_dark(tmp_path: Path) -> None:
         assert word not in text
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_runs_compared(tmp_path: Path) -> None:
     other = RECIPE.replace("0.002", "0.004").replace("adamw", "muon")
     lines = [*records(), evaluation(100, 2.25, **{"wiki/loss": 2.0})]
@@ -151,6 +163,7 @@ def test_a_name_twice_is_told_by_folder_and_a_folder_twice_refused(tmp_path: Pat
         read_runs([folders[0], folders[0] / ".." / "one"])
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_numbers_as_json(tmp_path: Path) -> None:
     lines = [*records(), step_record(101, loss=math.nan)]
     report(tmp_path, write_run(tmp_path / "x", lines))
@@ -161,6 +174,7 @@ def test_the_numbers_as_json(tmp_path: Path) -> None:
     assert set(values["files"]) == {file.name for file in tmp_path.iterdir() if file.is_file()}
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_report_replaces_its_own_files_only(tmp_path: Path) -> None:
     run, out = write_run(tmp_path / "x"), tmp_path / "out"
     report(out, run)
@@ -198,6 +212,7 @@ def test_files_of_others_are_refused(tmp_path: Path, name: str, kind: str) -> No
         assert (out / name).read_text() == '{"format": "other"}'
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_list_that_points_outside_deletes_nothing(tmp_path: Path) -> None:
     run, out = write_run(tmp_path / "x"), tmp_path / "out"
     out.mkdir()

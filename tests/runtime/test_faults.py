@@ -112,7 +112,7 @@ def test_processes_and_threads_use_one_file(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    said = [tuple(map(int, process.communicate(timeout=60)[0].split())) for process in processes]
+    said = [tuple(map(int, process.communicate(timeout=300)[0].split())) for process in processes]
     assert len(tokens) == 9
     assert len(tokens[0]) > 5
     assert set(tokens) == set(said)

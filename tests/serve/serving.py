@@ -47,7 +47,7 @@ class Running:
     def __init__(self, process: subprocess.Popen[str], url: str, said: list[str]) -> None:
         self.process, self.url, self.said = process, url, said
         self.port = int(url.rpartition(":")[2])
-        self.client = httpx.Client(base_url=url, timeout=60)
+        self.client = httpx.Client(base_url=url, timeout=300)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return self.client.post(path, json=body, **options)
@@ -60,15 +60,21 @@ class Running:
         health = self.client.get("/health").json()
         return int(health["running"] + health["waiting"])
 
-    def wait_until_idle(self, seconds: float = 10) -> None:
-        end = time.monotonic() + seconds
+    def wait_until_busy(self) -> None:
+        end = time.monotonic() + 60
+        while not self.texts():
+            assert time.monotonic() < end, "no text was begun"
+            time.sleep(0.005)
+
+    def wait_until_idle(self) -> None:
+        end = time.monotonic() + 60
         while self.texts():
             assert time.monotonic() < end, "a slot is still taken"
             time.sleep(0.02)
 
     def logged(self, path: str, count: int = 1, holding: str = "") -> list[str]:
         """The access log's lines of a path that hold a text, once there are so many: they follow the answers."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (
             len(lines := [each for each in self.said if f'"path":"{path}"' in each and holding in each])
             < count
@@ -110,7 +116,7 @@ def serving(model: Path, *flags: str, **environment: str) -> Iterator[Running]:
         started.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    started.wait(60)
+    started.wait(300)
     found = next((match for line in said if (match := re.search(r" at (http://\S+)", line))), None)
     if found is None:
         process.kill()
@@ -127,6 +133,6 @@ def serving(model: Path, *flags: str, **environment: str) -> Iterator[Running]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(60)
         finally:
             process.kill()

@@ -15,6 +15,8 @@ from mobilellm.runtime.random_model import made_tokenizer
 from mobilellm.serve.errors import ApiError
 from mobilellm.serve.grammar import Grammars
 from mobilellm.serve.protocol import ChatRequest, parsed
+from mobilellm.tokenizer import EOS_ID
+from mobilellm.tool_calls import CLOSE, OPEN
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema (extra test)")
 
@@ -64,6 +66,11 @@ TOOLS: Any = [
     },
     {"type": "function", "function": {"name": "time", "parameters": FREE}},
 ]
+
+
+def called(name: str, arguments: dict[str, Any]) -> str:
+    call = json.dumps({"name": name, "arguments": arguments})
+    return f"{OPEN}\n{call}\n{CLOSE}"
 
 
 def wanted(schema: Any) -> dict[str, Any]:
@@ -136,12 +143,31 @@ def test_a_call_by_name_streamed_by_openais_client(server: Running) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_strict_tools_are_called_as_they_want_or_not_at_all(server: Running) -> None:
-    for seed in range(8):
-        message = server.chat("x", tools=TOOLS, max_tokens=150, seed=seed).json()["choices"][0]["message"]
-        for call in message.get("tool_calls", []):
-            if call["function"]["name"] == "weather":
-                jsonschema.validate(json.loads(call["function"]["arguments"]), PERSON)
+@pytest.mark.parametrize(
+    ("text", "may_be"),
+    [
+        ("it rains", True),
+        (called("weather", {"name": "a", "age": 3, "tags": []}), True),
+        (called("weather", {"name": "a", "age": "three", "tags": []}), False),
+        (called("weather", {}), False),
+        (called("time", {"anything": [1]}), True),  # not strict
+        (called("weather", {"name": "a", "age": 3, "tags": []}) + " and more", False),
+        (called("another", {}), False),
+    ],
+)
+def test_strict_tools_are_called_as_they_want_or_not_at_all(text: str, may_be: bool) -> None:
+    tokenizer = made_tokenizer(SHAPE.vocab_size)
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS}
+    matchers = Grammars(tokenizer).of_chat(parsed(ChatRequest, json.dumps(body).encode()), TOOLS)
+    assert matchers is not None
+    matcher = matchers.begin(1000)
+    tokens = [*tokenizer.encode(f"\0{text}", bos=False)[2:], EOS_ID]
+    for place, token in enumerate(tokens):
+        if not matcher.allowed(SHAPE.vocab_size)[token]:
+            assert not may_be, tokenizer.decode(tokens[:place])
+            return
+        assert matcher.settled(token) == token
+    assert may_be
 
 
 def test_a_conversation_with_calls_is_understood(server: Running) -> None:

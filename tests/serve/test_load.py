@@ -70,7 +70,7 @@ def _run(
 
     def ask(number: int) -> None:
         chance = random.Random(number)
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with httpx.Client(base_url=server.url, timeout=300) as client:
             asked = 0
             while time.monotonic() < end or asked < 3 or answered() < least:
                 asked += 1

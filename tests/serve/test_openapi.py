@@ -41,7 +41,7 @@ def explore(server: Running, folder: Path, *flags: str) -> None:
 
 
 def test_the_document_is_true(short: Running, tmp_path: Path) -> None:
-    explore(short, tmp_path, "--phases", "fuzzing", "--max-examples", "10")
+    explore(short, tmp_path, "--phases", "fuzzing", "--max-examples", "5")
 
 
 @pytest.mark.slow

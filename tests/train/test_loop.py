@@ -78,7 +78,7 @@ def test_every_step_is_recorded(tmp_path: Path) -> None:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    losses = tiny_run(tmp_path, tiny_settings(steps=150, warmup_steps=10)).losses
+    losses = tiny_run(tmp_path, tiny_settings(steps=80, warmup_steps=10, every=50)).losses
     assert losses[0] > 5.5
     assert min(losses[-10:]) < 3.5  # a quarter of the tokens cannot be known
 
@@ -110,6 +110,13 @@ def test_a_fresh_start_leaves_no_old_records(tmp_path: Path) -> None:
 
 
 # Stopping and going on
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`tiny_run` as it is."""
+    torch.set_num_threads(1)
+    return tiny_run(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +180,7 @@ def test_a_stop_during_the_first_evaluation(tmp_path: Path) -> None:
     assert run.done == 2
 
 
-def test_a_second_signal_interrupts_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_interrupts_at_once(tmp_path: Path, plain: Run) -> None:
     calls = 0
 
     def impatient(model: MobileLLM, *batch: Tensor) -> Tensor:
@@ -192,7 +199,7 @@ def test_a_second_signal_interrupts_at_once(tmp_path: Path) -> None:
         tiny_run(tmp_path, loss_function=impatient)
     assert [signal.getsignal(number) for number in numbers] == before
     assert newest_step(tmp_path) == 3
-    assert same_weights(tiny_run(tmp_path).model, tiny_run(tmp_path / "other").model)
+    assert same_weights(tiny_run(tmp_path).model, plain.model)
 
 
 def test_the_same_signal_may_come_twice(tmp_path: Path) -> None:
@@ -239,18 +246,18 @@ def test_trains_where_signals_cannot_be_caught(tmp_path: Path) -> None:
     done = []
     thread = threading.Thread(target=lambda: done.append(tiny_run(tmp_path, tiny_settings(steps=2)).done))
     thread.start()
-    thread.join(timeout=60)
+    thread.join(timeout=300)
     assert done == [2]
 
 
-def test_smaller_micro_batches_may_go_on_with_it(tmp_path: Path) -> None:
+def test_smaller_micro_batches_may_go_on_with_it(tmp_path: Path, plain: Run) -> None:
     """On a smaller machine, say; so may other habits of saving and evaluating."""
     first = tiny_run(tmp_path, on_record=stop_at(5))
     habits = tiny_settings(
         micro_batch=1, every=1, evaluate_every=1, keep_last=5, asynchronous=True, spike_factor=50.0
     )
     second = tiny_run(tmp_path, habits)
-    assert first.losses + second.losses == pytest.approx(tiny_run(tmp_path / "other").losses, rel=1e-5)
+    assert first.losses + second.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
 # Killed, in a process of its own
@@ -304,7 +311,8 @@ def test_killed_at_every_file_it_touches(
     assert_same_run(directory, unkilled)
 
 
-@pytest.mark.parametrize("events", [12, *range(29, 45), 90])  # 29 to 44: all of a save that drops an old one
+# Of the first save, and of all that a save which drops an old one leaves on its way; the slow test takes every file.
+@pytest.mark.parametrize("events", [12, 31, 34, 36, 38, 39, 41, 42])
 def test_killed_once_while_saving(tmp_path: Path, runner: Runner, unkilled: Path, events: int) -> None:
     directory = tmp_path / "run"
     assert runner.run(directory, kill_at=events) == (-signal.SIGKILL, "")
@@ -316,12 +324,12 @@ def test_killed_once_while_saving(tmp_path: Path, runner: Runner, unkilled: Path
 
 
 @IN_BACKGROUND
-def test_killed_at_twenty_random_moments(
+def test_killed_at_ten_random_moments(
     tmp_path: Path, runner: Runner, unkilled: Path, asynchronous: bool
 ) -> None:
     """kill -9; every second time as soon as a checkpoint is being written, or a little later."""
     chance, kills, while_saving, attempt = random.Random(20), 0, 0, 0
-    while kills < 20:
+    while kills < 10:
         attempt += 1
         directory = tmp_path / f"{attempt}"
         while newest_step(directory) < KILLED.steps:
@@ -339,7 +347,7 @@ def test_killed_at_twenty_random_moments(
             while_saving += half_written(directory)
         runner.run(directory)  # what was killed just after its last checkpoint leaves a little to clear up
         assert_same_run(directory, unkilled)
-    assert while_saving >= 3, kills
+    assert while_saving >= 1, kills
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -466,7 +474,7 @@ def test_refuses_sequences_longer_than_the_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_a_loss_that_is_no_number_stops(tmp_path: Path, bad: str) -> None:
+def test_a_loss_that_is_no_number_stops(tmp_path: Path, plain: Run, bad: str) -> None:
     """Before the weights are touched; with the address of the batch; the last checkpoint stays good."""
     calls, spoilt = 0, 7
 
@@ -503,7 +511,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path, bad: str) -> None:
     for _ in range(6):
         used.next()
     assert np.array_equal(again.next().tokens, used.next().tokens)  # the batch can be looked at
-    assert same_weights(tiny_run(tmp_path).model, tiny_run(tmp_path / "other").model)  # and the run goes on
+    assert same_weights(tiny_run(tmp_path).model, plain.model)  # and the run goes on
 
 
 class WeightedLoader(PackedLoader):
@@ -524,13 +532,14 @@ def weighted_losses(directory: Path, micro_batch: int) -> tuple[list[float], Mob
     return [record["loss"] for record in records], model
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 3, 100])
-def test_micro_batches_change_nothing(tmp_path: Path, micro_batch: int) -> None:
-    whole = tiny_run(tmp_path / "whole")
-    parts = tiny_run(tmp_path / "parts", tiny_settings(micro_batch=micro_batch))
-    assert parts.losses == pytest.approx(whole.losses, rel=1e-6)
+def test_micro_batches_change_nothing(tmp_path: Path, plain: Run) -> None:
     weighted, _ = weighted_losses(tmp_path / "weighted", 4)
-    assert weighted_losses(tmp_path / "in parts", micro_batch)[0] == pytest.approx(weighted, rel=1e-6)
+    for micro_batch in (1, 2, 3, 100):
+        parts = tiny_run(tmp_path / f"{micro_batch}", tiny_settings(micro_batch=micro_batch))
+        assert parts.losses == pytest.approx(plain.losses, rel=1e-6)
+        assert weighted_losses(tmp_path / f"weighted {micro_batch}", micro_batch)[0] == pytest.approx(
+            weighted, rel=1e-6
+        )
 
 
 def test_weights_count_by_token(tmp_path: Path) -> None:
@@ -700,7 +709,7 @@ def test_every_leaf_has_an_effect(
         assert after["losses"] == before["losses"]
 
 
-def test_compiled_blocks_learn_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_learn_the_same(tmp_path: Path, plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled by torch's front end only: code generation takes a minute and is torch's business."""
     compiled = []
 
@@ -711,7 +720,6 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Block, "compile", compile_block, raising=False)
     changed = tiny_run(tmp_path / "compiled", tiny_settings(compile=True))
     assert compiled == list(changed.model.model.layers)
-    plain = tiny_run(tmp_path / "plain", tiny_settings())
     assert changed.losses == pytest.approx(plain.losses, rel=1e-6)
     resumed = tiny_run(tmp_path / "compiled")  # and its checkpoint is one of the plain model
     assert same_weights(resumed.model, changed.model)

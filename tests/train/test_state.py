@@ -225,7 +225,7 @@ def test_what_is_being_written_when_a_run_fails_is_finished(
 
     def fail(record: dict[str, Any]) -> None:
         if record["step"] == 4:
-            assert began.wait(timeout=30)
+            assert began.wait(timeout=120)
             raise RuntimeError("of the one who watches")
 
     monkeypatch.setattr(os, "rename", slow)

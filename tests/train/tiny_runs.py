@@ -182,7 +182,7 @@ def timeless(records: list[Record]) -> list[Record]:
 # In a process that can be killed: `Runner` talks to the loop at the end of this file
 
 
-KILLED = tiny_settings(steps=16, every=2, evaluate_every=5)
+KILLED = tiny_settings(steps=10, every=2, evaluate_every=5)
 
 
 def killed_run(directory: Path, wait_at: int = -1, asynchronous: bool = False) -> int:
@@ -231,7 +231,7 @@ class Runner:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=300)
 
 
 def wait_for_step(directory: Path, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sysconfig
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,9 @@ _NOT_LIBRARY = {
     "__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test",
     "tests", "turtledemo",
 }  # fmt: skip
+
+
+_BLOCKS = ("body", "handlers", "cases", "orelse", "finalbody")  # as they follow each other in a file
 
 
 class Document(NamedTuple):
@@ -80,8 +84,18 @@ def _docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
         return  # a dangling link, a template, not UTF-8, a null byte
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 yield text if isinstance(node, ast.Module) else f"{node.name}: {text}"
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """As `ast.walk`, without the expressions: nothing in one has a docstring."""
+    found: deque[ast.AST] = deque([tree])
+    while found:
+        node = found.popleft()
+        yield node
+        for block in _BLOCKS:
+            found.extend(getattr(node, block, ()))
