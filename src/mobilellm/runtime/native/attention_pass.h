@@ -76,6 +76,14 @@ class AttentionPass : public Pass {
     return queries(first, end, head) + number * apart + size_t(row - first) * group_;
   }
 
+  // Where keys are in 8 bits: all queries of the pass, and which of them is that of a key/value head's first head that
+  // belongs to a row. Those of a tile and a key/value head stand together.
+  Bytes rounded_queries() const { return s_.rounded_q.bytes(count_ * shape().num_heads); }
+  int query_number(int row, int head) const {
+    const auto [first, end] = tiles_[size_t(tile_of_[size_t(row)])];
+    return first * shape().num_heads + (head * (end - first) + row - first) * group_;
+  }
+
   const std::vector<Row>& rows_;
   int group_, value_stride_;
 
@@ -113,11 +121,17 @@ class AttentionPass : public Pass {
       own.visible[query] = rows_[first + query / group_].position + 1 - start;
     }
     const int seen = rows_[end - 1].position + 1 - start;
-    Sequence& sequence = *rows_[first].sequence;
-    m_.kernels.attend({sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
-                       seen < kSpan ? seen : kSpan, queries(first, end, head), own.visible.data(), count,
-                       own.scores.data()},
-                      partial);
+    const Sequence& sequence = *rows_[first].sequence;
+    const bool bytes = m_.cache == Type::Q8_0;
+    Attention attention{sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
+                        seen < kSpan ? seen : kSpan, nullptr, {}, 0, own.visible.data(), count, own.scores.data(),
+                        own.room.data()};
+    if (bytes) {
+      attention.rounded = rounded_queries(), attention.first = query_number(first, head);
+    } else {
+      attention.queries = queries(first, end, head);
+    }
+    (bytes ? m_.kernels.attend_q8_0 : m_.kernels.attend)(attention, partial);
   }
 
   void clear(const Partial& whole, int count) const {
