@@ -1,8 +1,10 @@
 """What a sequence keeps of its tokens: keys and values, in one of two types, and how much room there is.
 
-f16     every number in float16
-q8_0    every run of 32 numbers as a block of Q8_0: scale * q, scale = max|x| / 127 in float16, q = x / scale
-        to the nearest whole number, halves to even (0 where scale <= 1e-30)
+    f16     every number in float16
+    q8_0    every run of 32 numbers as a block of Q8_0: scale * q, scale = max|x| / 127 in float16, q = x / scale
+            to the nearest whole number, halves to even (0 where scale <= 1e-30)
+
+A key or value is rounded by itself, when it is stored: how a prompt is cut changes nothing.
 """
 
 from __future__ import annotations
