@@ -14,7 +14,7 @@ inline void scale_weights(const Attention& a, int run, size_t tile_bytes, float*
       for (int at = 0; at < 16; at += kLanes) {
         const floats weight = read<floats>(weights + i + at);
         const floats scaled = weight * halves(reinterpret_cast<const uint16_t*>(scales) + at);
-        write(out + size_t(query) * kSpan + i + at, weight > 0 ? scaled : weight);
+        write(out + size_t(query) * kSpan + i + at, weight > 0 ? scaled : floats{});
       }
     }
   }
@@ -28,7 +28,6 @@ inline void mix_bytes_tile(const uint8_t* numbers, size_t tile_bytes, int head_d
   floats sums[vectors][N] = {};
   for (int position = 0; position < positions; position += 4, weights += 4) {
     const uint8_t* from = numbers + position / 16 * tile_bytes + size_t(position % 16) * head_dim;
-    prefetch(from + kAhead);
     ints four[vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; ++i) four[i] = read<ints>(from + i * kLanes * 4);
@@ -72,6 +71,7 @@ void attend_bytes(const Attention& a, const Partial& partial) {
   const size_t tile_bytes = cache_tile_bytes(a.head_dim);
   const Inputs queries{nullptr, 0, a.rounded};
   for (int tile = 0; tile < a.positions; tile += 16) {
+    prefetch(a.values + tile / 16 * tile_bytes);
     product(a.keys + tile / 16 * tile_bytes, a.head_dim, queries, a.first, a.count, a.room, nullptr);
     for (int query = 0; query < a.count; ++query) {
       __builtin_memcpy(a.scores + size_t(query) * kSpan + tile, a.room + query * 16, 16 * sizeof(float));
