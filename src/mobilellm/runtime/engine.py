@@ -24,7 +24,7 @@ from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.gguf_blocks import TYPES
 from mobilellm.runtime import native_library
 from mobilellm.runtime.cores import default_threads
-from mobilellm.runtime.kv_cache import CacheState, Floats, KVCacheType, Room, check_cache_type
+from mobilellm.runtime.kv_cache import CacheState, Floats, KVCache, KVCacheType, check_cache_type
 from mobilellm.runtime.native_library import Library, Shape, Tensor
 
 ISA_VARIABLE = "MOBILELLM_ISA"
@@ -186,7 +186,7 @@ class NativeModel:
             )
 
 
-class NativeCache(Room):
+class NativeCache(KVCache):
     """Keys and values of one sequence, in the engine's memory."""
 
     def __init__(self, owner: NativeModel, capacity: int) -> None:

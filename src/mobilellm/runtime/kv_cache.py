@@ -1,8 +1,8 @@
 """What a sequence keeps of its tokens: keys and values, in one of two types, and how much room there is.
 
     f16     every number in float16
-    q8_0    every run of 32 numbers as a block of Q8_0: scale * q, scale = max|x| / 127 in float16, q = x / scale
-            to the nearest whole number, halves to even (0 where scale <= 1e-30)
+    q8_0    every run of 32 numbers as a block of Q8_0: scale * q, with scale = max|x| / 127 in float16 and
+            q = x / scale to the nearest whole number, halves to even (0 where scale <= 1e-30)
 
 A key or value is rounded by itself, when it is stored: how a prompt is cut changes nothing.
 """
@@ -43,9 +43,9 @@ def check_cache_type(kind: str, config: ModelConfig) -> KVCacheType:
     return kind
 
 
-def stored_type(kind: KVCacheType, head_dim: int) -> tuple[int, DTypeLike]:
-    """A head's keys or values of one token in a CacheState: how many of what."""
-    return (head_dim, np.float16) if kind == "f16" else (TYPES["Q8_0"].nbytes((head_dim,)), np.uint8)
+def number_type(kind: KVCacheType) -> DTypeLike:
+    """Of what a CacheState's arrays are made."""
+    return np.float16 if kind == "f16" else np.uint8
 
 
 def bytes_per_token(kind: KVCacheType, config: ModelConfig) -> int:
@@ -75,13 +75,12 @@ def numbers_of(kind: KVCacheType, kept: NDArray[np.generic]) -> Floats:
 class Room:
     """What a sequence may still be fed: `length` tokens of `capacity` are there."""
 
-    def __init__(self, config: ModelConfig, capacity: int, kind: KVCacheType) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, capacity: int) -> None:
         if not 1 <= capacity <= config.max_position_embeddings:
             raise ValueError(
                 f"a cache of {capacity} tokens must lie in 1 … {config.max_position_embeddings}, the context"
             )
-        self.capacity, self.length, self.kind = capacity, 0, kind
+        self.capacity, self.length = capacity, 0
 
     def reserve(self, tokens: NDArray[np.integer], vocab_size: int) -> None:
         """Refuse what is no token and what does not fit, before anything is written. Raises ValueError."""
@@ -96,9 +95,24 @@ class Room:
                 f"the cache holds {self.length} of {self.capacity} tokens and cannot take {len(tokens)} more"
             )
 
+    def truncate(self, length: int) -> None:
+        """Forget everything after `length` tokens."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
+        self.length = length
+
+
+class KVCache(Room):
+    """One whose keys and values can be kept and go on in another."""
+
+    def __init__(self, config: ModelConfig, capacity: int, kind: KVCacheType) -> None:
+        super().__init__(config, capacity)
+        self.kind, self._config = kind, config
+
     def empty_state(self, tokens: int) -> CacheState:
         """Room for a state of `tokens` tokens."""
-        numbers, dtype = stored_type(self.kind, self._config.head_dim)
+        head_dim, dtype = self._config.head_dim, number_type(self.kind)
+        numbers = TYPES[self.kind.upper()].nbytes((head_dim,)) // np.dtype(dtype).itemsize
         shape = (self._config.num_steps, tokens, self._config.num_kv_heads, numbers)
         return CacheState(np.empty(shape, dtype), np.empty(shape, dtype))
 
@@ -120,9 +134,3 @@ class Room:
         if tokens > self.capacity:
             raise ValueError(f"a state of {tokens} tokens does not fit a cache of {self.capacity}")
         return tokens
-
-    def truncate(self, length: int) -> None:
-        """Forget everything after `length` tokens."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
-        self.length = length

@@ -30,8 +30,8 @@ from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime.kv_cache import (
     CacheState,
     Floats,
+    KVCache,
     KVCacheType,
-    Room,
     check_cache_type,
     numbers_of,
     rounded,
@@ -84,7 +84,7 @@ class ReferenceModel:
         return self._head(states)
 
 
-class Cache(Room):
+class Cache(KVCache):
     """Keys and values of one sequence: a slot for every executed step."""
 
     def __init__(self, config: ModelConfig, capacity: int, kind: KVCacheType) -> None:

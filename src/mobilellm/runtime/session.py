@@ -209,7 +209,7 @@ class Session:
 
     def restore(self, path: str | Path) -> None:
         """Hold what `save` kept, and nothing else. Raises FileNotFoundError, or ValueError with one line."""
-        tokens, state = read_session(path, self._fingerprint())
+        tokens, state = read_session(path, self._fingerprint(), self._held.cache.kind)
         self.cancel()
         with self._lock:
             self._held.restore(tokens, state)
