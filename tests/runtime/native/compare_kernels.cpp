@@ -239,7 +239,7 @@ void attention() {
 }
 
 // Keys and values in 8 bits: random ones, and all at either end. The portable kernels compute with floats what others
-// may compute in whole numbers of 16 bits.
+// may compute with weights in 16 bits, which is a 500th of the rounding of the values.
 void attention_in_bytes() {
   for (int head_dim : {32, 64, 96}) {
     const int runs = head_dim / kBlock, tiles = kSpan / 16;
@@ -274,7 +274,7 @@ void attention_in_bytes() {
             return result;
           };
           const Result ours = attended(*tested), theirs = attended(portable);
-          expect_close(ours.out, theirs.out, "attend in bytes: out", 5e-5f);
+          expect_close(ours.out, theirs.out, "attend in bytes: out", 3e-4f);
           expect_close(ours.total, theirs.total, "attend in bytes: total");
           for (int i = 0; i < count; ++i) {
             const bool same = ours.largest[i] == theirs.largest[i] || std::fabs(ours.largest[i] - theirs.largest[i]) <
