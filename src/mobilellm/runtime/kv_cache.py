@@ -54,11 +54,13 @@ def bytes_per_token(kind: KVCacheType, config: ModelConfig) -> int:
 
 
 def rounded(kind: KVCacheType, numbers: Floats) -> NDArray[np.generic]:
-    """Keys or values (…, D) as they are kept. Raises ValueError for what q8_0 cannot hold: no numbers."""
+    """Keys or values (…, D) as they are kept. Raises ValueError for what q8_0 cannot keep."""
     if kind == "f16":
         return numbers.astype(np.float16)
     runs = numbers.reshape(-1, BLOCK)
     scale = np.abs(runs).max(axis=1) / np.float32(127)
+    if not np.isfinite(scale).all():
+        raise ValueError("keys or values are infinite or no numbers, which q8_0 cannot keep; choose f16")
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 1e-30)
     blocks = join_q8_0(scale, np.rint(runs * inverse[:, None]).astype(np.int8))
     return blocks.reshape(*numbers.shape[:-1], -1)

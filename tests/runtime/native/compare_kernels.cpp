@@ -212,7 +212,7 @@ void attention() {
           std::vector<float> scores(size_t(count) * kSpan, 7.0f);
           Result result{std::vector<float>(size, 7.0f), std::vector<float>(count), std::vector<float>(count)};
           kernels.attend({bytes_of(keys), bytes_of(values), head_dim, value_stride, positions, queries.data(), {}, 0,
-                          visible.data(), count, scores.data(), nullptr},
+                          visible.data(), count, scores.data(), nullptr, nullptr},
                          result.partial());
           return result;
         };
@@ -269,7 +269,7 @@ void attention_in_bytes() {
             Result result{std::vector<float>(size_t(count) * head_dim, 7.0f), std::vector<float>(count),
                           std::vector<float>(count)};
             kernels.attend_q8_0({keys.get(), values.get(), head_dim, head_dim, positions, nullptr,
-                                 queries.inputs.bytes, 2, visible.data(), count, scores.data(), room.data()},
+                                 queries.inputs.bytes, 2, visible.data(), count, scores.data(), room.data(), keys.get()},
                                 {result.out.data(), result.largest.data(), result.total.data()});
             return result;
           };

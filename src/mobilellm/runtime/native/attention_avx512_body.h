@@ -42,17 +42,16 @@ inline float weights_in_bytes(const float* weights, const floats* scales, uint8_
 // out (N, 32) = weights (N, kSpan) of both bytes times a run of 32 numbers of each position.
 template <int N>
 inline void mix_run(const uint8_t* numbers, size_t tile_bytes, int head_dim, int positions, const uint8_t* low,
-                    const uint8_t* high, const float* steps, float* out, size_t out_stride) {
+                    const uint8_t* high, const float* steps, float* out, size_t out_stride, const uint8_t* next) {
   __m512i lows[2][N], highs[2][N];
 #pragma GCC unroll 8
   for (int t = 0; t < N; ++t) lows[0][t] = lows[1][t] = highs[0][t] = highs[1][t] = _mm512_setzero_si512();
   for (int tile = 0; tile * 16 < positions; ++tile, numbers += tile_bytes) {
     const int packed = packed_at(tile * 16);
+    if (next) fetch_tile(next + tile * tile_bytes, tile_bytes);
 #pragma GCC unroll 4
     for (int four = 0; four < 4; ++four) {
       const uint8_t* from = numbers + size_t(four) * 4 * head_dim;
-      prefetch(from + kAhead);
-      prefetch(from + kAhead + 64);
       const __m512i values[2] = {bytes64(from), bytes64(from + 64)};
 #pragma GCC unroll 8
       for (int t = 0; t < N; ++t) {
@@ -95,7 +94,8 @@ void mix_by_bytes(const Attention& a, size_t tile_bytes, float* out) {
     in_tiles<kMixTile>(a.count, [&](int query, auto n) {
       const size_t at = size_t(query) * kSpan;
       mix_run<decltype(n)::value>(numbers, tile_bytes, a.head_dim, a.positions, low + at, high + at, steps + query,
-                                  out + size_t(query) * a.value_stride + run * kBlock, a.value_stride);
+                                  out + size_t(query) * a.value_stride + run * kBlock, a.value_stride,
+                                  run || query ? nullptr : a.next);
     });
   }
 }

@@ -67,6 +67,7 @@ struct Attention {
   const int* visible;  // (count): positions of the span that a query sees; may be more, or less than none
   int count;
   float *scores, *room;  // for (count, kSpan) each; float16 needs no second one
+  const uint8_t* next;   // keys in 8 bits that are read after this, to be fetched meanwhile; may be null
 };
 
 // A softmax under way: out (count, value_stride) is the sum of values by e^(score - largest), total that of the
