@@ -66,6 +66,31 @@ def all_eight(
     return zero_shot(answers, model, **more)
 
 
+def tools(asked_of: str = "talks.json", model: ModelIdentity | None = None, lone: bool = False) -> Record:
+    """Questions of one category and a file of conversations; `lone`: of one conversation."""
+    found: dict[str, Any] = {"call_turns": 4, "text_turns": 6}
+    for metric, value in (("intent", 0.5), ("structure", 0.25), ("call", 0.25), ("rouge1", 0.125)):
+        found |= {metric: value} if lone else {metric: value, f"{metric}_low": 0.1, f"{metric}_high": 0.9}
+    results = {
+        "simple": {"questions": 1200, "accuracy": 0.0, "accuracy_low": 0.0, "accuracy_high": 0.003},
+        asked_of: found,
+    }
+    protocol = {"name": "tool calling, greedy", "max_tokens": 256}
+    return Record("tools", model or identity(), protocol, results, {}, ENVIRONMENT, 9.0, 10, 0)
+
+
+def chat(source: str = "talks.json", model: ModelIdentity | None = None, answered: int = 8) -> Record:
+    result: dict[str, Any] = {
+        "conversations": 1200, "tokens": 34_000, "loss": 2.0, "loss_low": 1.9, "loss_high": 2.125,
+        "perplexity": math.exp(2), "bits_per_byte": 0.75, "answered": answered,
+    }  # fmt: skip
+    if answered:
+        result |= {"stop_rate": 0.5, "stop_rate_low": 0.25, "stop_rate_high": 0.75, "length": 12.5}
+        result["repetition"] = 0.125
+    protocol = {"name": "chat", "max_tokens": 256}
+    return Record("chat", model or identity(), protocol, {source: result}, {}, ENVIRONMENT, 9.0, 10, 0)
+
+
 def perplexity(
     nats: Sequence[float],
     model: ModelIdentity | None = None,

@@ -109,6 +109,13 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return captured.err.removeprefix("mobilellm: error: ").strip()
 
 
+def refused_as_planned(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """A plan of it is refused in the same words."""
+    said = refused(capsys, arguments)
+    assert refused(capsys, [*arguments, "--plan"]) == said
+    return said
+
+
 def test_a_run_says_what_the_teacher_did_and_later_ones_need_it_no_more(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +131,54 @@ def test_a_run_says_what_the_teacher_did_and_later_ones_need_it_no_more(
     plain = ["train", str(place / "tiny.toml"), "--data.train", str(place / "shards")]
     assert _main([*plain, "--out", str(tmp_path / "plain")]) == 0
     assert not same_model(tmp_path / "a", tmp_path / "plain")
+
+
+def planned(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert _main([*arguments, "--plan", "--json"]) == 0
+    plan: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return plan
+
+
+def test_a_plan_counts_the_teacher(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it has to run over, in the end: nothing is made, and the run then does just that."""
+    run = command(place, tmp_path / "run")
+    plan = planned(capsys, run)
+    before = plan["teaching"]
+    assert before["teacher"] == str(place / "teacher")
+    assert (before["passages"], before["tokens"], before["at_most"]) == (24, 24 * 64, False)
+    assert before["flops"] > 24 * 64 * before["parameters"]
+    assert before["memory_bytes"] > 4 * before["parameters"]
+    assert list(tmp_path.iterdir()) == []
+    assert _main([*run, "--plan"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "runs first, over 24 passages of 1,536 tokens in all" in said
+    assert "before: teacher, weights" in said
+    assert _main(run) == 0
+    written = sum(file.stat().st_size for file in (tmp_path / "cache").glob("part-*"))
+    assert before["cache_bytes_added"] == pytest.approx(written, rel=0.05)
+    for teacher in ("teacher", None):  # its cache holds everything: with it, without it
+        after = planned(capsys, command(place, tmp_path / "again", teacher=teacher))
+        assert after["flops"] == plan["flops"]
+        assert (after["teaching"]["passages"], after["teaching"]["flops"]) == (0, 0)
+        assert after["teaching"]["cache_passages"] == 24
+        assert after["paces"][1]["days"] < plan["paces"][1]["days"]
+    assert after["teaching"]["memory_bytes"] == 0
+    longer = planned(capsys, command(place, tmp_path / "again", "--steps", "9"))["teaching"]
+    assert 0 < longer["passages"] <= 12
+
+
+def test_a_plan_before_there_are_data(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = ["--data.train", str(tmp_path / "absent")]
+    before = planned(capsys, command(place, tmp_path / "run", *absent, "--model.vocab-size", "384"))[
+        "teaching"
+    ]
+    assert (before["passages"], before["at_most"]) == (24, True)
+    assert "no such directory" in refused(
+        capsys, [*command(place, tmp_path / "run", *absent, teacher="nowhere/at/all"), "--plan"]
+    )
 
 
 def test_a_stopped_run_goes_on_exactly(place: Path, tmp_path: Path) -> None:
@@ -155,10 +210,10 @@ def test_what_cannot_be_is_refused_in_one_line(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def told(*flags: str, teacher: str | None = "teacher") -> str:
-        return refused(capsys, command(place, tmp_path / "run", *flags, teacher=teacher))
+        return refused_as_planned(capsys, command(place, tmp_path / "run", *flags, teacher=teacher))
 
     assert "has another tokenizer than the data (360 tokens there, 384 here)" in told(teacher="stranger")
-    assert "no teacher's cache there; name the teacher (distill.teacher)" in told(teacher=None)
+    assert "no teacher's cache there; name the teacher (--distill.teacher)" in told(teacher=None)
     assert "--distill.top-k 385 is more than the teacher's vocabulary of 384" in told(
         "--distill.top-k", "385"
     )
@@ -184,7 +239,7 @@ def test_a_cache_of_something_else_is_refused(
     other = tmp_path / "other"
 
     def told(*flags: str, teacher: str | None = "teacher") -> str:
-        return refused(capsys, command(place, other, *flags, teacher=teacher))
+        return refused_as_planned(capsys, command(place, other, *flags, teacher=teacher))
 
     assert "is another teacher's cache (--distill.top-k 16 there, 8 here)" in told("--distill.top-k", "8")
     assert "is another teacher's cache (teacher = " in told("--distill.teacher", str(tmp_path / "run"))

@@ -65,6 +65,26 @@ def test_a_gguf_file(model: Path, file: Path, tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
 
 
+def test_a_single_conversation_has_a_loss_and_no_interval(
+    model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an empty file nothing can be said at all, which takes one line."""
+    record = tmp_path / "record.json"
+    assert chat(model, "--data", file, "--limit", 1, "--json", record) == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if line.startswith("loss a token")]
+    assert line.endswith("(–)")
+    assert "a single conversation tells nothing of how sure its loss is: no interval" in shown
+    assert "loss_low" not in json.loads(record.read_text())["results"]["rows.json"]
+    assert chat(model, "--data", file, "--held-out", 0.01) == 0  # one is held out, as finetune does
+    assert "no interval" in capsys.readouterr().out
+    assert chat(model, "--data", file) == 0
+    assert "no interval" not in capsys.readouterr().out
+    file.write_text("[]")
+    assert chat(model, "--data", file) == 2
+    assert capsys.readouterr().err == f"mobilellm: error: {file}: holds no conversation (empty)\n"
+
+
 def test_refused(model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text("text", encoding="utf-8")
     for arguments, complaint in (

@@ -15,6 +15,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
 import tiny_baselines
 from leaderboard_files import IRRELEVANCE, write, write_all
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+TALK = {
+    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
+    "messages": [
+        {"role": "user", "content": "add"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "two"},
+    ],
+}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -62,6 +73,21 @@ def test_two_models_side_by_side(
     assert shown[0].split() == ["%", str(model), str(other)]
     assert shown[2].split()[0] == "irrelevance"
     assert len(list(out.iterdir())) == 2
+
+
+def test_one_conversation_and_none(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one, a share of calls has Wilson's interval of one question, a mean of ROUGE has none."""
+    file = write(tmp_path / "talk.jsonl", [TALK])
+    assert tools(model, "--no-cache", "--data", file) == 0
+    shown = capsys.readouterr().out.splitlines()
+    (call,) = [line.split() for line in shown if line.startswith("exact match of the whole call")]
+    assert call[-3:] == ["1", "0.0", "0.0–79.3"]
+    (rouge,) = [line.split() for line in shown if line.startswith("ROUGE-1")]
+    assert rouge[-1] == "–"
+    assert any(line.startswith("conversations: 1;") for line in shown)
+    file.write_text("")
+    assert tools(model, "--no-cache", "--data", file) == 2
+    assert capsys.readouterr().err == f"mobilellm: error: {file}: holds no conversation (empty)\n"
 
 
 def test_refused(model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

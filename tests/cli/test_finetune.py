@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from mobilellm.model.generate import generate_tokens
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.tokenizer import PAD_ID
+from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.recipe import load_recipe
 
@@ -172,11 +174,6 @@ def test_planned(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     plan = json.loads(capsys.readouterr().out)
     assert plan["steps"] == load_recipe_steps(place)
     assert plan["data"] == []
-    absent = ["--chat.train", "absent.jsonl", "--plan"]
-    assert _main(command(place, tmp_path / "a", *absent, "--steps", "7", "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 7
-    assert _main(command(place, tmp_path / "a", *absent)) == 2
-    assert "give --steps" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 
@@ -216,24 +213,65 @@ def test_a_template_of_ones_own_and_held_out_files(place: Path, tmp_path: Path) 
         (["--chat.template", "BAD"], "it does not close the assistant's turn with eos_token"),
         (["--chat.over-long", "drop"], "--chat.over-long 'drop' must be skip or truncate"),
         (["--batch.sequence-length", "3", "--batch.tokens-per-step", "12"], "no conversation to learn from"),
-        (["--batch.tokens-per-step", "9600"], "fewer than the 100 of one step"),
+        (["--batch.tokens-per-step", "9600"], "give more of them, or make --batch.tokens-per-step "),
         (["--data.train", "shards"], "data and chat exclude each other"),
         (["--recipe", "tiny-cpu"], "recipe tiny-cpu trains on shards"),
         (["--chat.held-out-fraction", "0.9999"], "conversations would be held out"),
+        (["--chat.held-out", "absent.jsonl"], "absent.jsonl: no such file of conversations"),
+        (["--sample.prompts", "why " * 200], "--sample.prompts: prompt 0 has "),
+        (["--log.tracker", "trackio"], "--log.tracker 'trackio' is not installed"),
+        (["--out", "IN_USE"], "holds something else than a training run"),
+        (["--resume"], "has no checkpoint to go on from"),
+        (["--device", "tpu"], "choose cpu or cuda"),
     ],
 )
 def test_refusals(
     place: Path, tmp_path: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "--log.tracker" in flags and find_spec("trackio") is not None:
+        pytest.skip("it is installed here")
     (tmp_path / "bad.jinja").write_text("{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}")
     (tmp_path / "bytes.jinja").write_bytes(b"\xff{{ messages }}")
-    files = {"BAD": str(tmp_path / "bad.jinja"), "BYTES": str(tmp_path / "bytes.jinja")}
+    files = {
+        "BAD": str(tmp_path / "bad.jinja"),
+        "BYTES": str(tmp_path / "bytes.jinja"),
+        "IN_USE": str(place / "base"),
+    }
     flags = [files.get(flag, flag) for flag in flags]
-    assert _main(command(place, tmp_path / "run", *flags)) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    lines = []
+    for further in ([], ["--plan"]):  # a plan refuses what the run would
+        assert _main(command(place, tmp_path / "run", *flags, *further)) == 2
+        lines.append(capsys.readouterr().err)
+        assert words in lines[-1]
+        assert lines[-1].count("\n") == 1
+    assert lines[0] == lines[1]
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_no_more_is_evaluated_than_was_asked_for(place: Path) -> None:
+    """Sequences of 96 tokens within 1,000: ten, though they are evaluated eight at a time."""
+    import mobilellm.cli.finetune as verb
+    from mobilellm.cli.chat_text import ChatText
+    from mobilellm.cli.main import _parse
+    from mobilellm.train.distributed import World
+
+    def loss(rows: int, *flags: str) -> float:
+        held = ["--chat.held-out", str(place / "talks.jsonl"), "--chat.no-packing"]
+        recipe = _parse("finetune", verb, command(place, Path("x"), *held, *flags)[1:]).settings
+        text = ChatText(recipe)
+        assert text._held_out_rows is not None
+        evaluate = text.evaluator(World())
+        assert evaluate is not None
+        model = api.load(place / "base").model
+        batch = text._held_out_rows.batch(0, rows)
+        tensors = [torch.from_numpy(part) for part in batch if part is not None]
+        with torch.no_grad():
+            nats = weighted_loss(model, *tensors[:3], segments=tensors[3]).item()
+        assert evaluate(model, 0)["loss"] == pytest.approx(nats / batch.weights.sum(), rel=1e-5)
+        return nats
+
+    loss(10, "--chat.held-out-tokens", "1000")
+    loss(1, "--chat.held-out-tokens", "5")  # at least one
 
 
 def test_a_model_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def test_merge_writes_a_model_like_any_other(
         (["--lora.rank", "0"], "--lora.rank 0 must be at least 1"),
         (["--lora.dropout", "1.0"], "--lora.dropout 1.0 must be 0 or above, below 1"),
         (["--lora.alpha", "0"], "must be above 0"),
-        (["--lora.targets", "q_proj", "c_attn"], "lora.targets = ['q_proj', 'c_attn'] must name matrices"),
+        (["--lora.targets", "q_proj", "c_attn"], "--lora.targets q_proj c_attn must name matrices"),
         (["--optim.name", "muon"], "is for whole matrices, not for lora; use 'adamw'"),
         (["--compute.strategy", "fsdp"], "does not go with lora"),
     ],
@@ -128,10 +128,11 @@ def test_merge_writes_a_model_like_any_other(
 def test_refusals(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
-    assert _main(command(place, tmp_path / "run", *flags)) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    for further in ([], ["--plan"]):
+        assert _main(command(place, tmp_path / "run", *flags, *further)) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -15,10 +15,11 @@ import torch
 from mobilellm.cli.main import _main
 from mobilellm.data.shards import read_split
 from mobilellm.eval.perplexity import windowed
+from mobilellm.export.source import open_source
 from mobilellm.model import cpu_kernels
 from mobilellm.model.api import load
 from mobilellm.model.cpu_kernels import Kernels
-from mobilellm.model.quantized import read_quantized
+from mobilellm.model.quantized import Origin, read_quantized
 from mobilellm.quant.nearest import round_to_nearest
 from mobilellm.quant.schemes import scheme
 from mobilellm.report.progress import TrainingProgress
@@ -57,6 +58,7 @@ def test_a_run_leaves_both_models_and_they_are_one(whole: Path) -> None:
     assert (stored.quantization.linear, stored.quantization.embedding) == ("q4_0", "q8_0")
     report = json.loads((whole / "quantized" / "quantization.json").read_text())["report"]
     assert report["trained"] is True
+    assert stored.origin == Origin(open_source(whole / "model", print).fingerprint, "rtn")
     assert load(whole / "quantized").tokenizer is not None
 
 
@@ -85,7 +87,7 @@ def test_a_run_goes_on_exactly(
     assert (out / "quantized").is_dir()
     other = refused(capsys, command(place, out, *QAT, "--qat.scheme", "q8_0"))
     assert "--qat.scheme 'q4_0', not 'q8_0'" in other
-    assert "qat.scheme = 'q4_0', not None" in refused(capsys, command(place, out))
+    assert "--qat.scheme 'q4_0', not None" in refused(capsys, command(place, out))
     assert _main(command(place, out, *QAT)) == 0
     assert same_model(out, whole)
     assert timeless(out) == timeless(whole)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilellm.cli import report_artefacts
 from mobilellm.cli.main import _main
 from mobilellm.export.export import export
 from mobilellm.export.targets import KINDS, Options
@@ -55,7 +56,7 @@ def test_a_table_of_what_was_verified(
         "artefacts.json", "artefacts.md", "artefacts.png",
     ]  # fmt: skip
     page = (tmp_path / "r" / "artefacts.md").read_text()
-    assert f"| m-q4_0.gguf | gguf | Q4_0 | {small['bytes'] / 1e6:.1f} |" in page
+    assert f"| m-q4_0.gguf | gguf | Q4_0 | rtn | {small['bytes'] / 1e6:.1f} |" in page
     assert (tmp_path / "r" / "artefacts.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -69,6 +70,50 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     ):
         assert _main(["report", "artefacts", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_was_quantised_from_a_model_is_in_its_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_artefacts, "_speed", lambda *given: None)
+    out = tmp_path / "all"
+    shutil.copytree(folder, out)
+    text = tmp_path / "text.txt"
+    text.write_text("some words to read, and more of them\n" * 40)
+    quantize = ["quantize", str(folder.parent / "model"), "--scheme", "q4_0", "--eval-tokens", "0"]
+    calibrated = ["--method", "gptq", "--calibration", str(text)]
+    for name, flags in (("directory", []), ("directly.gguf", calibrated)):
+        assert _main([*quantize[:2], str(out / name), *quantize[2:], *flags]) == 0
+    assert _main(["export", str(out / "directory"), str(out / "by-directory.gguf"), "--tokens", "96"]) == 0
+    capsys.readouterr()
+    assert _main(["report", "artefacts", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in told["artefacts"]}
+    assert {name: row["quantized_by"] for name, row in rows.items()} == {
+        "m-q4_0.gguf": "rtn", "m-q8_0.gguf": "rtn", "by-directory.gguf": "rtn", "directly.gguf": "gptq",
+    }  # fmt: skip
+    assert [name for name, row in rows.items() if row["kl"] is None] == ["by-directory.gguf", "directly.gguf"]
+    report = json.loads((out / "by-directory.gguf.verify.json").read_text())
+    described = json.loads((out / "directory" / "quantization.json").read_text())
+    first = json.loads((out / "m-q4_0.gguf.verify.json").read_text())
+    assert report["origin_sha256"] == described["origin"]["sha256"] == told["source_sha256"]
+    assert first["origin_sha256"] == first["source_sha256"] == told["source_sha256"]
+    assert report["source_sha256"] != told["source_sha256"]
+    assert "KL from the source is not known: by-directory.gguf, directly.gguf" in " ".join(told["notes"])
+
+
+def test_reports_of_older_versions_are_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_artefacts, "_speed", lambda *given: None)
+    shutil.copytree(folder, tmp_path / "old")
+    for file in (tmp_path / "old").glob("*.verify.json"):
+        report = json.loads(file.read_text())
+        del report["origin_sha256"], report["quantized_by"]
+        file.write_text(json.dumps(report))
+    assert _main(["report", "artefacts", str(tmp_path / "old"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(row["quantized_by"], row["kl"] > 0) for row in told["artefacts"]] == [(None, True)] * 2
 
 
 def test_artefacts_of_two_models_are_no_table(

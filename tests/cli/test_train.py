@@ -129,6 +129,13 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return captured.err.removeprefix("mobilellm: error: ").strip()
 
 
+def refused_as_planned(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """A plan of it is refused in the same words."""
+    said = refused(capsys, arguments)
+    assert refused(capsys, [*arguments, "--plan"]) == said
+    return said
+
+
 # A run
 
 
@@ -461,7 +468,7 @@ def test_refuses_a_run_of_other_settings(
 ) -> None:
     before = (whole / "recipe.toml").read_bytes()
     for flags, words in (
-        (["--optim.lr", "1e-3"], "optim.lr = 0.01, not 0.001"),
+        (["--optim.lr", "1e-3"], "--optim.lr 0.01, not 0.001"),
         (["--model.repeats", "3"], "repeats = 1, not 3"),
         (["--steps", "7"], "steps = 6, not 7"),
     ):
@@ -476,8 +483,10 @@ def test_a_refused_start_does_not_spoil_the_folder(
     """What was wrong can be mended and the command given again."""
     out = tmp_path / "run"
     long = ["--batch.sequence-length", "256", "--batch.tokens-per-step", "512"]
-    assert "longer than the model's context of 128" in refused(capsys, command(place, out, *long))
-    assert "fewer than the" in refused(capsys, command(place, out, "--batch.tokens-per-step", "320000"))
+    assert "longer than the model's context of 128" in refused_as_planned(capsys, command(place, out, *long))
+    assert "fewer than the" in refused_as_planned(
+        capsys, command(place, out, "--batch.tokens-per-step", "320000")
+    )
     assert _main(command(place, out, "--steps", "1")) == 0
 
 
@@ -510,7 +519,7 @@ def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.Capture
         ),
         (["--optim.lr", "much"], ["optim.lr", "much"]),
         (["--optim.learning-rate", "1"], ["optim.learning-rate"]),
-        (["--data.weights", "1", "2"], ["data.weights has 2 numbers, data.train 1 names"]),
+        (["--data.weights", "1", "2"], ["--data.weights has 2 numbers, --data.train 1 names"]),
         (["--model.preset", "tiniest"], ["preset 'tiniest' is not known"]),
         (["--model.vocab-size", "100"], ["--model.vocab-size 100 is below the tokenizer's"]),
         (["--model.init-from", str(tmp_path)], [str(tmp_path)]),
@@ -518,7 +527,8 @@ def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.Capture
         (["--device", "tpu"], ["--device 'tpu' cannot be trained on; choose cpu or cuda"]),
         (["--device", "cuda:x"], ["choose cpu or cuda"]),
     ):
-        said = refused(capsys, command(place, tmp_path / "run", *flags))
+        told = refused if flags[0] == "--devices" else refused_as_planned
+        said = told(capsys, command(place, tmp_path / "run", *flags))
         for word in words:
             assert word in said
     assert not list(tmp_path.iterdir())
@@ -531,7 +541,7 @@ def test_refuses_data_that_does_not_fit(
 ) -> None:
     both = ["--data.train", str(place / "one"), str(place / "other")]
     recipe, out = str(place / "tiny.toml"), ["--out", str(tmp_path / "run")]
-    said = refused(capsys, ["train", recipe, *both, *out])
+    said = refused_as_planned(capsys, ["train", recipe, *both, *out])
     assert f"{place / 'other'} was made with another tokenizer than {place / 'one'}; prepare it again" in said
     assert "was made with another tokenizer" in refused(
         capsys, command(place, tmp_path / "run", "--data.held-out", str(place / "other"))
@@ -540,7 +550,7 @@ def test_refuses_data_that_does_not_fit(
     index = read_index(tmp_path / "one")
     shards = tuple(shard for shard in index.shards if shard.split == "train")
     write_index(tmp_path / "one", replace(index, shards=shards))
-    said = refused(capsys, ["train", recipe, "--data.train", str(tmp_path / "one"), *out])
+    said = refused_as_planned(capsys, ["train", recipe, "--data.train", str(tmp_path / "one"), *out])
     assert f"{tmp_path / 'one'} has nothing held out to evaluate on; name folders that have" in said
     assert str(tmp_path / "none") in refused(
         capsys, ["train", recipe, "--data.train", str(tmp_path / "none"), *out]
@@ -557,7 +567,7 @@ def test_refuses_a_model_of_another_tokenizer(
     shutil.copytree(whole / "model", tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     flags = ["--model.init-from", str(tmp_path / "model")]
-    said = refused(capsys, command(place, tmp_path / "run", *flags))
+    said = refused_as_planned(capsys, command(place, tmp_path / "run", *flags))
     assert "has another tokenizer than the data; prepare the data with the model's own" in said
 
 
@@ -647,7 +657,7 @@ def test_refuses_a_model_of_another_shape(
     place: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--model.init-from", str(whole / "model"), "--model.num-layers", "3", "--model.repeats", "2"]
-    said = refused(capsys, command(place, tmp_path / "run", *flags))
+    said = refused_as_planned(capsys, command(place, tmp_path / "run", *flags))
     assert "has another shape (num_layers = 2 there, 3 here; repeats = 1 there, 2 here)" in said
 
 
@@ -657,5 +667,7 @@ def test_refuses_a_quantised_model(
     """It could not be saved after training: whole numbers and scales are not what training changes."""
     assert _main(["quantize", str(whole / "model"), str(tmp_path / "q"), "--eval-tokens", "0"]) == 0
     capsys.readouterr()
-    said = refused(capsys, command(place, tmp_path / "run", "--model.init-from", str(tmp_path / "q")))
+    said = refused_as_planned(
+        capsys, command(place, tmp_path / "run", "--model.init-from", str(tmp_path / "q"))
+    )
     assert f"init-from {tmp_path / 'q'} is quantised; start from what it was made from" in said

@@ -305,8 +305,11 @@ def test_large_ids_survive(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize(("tokens", "window", "per_step"), [(3, 4, 2), (8, 4, 3), (40, 4, 11)])
 def test_refuses_too_little_data(tokens: int, window: int, per_step: int) -> None:
     shape = {"sequence_length": window, "sequences_per_step": per_step}
-    with pytest.raises(ValueError, match=f"data: {tokens} tokens give .* give more text or a smaller batch"):
+    with pytest.raises(ValueError, match=f"data: {tokens} tokens give .*; give more text, or make") as caught:
         loader({"lengths": [tokens], **shape})
+    fit = int(str(caught.value).rpartition("batch.tokens_per_step = ")[2])
+    assert fit // window == -(-tokens // window)
+    loader({"lengths": [tokens], **(shape | {"sequences_per_step": fit // window})})  # as it was told
     loader({"lengths": [window * (per_step - 1) + 1], **shape})  # just enough
 
 

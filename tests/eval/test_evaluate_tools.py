@@ -136,7 +136,7 @@ def test_refused(tmp_path: Path, conversations: Path) -> None:
         ([simple], 0, "limit = 0 must be at least 1"),
         ([simple, simple], None, "data: question simple_python_0 comes twice"),
         ([conversations, conversations], None, r"data: file talks\.json comes twice"),
-        ([plain], None, "none of its 1 conversations has tools; mobilellm eval chat"),
+        ([plain], None, "no conversation in it has tools \\(1 without\\); mobilellm eval chat"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=complaint):
             read_tool_data(paths, limit=limit)

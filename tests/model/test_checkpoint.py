@@ -9,7 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from mobilellm.config import ConfigError, ModelConfig
 from mobilellm.model import hub
 from mobilellm.model.api import LoadedModel
 from mobilellm.model.checkpoint import CheckpointError, Weights, build, read_weights, save, unroll
+from mobilellm.model.tensor_files import TensorsInFile
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer
 from tokenizer_oracles import small, small_model, trained
@@ -47,7 +48,7 @@ from tokenizer_oracles import small, small_model, trained
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
-def equal(ours: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+def equal(ours: Mapping[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     """The same names, dtypes, shapes and bits."""
     return ours.keys() == wanted.keys() and all(
         tensor.dtype == wanted[name].dtype
@@ -98,6 +99,9 @@ def test_official_layouts(tmp_path: Path, write: Callable[[Path], dict[str, Tens
 
     weights = read_weights(tmp_path)
     assert equal(weights.tensors, tensors)
+    on_demand = read_weights(tmp_path, on_demand=True)
+    assert equal(on_demand.tensors, tensors)
+    assert on_demand.repairs == weights.repairs
     assert weights.model_type == ("llama" if llama else "mobilellm")
     assert weights.config.tie_word_embeddings == (not llama)
     assert weights.config.schedule == ((0, 0, 1, 1, 2, 2) if shared else (0, 1, 2))
@@ -144,7 +148,29 @@ def test_shards(tmp_path: Path, safe: bool, count: int) -> None:
     tensors = official.random_tensors()
     official.write_config(tmp_path, official.CONFIG)
     official.write_shards(tmp_path, tensors, count, safe)
-    assert equal(read_weights(tmp_path).tensors, tensors)
+    for on_demand in (False, True):
+        assert equal(read_weights(tmp_path, on_demand).tensors, tensors)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+def test_weights_read_on_demand_do_not_stay_in_memory(tmp_path: Path) -> None:
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))) * 1024
+
+    size = 2**22
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({str(n): torch.full((size,), n, dtype=torch.int8) for n in range(8)}, file)
+    before = held()
+    tensors = TensorsInFile(file)
+    for name, tensor in tensors.items():
+        assert int(tensor.max()) == int(name)
+    assert held() - before < 2 * size
+    with pytest.raises(KeyError):
+        tensors["8"]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        tensors["0"]
 
 
 def test_shards_of_the_bot_are_repaired_too(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mobilellm.eval.torch_model import fingerprint
 from mobilellm.model import checkpoint
 from mobilellm.model.convert import convert
 from mobilellm.model.fused import fuse
-from mobilellm.model.quantized import DESCRIPTION, WEIGHTS, packed, unpacked
+from mobilellm.model.quantized import DESCRIPTION, WEIGHTS, Origin, packed, read_quantized, unpacked
 from mobilellm.model.scoring import states_at
 from mobilellm.quant.artefact import save
 
@@ -94,6 +94,17 @@ def spoil_description(**changes: object) -> object:
     return spoil
 
 
+def test_what_it_was_made_of_is_told_but_for_older_directories(tmp_path: Path) -> None:
+    source, stored, _ = rounded(SPELLINGS["q4_0"])
+    for origin in (Origin("0" * 64, "gptq"), None):
+        save(tmp_path / "q", source, stored._replace(origin=origin), small_tokenizer(), {}, overwrite=True)
+        assert read_quantized(tmp_path / "q").origin == origin
+    description = json.loads((tmp_path / "q" / DESCRIPTION).read_text())
+    del description["origin"]
+    (tmp_path / "q" / DESCRIPTION).write_text(json.dumps(description))
+    assert read_quantized(tmp_path / "q").origin is None
+
+
 def truncate(directory: Path) -> None:
     file = directory / WEIGHTS
     file.write_bytes(file.read_bytes()[:-10])
@@ -104,6 +115,7 @@ def truncate(directory: Path) -> None:
     [
         (spoil_description(format=2), "format = 2 is not known; this version reads 1"),
         (spoil_description(activations="other"), "is no description of a quantised model"),
+        (spoil_description(origin="a model"), "is no description of a quantised model"),
         (spoil_description(bytes=1), "speaks of 1 bytes of tensors and quantized.safetensors has"),
         (lambda directory: (directory / DESCRIPTION).write_text("{"), "is no description of a quantised model"),
         (lambda directory: (directory / WEIGHTS).unlink(), "quantized.safetensors: missing"),

@@ -70,7 +70,7 @@ def test_a_shared_block_is_calibrated_on_all_its_uses(order: str) -> None:
             twin.hidden(window[None])
         handle.remove()
         assert len(seen) == 6
-        parts = [weights[f"model.layers.0.self_attn.{each}_proj.weight"] for each in "qkv"]
+        parts = [weights.products[f"model.layers.0.self_attn.{each}_proj.weight"] for each in "qkv"]
         matters = [sum(part[window][use] for part in parts) / 3 for window in range(3) for use in range(2)]
         hessian = sum((x.T * each) @ x for x, each in zip(seen, matters, strict=True))
         assert isinstance(hessian, Tensor)
@@ -120,19 +120,30 @@ def test_sensitivities_are_squared_gradients(order: str) -> None:
     source = random_model(shared(order, 2))
     window = WINDOWS[0]
     found = sensitivities(source, [window], lambda what, done, total: None)
-    assert len(found) == 7 * source.config.num_layers
+    assert len(found.products) == 7 * source.config.num_layers
     name = "model.layers.1.mlp.down_proj"
     added = [torch.zeros(1, 90, source.config.hidden_size, requires_grad=True) for _ in range(2)]
     pending = iter(added)
     part = source.get_submodule(name)
     handle = part.register_forward_hook(lambda part, inputs, output: output + next(pending))
+    inputs_of_blocks: list[Tensor] = []
+    looking = source.model.layers[0].register_forward_pre_hook(
+        lambda part, inputs: inputs_of_blocks.append(inputs[0])
+    )
     logits = source(window[None])[0]
+    looked_up = inputs_of_blocks[0]
+    looked_up.retain_grad()
     handle.remove()
+    looking.remove()
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
     torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
     wanted = [each.grad[0].square().sum(-1) for each in added if each.grad is not None]
     mean = torch.cat(wanted).mean()
-    for ours, theirs in zip(found[f"{name}.weight"][0], wanted, strict=True):
+    for ours, theirs in zip(found.products[f"{name}.weight"][0], wanted, strict=True):
         torch.testing.assert_close(ours, theirs / mean, rtol=1e-3, atol=1e-4)
+    assert looked_up.grad is not None
+    torch.testing.assert_close(found.embedding, looked_up.grad[0].T @ looked_up.grad[0], rtol=1e-3, atol=1e-4)
+    p = logits.detach().softmax(-1)
+    torch.testing.assert_close(found.head[0], (p * (1 - p)).sum(-1), rtol=1e-4, atol=1e-6)
     assert all(parameter.requires_grad for parameter in source.parameters())

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation_records import all_eight, identity, perplexity, zero_shot
+from evaluation_records import all_eight, identity, perplexity
 from mobilellm.eval.compare import compare
 from mobilellm.eval.published import find, published
 from mobilellm.eval.table import Measured, entries
 from mobilellm.report.evaluation_written import (
     comparison_rows,
-    records_markdown,
     table_markdown,
     write_comparisons,
     write_table,
@@ -40,33 +39,6 @@ def test_a_table_has_every_system_and_equal_columns() -> None:
     assert "| ↳ ours: mine |" in text
     assert "| ↳ difference |" in text
     assert "acc: lm-eval's" in text
-
-
-def test_records_by_kind_with_how_they_were_made() -> None:
-    text = records_markdown(
-        [("a", A), ("part", zero_shot({"piqa": [1, 0]})), ("t", perplexity([5000.0, 6000.0]))]
-    )
-    titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["## Zero-shot accuracy, %", "## Perplexity", "## How they were made"]
-    accuracy = [line for line in cells(text) if line[0] == "a" and line[1] in ("acc", "acc_norm", "paper")]
-    assert [line[1] for line in accuracy] == ["paper", "acc_norm", "acc"]
-    assert accuracy[0][2] == f"{100 * A.results['arc_easy']['paper']:.1f} ± 1.0"
-    boolq = f"{100 * A.results['boolq']['acc']:.1f} ± 1.0"
-    assert accuracy[1][4] == accuracy[2][4] == boolq  # has no acc_norm: acc with its error stands in
-    (part,) = [line for line in cells(text) if line[:2] == ["part", "paper"]]
-    assert part[2] == part[-1] == "-"
-    result = perplexity([5000.0, 6000.0]).results["wikitext2"]
-    assert ["t", "wikitext2", "reference", "4,094", f"{result['token_perplexity']:.3f}", f"{result['word_perplexity']:.3f}", f"{result['bits_per_byte']:.4f}"] in cells(text)  # fmt: skip
-    made = [line for line in cells(text) if line[0] == "t"][-1]
-    for fact in (
-        "2026-01-02",
-        "abc1234",
-        "Some CPU (avx2), 2 cores",
-        "name reference, window 2048",
-        "f" * 16,
-    ):
-        assert fact in made
-    assert records_markdown([]) == ""
 
 
 def test_comparisons_say_what_they_found() -> None:

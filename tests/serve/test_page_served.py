@@ -357,11 +357,65 @@ def test_a_refusal_is_shown_in_the_servers_words(page: Page, script: Script) -> 
     send(page, "Hi")
     page.wait_for_selector("#notice", state="visible")
     assert page.inner_text("#notice-text") == "max_tokens: should be at least 1"
-    assert said(page) == ["Hi"]
+    assert not page.is_visible("#notice-action")
+
+
+def test_a_refused_message_comes_back(page: Page, script: Script) -> None:
+    """It is no part of the conversation: what is said next would be refused with it."""
+    script.status = 400
+    send(page, "Too long")
+    page.wait_for_selector("#notice", state="visible")
+    assert said(page) == []
+    assert page.input_value("#prompt") == "Too long"
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    assert page.locator("#list li").count() == 0
     script.status = 200
-    page.click("text=Try again")
+    send(page, "Short")
+    answered(page)
+    assert said(page) == ["Short", "Hello there."]
+    script.status = 400
+    send(page, "Too long again")
+    page.wait_for_selector("#notice", state="visible")
+    assert said(page) == ["Short", "Hello there."]
+    page.reload()
     page.wait_for_selector(".answer")
-    assert said(page) == ["Hi", "Hello there."]
+    assert said(page) == ["Short", "Hello there."]  # nor of what the browser keeps
+    script.status = 200
+    send(page, "And now?")
+    answered(page)
+    assert [message["content"] for message in script.requests[-1]["messages"]] == [
+        "Short", "Hello there.", "And now?",
+    ]  # fmt: skip
+
+
+def test_a_refused_change_leaves_what_was_there(page: Page, script: Script) -> None:
+    for text in ("First", "Second"):
+        send(page, text)
+        answered(page)
+    script.status = 400
+    page.locator("[aria-label='Edit and send again']").first.click()
+    send(page, "Too long")
+    page.wait_for_selector("#notice", state="visible")
+    assert said(page) == ["First", "Hello there.", "Second", "Hello there."]
+    assert page.input_value("#prompt") == "Too long"
+    assert page.inner_text("#prompt-hint").startswith("Editing")
+    script.status = 200
+    send(page, "Other")  # still in place of the first
+    answered(page)
+    assert said(page) == ["Other", "Hello there."]
+
+
+def test_refused_when_it_is_asked_again(page: Page, script: Script) -> None:
+    """After a failure of another kind: a message that is still there goes back, an answer stays."""
+    page.route("**/v1/chat/**", lambda route: route.abort())
+    send(page, "Hi")
+    page.wait_for_selector("#notice", state="visible")
+    assert said(page) == ["Hi"]
+    page.unroute("**/v1/chat/**")
+    script.status = 400
+    page.click("text=Try again")
+    until(page, "document.querySelector('#prompt').value === 'Hi'")
+    assert said(page) == []
 
 
 def test_a_lost_connection_keeps_what_had_come(page: Page, script: Script) -> None:
@@ -553,6 +607,12 @@ def test_with_the_server_itself(served: tuple[str, str], browser: Browser) -> No
     send(page, "more words " * 100)
     page.wait_for_selector("#notice", state="visible")
     assert "context of 96" in page.inner_text("#notice-text")
+    assert page.input_value("#prompt") == ("more words " * 100).strip() or kind == "base"
+    page.fill("#max_tokens", "2")
+    send(page, "a")
+    page.wait_for_selector("#notice", state="hidden")
+    until(page, "document.querySelector('#send').hidden === false")
+    assert not page.is_visible("#notice")  # it goes on
     page.close()
     wrong = [each for each in wrong if "400" not in each]  # which Chromium notes by itself
     assert not wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,20 @@ import pytest
 import torch
 from test_plan import GPU, SHAPE, recipe
 
-from mobilellm.config import ModelConfig
+from mobilellm.model.adapters import adapt, narrow
+from mobilellm.model.cpu_kernels import Kernels
+from mobilellm.model.training import training_hidden
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.train import loss, memory
+from mobilellm.train.lora import LoraChoice
 from mobilellm.train.memory import memory_per_device
 from mobilellm.train.optim import build_optimizer
 from mobilellm.train.plan import make_plan
+from mobilellm.train.recipe import Recipe
 
 
-def saved_bytes(config: ModelConfig, batch: int, length: int, bf16: bool, compiled: bool) -> int:
+def saved_bytes(model: MobileLLM, batch: int, length: int, bf16: bool, fast: bool) -> int:
     """What autograd keeps of a forward pass through all blocks, weights themselves left out."""
-    model = MobileLLM(config, torch.Generator().manual_seed(0))
-    if compiled:
-        for block in model.model.layers:  # the partitioner of torch.compile, without its C++
-            block.compile(backend="aot_eager_decomp_partition")
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
@@ -33,12 +33,15 @@ def saved_bytes(config: ModelConfig, batch: int, length: int, bf16: bool, compil
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, or its address would come again
         return tensor
 
-    tokens = torch.randint(config.vocab_size, (batch, length))
+    tokens = torch.randint(model.config.vocab_size, (batch, length))
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, bf16),
     ):
-        model.hidden(tokens)
+        if fast:
+            training_hidden(model, tokens)
+        else:
+            model.hidden(tokens)
     return sum(size for size, _ in kept.values())
 
 
@@ -51,9 +54,83 @@ def test_activations_are_those_that_autograd_keeps(precision: str, compiled: boo
     made = recipe(f'[compute]\nprecision = "{precision}"\ncompile = {str(compiled).lower()}')
     planned = memory_per_device(made, config, 1, 4, recomputed=False)
     torch.compiler.reset()
-    measured = saved_bytes(config, 4, 64, precision == "bfloat16", compiled)
+    model = MobileLLM(config, torch.Generator().manual_seed(0))
+    if compiled:
+        for block in model.model.layers:  # the partitioner of torch.compile, without its C++
+            block.compile(backend="aot_eager_decomp_partition")
+    measured = saved_bytes(model, 4, 64, precision == "bfloat16", fast=False)
     assert planned.activations + planned.copies == pytest.approx(measured, rel=0.05)
     assert (planned.copies > 0) == (precision == "bfloat16")
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_kernels_keep_less(kernels: Kernels, repeats: int) -> None:
+    config = replace(SHAPE, repeats=repeats)
+    planned = memory_per_device(recipe(), config, 1, 4, False, on_gpu=False, by_kernels=True)
+    measured = saved_bytes(MobileLLM(config, torch.Generator().manual_seed(0)), 4, 64, True, fast=True)
+    assert planned.activations == pytest.approx(measured, rel=0.01)
+    assert planned.copies == 0
+
+
+WIDE = replace(SHAPE, hidden_size=256, intermediate_size=512, num_layers=4, repeats=2)
+ADAPTERS = {
+    "lora": (LoraChoice(rank=4), 0.02),
+    "some": (LoraChoice(targets=("q_proj", "v_proj", "down_proj")), 0.04),
+    "dropout": (LoraChoice(dropout=0.1), 0.03),
+    "dora": (LoraChoice(dora=True), 0.06),
+}
+
+
+@pytest.mark.parametrize("way", ["kernels", "bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_activations_beside_adapters(way: str, kind: str, request: pytest.FixtureRequest) -> None:
+    """Of what is frozen no input is kept. By the kernels it is exact but for a magnitude's factors."""
+    pytest.importorskip("peft", reason="needs the extra finetune")
+    lora, close = ADAPTERS[kind]
+    if way == "kernels":
+        request.getfixturevalue("kernels")
+    model = MobileLLM(WIDE, torch.Generator().manual_seed(0)).train()
+    adapt(model, **asdict(lora), seed=0)
+    made = with_lora(lora, "float32" if way == "float32" else "bfloat16")
+    planned = memory_per_device(made, WIDE, 1, 4, False, on_gpu=False, by_kernels=way == "kernels")
+    if way == "kernels":
+        narrow(model)
+    measured = saved_bytes(model, 4, 64, way != "float32", fast=way == "kernels")
+    close = 0.01 if way == "kernels" else close
+    assert planned.activations + planned.copies == pytest.approx(measured, rel=close)
+
+
+def with_lora(lora: LoraChoice, precision: str = "bfloat16") -> Recipe:
+    made = recipe(f'[compute]\nprecision = "{precision}"')
+    return replace(made, lora=lora, model=replace(made.model, init_from=Path("base")))
+
+
+@pytest.mark.parametrize("by_kernels", [True, False])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_what_stays_with_adapters_is_exact(
+    kind: str, by_kernels: bool, request: pytest.FixtureRequest
+) -> None:
+    """Frozen matrices in bfloat16 by the kernels; gradients, moments and checkpoints of adapters alone."""
+    pytest.importorskip("peft", reason="needs the extra finetune")
+    lora, _ = ADAPTERS[kind]
+    made, model = with_lora(lora), MobileLLM(SHAPE, torch.Generator().manual_seed(0))
+    adapt(model, **asdict(lora), seed=0)
+    if by_kernels:
+        request.getfixturevalue("kernels")
+        assert narrow(model)
+    planned = memory_per_device(made, SHAPE, 1, 4, False, on_gpu=False, by_kernels=by_kernels)
+    assert planned.weights == size(model.parameters())
+    engine = build_optimizer(model, made.optim)
+    with torch.autocast("cpu", torch.bfloat16):
+        training_hidden(model, torch.zeros(1, 4, dtype=torch.long))[0].float().sum().backward()
+    engine.step()
+    assert planned.gradients == size(p.grad for p in model.parameters() if p.grad is not None)
+    states = [value for state in engine.state.values() for value in state.values() if value.ndim]
+    assert planned.optimizer == size(states)
+
+
+def size(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -66,9 +143,6 @@ def test_what_stays_is_exact(optimizer: str, tied: bool) -> None:
     engine = build_optimizer(model, made.optim)
     model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
     engine.step()
-
-    def size(tensors: Any) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     assert planned.weights == size(model.parameters())
     assert planned.gradients == size(parameter.grad for parameter in model.parameters())

@@ -20,7 +20,7 @@ def test_it_is_that_of_its_whole_logits(
 ) -> None:
     """What the embedding has beyond the tokenizer's vocabulary is left out."""
     monkeypatch.setattr(teacher_module, "CHUNK_LOGITS", 5 * vocab_size)
-    monkeypatch.setitem(teacher_module._TOKENS_AT_ONCE, "cpu", 100)
+    monkeypatch.setitem(teacher_module.TOKENS_AT_ONCE, "cpu", 100)
     teacher, given = TinyTeacher(vocab_size), passages(12)
     for passage, (ids, logs) in zip(given, top_k(teacher, given, k, temperature), strict=True):
         with torch.no_grad():

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilellm.cli.shard_text import check_samples
 from mobilellm.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ChatText:
 
     @property
     def is_there(self) -> bool:
-        return all(file.is_file() for file in (*self._chat.train, *self._chat.held_out))
+        return True  # the model is, whose tokenizer tells how many sequences files make; those are needed
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -105,11 +106,9 @@ class ChatText:
         from mobilellm.train.loss import weighted_loss
 
         protocol = self.protocol(world)
-        most, half = (
-            max(1, protocol["most_tokens"] // protocol["window"]),
-            protocol["precision"] == "bfloat16",
-        )
-        firsts = range(0, min(rows.num_rows, most), _ROWS_AT_ONCE)
+        half = protocol["precision"] == "bfloat16"
+        count = min(rows.num_rows, max(1, protocol["most_tokens"] // protocol["window"]))
+        firsts = range(0, count, _ROWS_AT_ONCE)
 
         @torch.no_grad()
         def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
@@ -118,7 +117,7 @@ class ChatText:
             for turn in range(0, len(firsts), world.size):  # all ranks take as many: fsdp gathers in each
                 mine = turn + world.rank
                 first = firsts[min(mine, len(firsts) - 1)]
-                batch = rows.batch(first, min(_ROWS_AT_ONCE, rows.num_rows - first))
+                batch = rows.batch(first, min(_ROWS_AT_ONCE, count - first))
                 tensors = [torch.from_numpy(part).to(world.device) for part in batch if part is not None]
                 with torch.autocast(world.device.type, torch.bfloat16, half):
                     loss = weighted_loss(model, *tensors[:3], segments=tensors[3])
@@ -155,6 +154,8 @@ class ChatText:
         prompts = [
             self.template.prompt([{"role": "user", "content": text}]) for text in recipe.sample.prompts
         ]
+
+        check_samples(recipe, prompts, self.tokenizer.vocab_size)
 
         def speak(model: MobileLLM, step: int) -> list[tuple[str, str]]:
             model.eval()

@@ -86,6 +86,8 @@ def print_chat(found: Sequence[ChatEvaluation]) -> None:
         [(row, *(column[row] for column in columns)) for row in columns[0]],
     )
     notes = dict.fromkeys(note for record in records for note in record.protocol["notes"])
+    if any("loss_low" not in result for record in records for result in record.results.values()):
+        notes["a single conversation tells nothing of how sure its loss is: no interval"] = None
     print_notes([*notes, "in brackets: 95 % intervals. Compare losses of one tokenizer and template only."])
 
 
@@ -94,7 +96,7 @@ def _column(result: dict[str, Any]) -> dict[str, str]:
         "conversations": f"{result['conversations']:,}",
         "over context": f"{result['over_context']:,}",
         "assistant's tokens": f"{result['tokens']:,}",
-        "loss a token": f"{result['loss']:.3f} ({result['loss_low']:.3f}–{result['loss_high']:.3f})",
+        "loss a token": f"{result['loss']:.3f} ({_loss_interval(result)})",
         "perplexity": f"{result['perplexity']:.2f}",
         "bits a byte": "–" if result["bits_per_byte"] is None else f"{result['bits_per_byte']:.3f}",
         "answered": f"{result['answered']:,}",
@@ -111,6 +113,10 @@ def _column(result: dict[str, Any]) -> dict[str, str]:
             "empty answers": f"{result['empty']:,}",
         }
     return rows
+
+
+def _loss_interval(result: dict[str, Any]) -> str:
+    return f"{result['loss_low']:.3f}–{result['loss_high']:.3f}" if "loss_low" in result else "–"
 
 
 def _write_sheet(path: Path, found: Sequence[ChatEvaluation], prompts: int) -> None:

@@ -90,6 +90,7 @@ def print_tools(records: Sequence[Record]) -> None:
 
 def _print_one(record: Record) -> None:
     from mobilellm.cli.tables import print_sheet, print_table
+    from mobilellm.eval.record import FIGURES_OF_TOOLS
 
     print_sheet([("model", f"{record.model.name} ({record.model.backend}, {record.model.dtype})")])
     questions = {name: each for name, each in record.results.items() if "questions" in each}
@@ -115,34 +116,31 @@ def _print_one(record: Record) -> None:
         print_table(
             (name, "turns", "%", "95 %"),
             [
-                (_TITLES[metric], f"{each[count]:,}", _percent(each[metric]), _interval(each, metric))
+                (
+                    FIGURES_OF_TOOLS[metric],
+                    f"{each[count]:,}",
+                    _percent(each[metric]),
+                    _interval(each, metric),
+                )
                 for metric, count in turns
                 if metric in each
             ],
         )
         print()
         print(
-            f"{each['conversations']:,} conversations; {each['without_call']:,} calls left out, "
+            f"conversations: {each['conversations']:,}; {each['without_call']:,} calls left out, "
             f"{each['needless_calls']:,} where the reference speaks, {each['truncated']:,} answers cut off, "
             f"{each['over_context']:,} over context"
         )
 
 
-_TITLES = {
-    "accuracy": "right",
-    "intent": "exact match of intent",
-    "structure": "exact match of structure",
-    "call": "exact match of the whole call",
-    "rouge1": "ROUGE-1 of responses",
-    "rougeL": "ROUGE-L of responses",
-}
-
-
 def _figures(record: Record) -> dict[str, str]:
     """Row -> cell: every figure of a record with its interval."""
+    from mobilellm.eval.record import FIGURES_OF_TOOLS
+
     found = {}
     for name, each in record.results.items():
-        for metric, title in _TITLES.items():
+        for metric, title in FIGURES_OF_TOOLS.items():
             if metric in each:
                 row = name if metric == "accuracy" else f"{name}: {title}"
                 found[row] = f"{_percent(each[metric])} ({_interval(each, metric)})"
@@ -154,6 +152,8 @@ def _percent(share: float) -> str:
 
 
 def _interval(each: dict[str, Any], metric: str) -> str:
+    if f"{metric}_low" not in each:  # of a single conversation
+        return "–"
     return f"{100 * each[f'{metric}_low']:.1f}–{100 * each[f'{metric}_high']:.1f}"
 
 

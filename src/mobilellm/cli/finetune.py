@@ -15,10 +15,11 @@ from typing import Annotated
 
 import tyro
 
-from mobilellm.cli import train
+from mobilellm.cli import recipe_flags, train
 from mobilellm.train.recipe import load_recipe, with_tables
 
 _RECIPE = "sft-cpu"
+in_flags = recipe_flags.in_flags  # by which main tells what went wrong
 
 
 @dataclass(frozen=True, kw_only=True)

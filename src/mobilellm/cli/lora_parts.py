@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mobilellm.train.lora import LoraChoice, adapter_parameters, flops_not_needed
+from mobilellm.train.memory import takes_kernels
 from mobilellm.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ def put_on(model: MobileLLM, lora: LoraChoice, recipe: Recipe) -> None:
     from mobilellm.model.adapters import adapt, narrow
 
     adapt(model, **asdict(lora), seed=recipe.seed)
-    # What the modules of peft compute (not our own way through the blocks) wants the norms of exact rows.
-    exact = recipe.compute.compile or (lora.dora and lora.dropout > 0)
-    if recipe.compute.precision == "bfloat16" and not exact:
+    if takes_kernels(recipe):  # what the modules of peft compute wants the norms of exact rows
         narrow(model)
 
 

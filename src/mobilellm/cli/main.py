@@ -78,7 +78,7 @@ def _main(arguments: list[str]) -> int:
                 _silence(sys.stdout)
             if os.environ.get("MOBILELLM_DEBUG"):
                 raise
-            return _fail(_with_flags(one_line(error, verb), arguments[1:]))
+            return _fail(_in_flags(error, verb, _with_flags(one_line(error, verb), arguments[1:])))
     return code
 
 
@@ -197,6 +197,12 @@ def _with_flags(message: str, typed: Sequence[str]) -> str:
             if found and _same_value(found[1].rstrip(";,.)"), value or following):
                 message = f"{message[: found.start()]}{flag} {message[found.start(1) :]}"
     return message
+
+
+def _in_flags(error: Exception, verb: str, message: str) -> str:
+    """A verb whose flags are a recipe's fields knows them all."""
+    told = getattr(sys.modules.get(f"mobilellm.cli.{verb}"), "in_flags", None)
+    return message if told is None else str(told(error, message))
 
 
 def _same_value(shown: str, typed: str) -> bool:

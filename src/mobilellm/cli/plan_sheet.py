@@ -9,6 +9,7 @@ from mobilellm.accounting import SECONDS_PER_DAY
 from mobilellm.cli.tables import print_notes, print_sheet, print_table
 from mobilellm.report.written import duration
 from mobilellm.train.plan import HEADROOM, DataUse, Pace, Plan
+from mobilellm.train.teacher_cost import Teaching
 
 
 def print_plan(plan: Plan) -> None:
@@ -66,6 +67,8 @@ def _what(plan: Plan) -> list[tuple[str, str]]:
         ("tokens", f"{plan.tokens:,}"),
         ("FLOPs", f"{plan.flops:.3g} ({plan.flops_per_token / 1e9:.3f} G a token)"),
     ]
+    if plan.teaching is not None:
+        rows += _teaching_rows(plan.teaching)
     rows += [("data", _use(use)) for use in plan.data]
     rows.append(
         (
@@ -75,6 +78,23 @@ def _what(plan: Plan) -> list[tuple[str, str]]:
         )
     )
     return rows
+
+
+def _teaching_rows(teaching: Teaching) -> list[tuple[str, str]]:
+    held = f"{teaching.cache}: {teaching.cache_passages:,} passages there"
+    if teaching.teacher is None:
+        return [("teacher", "need not run"), ("teacher's cache", held)]
+    most = "at most " if teaching.at_most else ""
+    runs = (
+        f"runs first, over {most}{teaching.passages:,} passages of {teaching.tokens:,} tokens in all, "
+        f"{teaching.flops:.3g} FLOPs"
+        if teaching.passages
+        else "need not run"
+    )
+    return [
+        ("teacher", f"{teaching.teacher}, {teaching.parameters:,} parameters; {runs}"),
+        ("teacher's cache", f"{held}, {most}{_size(teaching.cache_bytes_added)} to come"),
+    ]
 
 
 def _trained(plan: Plan) -> str:
@@ -99,12 +119,14 @@ def _other_way(plan: Plan) -> str:
 def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
     names = {
         "weights": "weights, float32" if _trains_all(plan) else "weights, adapters in float32",
-        "gradients": "gradients, float32",
+        "gradients": "gradients",
         "optimizer": "optimizer",
         "copies": "copies of weights",
         "activations": "activations",
         "loss": "loss: a chunk of logits, gradients",
         "checkpoint": "copy that a checkpoint is written from",
+        "batches": "batches, read ahead",
+        "merged": "the merged model that is evaluated",
     }
     parts = asdict(plan.memory), asdict(plan.memory_otherwise)
     rows = [
@@ -112,7 +134,12 @@ def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
         for name, words in names.items()
         if any(part[name] for part in parts)
     ]
-    return [*rows, ("together", *(_size(each.total) for each in (plan.memory, plan.memory_otherwise)))]
+    both = (plan.memory, plan.memory_otherwise)
+    rows.append(("together", *(_size(each.total) for each in both)))
+    if plan.teaching is not None and plan.teaching.memory_bytes:
+        beside = plan.teaching.memory_bytes
+        rows.append(("before: teacher, weights", *(_size(each.weights + beside) for each in both)))
+    return rows
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -61,10 +61,12 @@ class Qat:
 
     def keep(self, out: Path, tokenizer: Tokenizer) -> None:
         """Write out/quantized, a directory as `mobilellm quantize` makes of out/model, to the bit."""
+        from mobilellm.cli.quantize_parts import stored_fingerprint
         from mobilellm.quant.artefact import save
         from mobilellm.quant.quantize import quantize
 
-        result = quantize(self._model, self.scheme)
+        origin = stored_fingerprint(out / "model", tokenizer)
+        result = quantize(self._model, self.scheme, origin=origin)
         report: dict[str, Any] = {"source": str(out / "model"), **result.to_dict(), "trained": True}
         save(out / "quantized", self._model, result.stored, tokenizer, report, True, out / "model")
 

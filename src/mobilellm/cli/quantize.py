@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from mobilellm.cli.quantize_parts import load_source, make_calibration, make_judge, progress_bar
+from mobilellm.cli.quantize_parts import (
+    load_source,
+    make_calibration,
+    make_judge,
+    progress_bar,
+    stored_fingerprint,
+)
 from mobilellm.cli.quantize_sweep import sweep
 from mobilellm.cli.tables import print_notes, print_sheet
 
@@ -87,7 +93,8 @@ def run(arguments: Arguments) -> None:
         )
     judge, compared_on = make_judge(loaded, arguments.eval_data, arguments.eval_tokens)
     with progress_bar() as progress:
-        result = quantize(loaded.model, chosen, calibration, judge, progress)
+        origin = stored_fingerprint(directory, loaded.tokenizer)
+        result = quantize(loaded.model, chosen, calibration, judge, progress, origin)
     report = {
         "source": arguments.model,
         **result.to_dict(),

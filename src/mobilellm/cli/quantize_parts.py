@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mobilellm.model.api import LoadedModel
     from mobilellm.quant.compare import Judge
     from mobilellm.quant.quantize import Calibration, Progress
+    from mobilellm.tokenizer import Tokenizer
 
 _SECONDS_A_LINE = 10
 _WINDOW = 2_048
@@ -33,6 +34,16 @@ def load_source(source: str) -> tuple[LoadedModel, Path]:
             f"{source}: is quantised already ({quantization.scheme}); quantise what it was made from"
         )
     return loaded, directory
+
+
+def stored_fingerprint(directory: Path, tokenizer: Tokenizer | None) -> str | None:
+    """Of the model as it lies there, as an export tells its source; None for what cannot be exported."""
+    from mobilellm.model import checkpoint, hub
+    from mobilellm.model.tensor_files import fingerprint
+
+    if tokenizer is None or hub.is_adapter(directory):
+        return None
+    return fingerprint(checkpoint.read_weights(directory, on_demand=True).tensors, tokenizer)
 
 
 def make_judge(loaded: LoadedModel, files: tuple[Path, ...], tokens: int) -> tuple[Judge | None, list[str]]:

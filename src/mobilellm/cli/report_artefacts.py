@@ -54,11 +54,11 @@ def run(arguments: Arguments) -> None:
     tasks = _tasks(arguments)
     notes: list[str] = []
     rows = [_row(each, tasks, arguments, notes) for each in found]
-    first = found[0].report
+    first = next((each for each in found if each.of_origin), found[0])
     notes += _notes(found, arguments)
     about: dict[str, Any] = {
-        "source": first["source"],
-        "source_sha256": first["source_sha256"],
+        "source": first.report["source"],
+        "source_sha256": first.origin,
         "environment": environment(("mobilellm", "torch", "transformers", "llama-cpp-python", "numpy")),
     }
     files = write_report(rows, notes, about, arguments.out or arguments.folder / "report")
@@ -79,10 +79,11 @@ def _row(each: Found, tasks: LoadedTasks | None, arguments: Arguments, notes: li
         name=each.path.name,
         kind=each.kind.name,
         stored_as=_stored_as(report["options"]),
+        quantized_by=report.get("quantized_by"),
         bytes=report["bytes"],
         bits_per_weight=report["bits_per_weight"],
         perplexity=fidelity["perplexity"],
-        kl=fidelity["kl"],
+        kl=fidelity["kl"] if each.of_origin else None,
         accuracy=None if tasks is None else _accuracy(each, tasks, arguments.limit, notes),
         tokens_per_second=speed and speed.tokens_per_second,
         first_token_seconds=speed and speed.first_token_seconds,
@@ -138,13 +139,19 @@ def _stored_as(options: dict[str, Any]) -> str:
 def _notes(found: list[Found], arguments: Arguments) -> list[str]:
     texts = {each.report["text"]["sha256"]: each.report["text"] for each in found}
     described = "; ".join(f"{text['name']}, {text['tokens']} tokens" for text in texts.values())
-    fidelity = next(iter(found[0].report["fidelity"].values()))
-    notes = [
-        f"Perplexity and KL (from the source, nats a token) by the verify reports, on: {described}. "
-        f"The source itself has {fidelity['source_perplexity']:.4g} there.",
+    notes = [f"Perplexity and KL (from the source, nats a token) by the verify reports, on: {described}."]
+    if of_origin := [each for each in found if each.of_origin]:
+        fidelity = next(iter(of_origin[0].report["fidelity"].values()))
+        notes[0] += f" The source itself has {fidelity['source_perplexity']:.4g} there."
+    if others := [each.path.name for each in found if not each.of_origin]:
+        notes.append(
+            f"Compared with a quantised model, so that KL from the source is not known: {', '.join(others)}. "
+            "What quantising lost is in quantization.json of that model."
+        )
+    notes.append(
         "Tokens/s: one at a time. First token: from the start of a process. Peak memory: of that process, "
-        "libraries and the file's mapped pages included. A directory for transformers runs in float32.",
-    ]
+        "libraries and the file's mapped pages included. A directory for transformers runs in float32."
+    )
     if len(texts) > 1:
         notes.insert(
             0, "The artefacts were compared on different texts: their perplexities say nothing together."

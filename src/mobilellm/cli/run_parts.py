@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilellm.cli import distill_parts, lora_parts
 from mobilellm.cli.chat_text import ChatText
+from mobilellm.cli.qat_parts import chosen_scheme
 from mobilellm.cli.shard_text import ShardText
 from mobilellm.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
     from mobilellm.data.chat import Skip
+    from mobilellm.model.checkpoint import Weights
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.tokenizer import Tokenizer
     from mobilellm.train.distributed import LossFunction, World
     from mobilellm.train.feed import Loader
     from mobilellm.train.loop import Evaluator, Speaker
+    from mobilellm.train.teacher_cost import Teaching
 
 
 class RunText(Protocol):
@@ -31,7 +34,7 @@ class RunText(Protocol):
 
     @property
     def is_there(self) -> bool:
-        """Whether its files exist: a run can be planned before."""
+        """Whether its files exist: a run can be planned before there are shards."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -83,20 +86,57 @@ def loader(recipe: Recipe, text: RunText, world: World, quiet: bool) -> Loader:
     return distill_parts.taught(recipe.distill, mine, whole, recipe.steps, text.tokenizer, world, quiet)
 
 
-def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: World) -> MobileLLM:
-    """Fresh weights that depend on the seed alone, or those of `model.init_from`, on our device.
+def check(recipe: Recipe, config: ModelConfig, devices: int) -> None:
+    """Raise ValueError for what needs no data and no weights to be seen as a mistake, whatever trains.
 
-    Raises ValueError for a model of another shape, or of another tokenizer: its embedding would be shuffled.
+    ImportError, as who runs the command reads it, for a package that is missing.
     """
-    import torch
+    from importlib.util import find_spec
 
+    from mobilellm.train.trackers import check_tracker
+
+    recipe.batch.check(config.max_position_embeddings, devices)
+    check_tracker(recipe.log)
+    if recipe.qat is not None:
+        chosen_scheme(recipe.qat, config)
+    if recipe.lora is not None and find_spec("peft") is None:
+        raise ModuleNotFoundError("No module named 'peft'", name="peft")
+
+
+def looked_at(
+    recipe: Recipe, config: ModelConfig, text: RunText | None, devices: int, on_gpu: bool
+) -> Teaching | None:
+    """All that would refuse a run at its start, without it; what a teacher would do, where there is one.
+
+    Without `text`, before there is data, what needs none.
+    """
+    from mobilellm.train.distributed import World
+
+    check(recipe, config, devices)
+    first_weights(recipe, config, None if text is None else text.tokenizer)
+    if text is not None:
+        text.evaluator(World())
+        text.speaker()
+        text.loader(World(size=devices))
+    if recipe.distill is None:
+        return None
+    whole = None if text is None else text.loader(World())
+    tokenizer = None if text is None else text.tokenizer
+    return distill_parts.planned(recipe.distill, whole, tokenizer, recipe, on_gpu)
+
+
+def first_weights(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer | None) -> Weights | None:
+    """Those of `model.init_from`, checked, as they are stored; None where it starts from fresh ones.
+
+    Raises ValueError for a quantised model, for one of another shape or, where that of the data is known, of
+    another tokenizer: its embedding would be shuffled.
+    """
     from mobilellm.model import checkpoint, hub
     from mobilellm.model.api import read_tokenizer
-    from mobilellm.model.transformer import MobileLLM
 
     source = recipe.model.init_from
     if source is None:
-        return MobileLLM(config, torch.Generator().manual_seed(recipe.seed)).to(world.device)
+        return None
     directory = hub.resolve(source, lambda notice: None)  # a run stands for its model; a Hub id is fetched
     weights = checkpoint.read_weights(directory)
     if weights.quantized is not None:
@@ -113,12 +153,24 @@ def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: Worl
             "leave out what differs (--model.preset None takes the shape that is there)"
         )
     own = read_tokenizer(directory, weights.config)
-    if own is not None and own.fingerprint != tokenizer.fingerprint:
+    if own is not None and tokenizer is not None and own.fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"train: model.init_from = {source} has another tokenizer than the data; prepare the data "
             "with the model's own"
         )
-    weights = weights._replace(config=config)
+    return weights._replace(config=config)
+
+
+def model(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, world: World) -> MobileLLM:
+    """Fresh weights that depend on the seed alone, or `first_weights`, on our device."""
+    import torch
+
+    from mobilellm.model import checkpoint
+    from mobilellm.model.transformer import MobileLLM
+
+    weights = first_weights(recipe, config, tokenizer)
+    if weights is None:
+        return MobileLLM(config, torch.Generator().manual_seed(recipe.seed)).to(world.device)
     built = checkpoint.build(weights, torch.float32, str(world.device))
     if recipe.lora is not None:
         lora_parts.put_on(built, recipe.lora, recipe)

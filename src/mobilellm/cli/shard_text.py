@@ -158,6 +158,9 @@ class ShardText:
         from mobilellm.model.api import LoadedModel, generate
         from mobilellm.sampling import Sampling
 
+        encoded = [self.tokenizer.encode(prompt) for prompt in recipe.sample.prompts]
+        check_samples(recipe, encoded, self.tokenizer.vocab_size)
+
         def speak(model: MobileLLM, step: int) -> list[tuple[str, str]]:
             model.eval()
             loaded = LoadedModel(model, self.tokenizer, "the model in training")
@@ -169,6 +172,17 @@ class ShardText:
             return [(prompt, each.text) for prompt, each in zip(recipe.sample.prompts, said, strict=True)]
 
         return speak
+
+
+def check_samples(recipe: Recipe, prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Raise ValueError for a prompt of `sample.prompts` that leaves no room in the model's context."""
+    from mobilellm.completion import check_prompts
+
+    config = recipe.model.config(vocab_size)
+    try:
+        check_prompts(prompts, config.max_position_embeddings, config.vocab_size, recipe.sample.tokens)
+    except ValueError as error:
+        raise ValueError(f"train: sample.prompts: {str(error).removeprefix('generate: ')}") from None
 
 
 def _check_borders(recipe: Recipe, folders: Sequence[Path]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.installation import install_command, missing_packages
+from mobilellm.train.teacher_cost import TeacherShape, inference_bytes, shape_of
 
 if TYPE_CHECKING:
     from mobilellm.eval.causal_network import CausalNetwork
@@ -51,13 +52,54 @@ def open_teacher(
     return _Ours(load(source, dtype, str(device), say=say), source)
 
 
-def _gguf(source: str, dtype: str | None, tokenizer: Tokenizer, say: Say) -> Teacher:
-    from mobilellm.runtime.session import load
+def look_at_teacher(source: str, dtype: str | None, tokenizer: Tokenizer | None, say: Say) -> TeacherShape:
+    """What a teacher is, without running it: for a plan.
 
+    Raises what `open_teacher` raises; where the tokenizer of the data is not known yet, not for another one.
+    """
+    if source.endswith(".gguf"):
+        return _look_at_gguf(source, dtype, tokenizer)
+    from mobilellm.config import ConfigError
+    from mobilellm.layouts import read_config_file
+    from mobilellm.model import checkpoint, hub
+
+    directory = hub.resolve(source, say)
+    theirs = _tokenizer(source, directory)
+    if tokenizer is not None:
+        _check_tokenizer(source, theirs, tokenizer)
+    width = checkpoint.torch_dtype(dtype or "float32").itemsize
+    try:
+        read_config_file(directory)
+    except ConfigError as error:
+        return _look_through_transformers(source, directory, width, theirs.vocab_size, str(error))
+    config = checkpoint.read_weights(directory).config
+    return shape_of(source, config, theirs.vocab_size, inference_bytes(config, width))
+
+
+def _look_at_gguf(source: str, dtype: str | None, tokenizer: Tokenizer | None) -> TeacherShape:
+    from mobilellm import gguf_model
+    from mobilellm.gguf import read_gguf
+
+    _check_dtype_of_gguf(source, dtype)
+    file = read_gguf(source)
+    theirs = gguf_model.read_tokenizer(file)
+    if tokenizer is not None:
+        _check_tokenizer(source, theirs, tokenizer)
+    size = sum(tensor.nbytes for tensor in file.tensors.values())
+    return shape_of(source, gguf_model.read_config(file), theirs.vocab_size, size, runs_beside=True)
+
+
+def _check_dtype_of_gguf(source: str, dtype: str | None) -> None:
     if dtype is not None:
         raise ValueError(
             f"distill.dtype = {dtype} does not go with {source}, which runs as it is stored; leave it out"
         )
+
+
+def _gguf(source: str, dtype: str | None, tokenizer: Tokenizer, say: Say) -> Teacher:
+    from mobilellm.runtime.session import load
+
+    _check_dtype_of_gguf(source, dtype)
     runtime = load(source, say=say)
     _check_tokenizer(source, runtime.tokenizer, tokenizer)
     return _OfRuntime(runtime, source)
@@ -92,12 +134,7 @@ def _check_tokenizer(source: str, theirs: Tokenizer, ours: Tokenizer) -> None:
 def _through_transformers(
     source: str, directory: Path, dtype: str, device: torch.device, tokenizer: Tokenizer, why: str, say: Say
 ) -> Teacher:
-    if missing := missing_packages("transformers"):
-        raise ImportError(
-            f"distill.teacher = {source}: only transformers can run it ({why}); that package is not "
-            f"installed; install it with: {install_command('hf')}",
-            name=missing[0],
-        )
+    _check_transformers(source, why)
     from mobilellm.eval.causal_network import CausalNetwork
     from mobilellm.eval.transformers_loading import load_whole
     from mobilellm.model.checkpoint import torch_dtype
@@ -106,6 +143,48 @@ def _through_transformers(
     model = loaded.model
     network = CausalNetwork(model, source, model.get_input_embeddings().weight.shape[0])
     return _OfTransformers(source, loaded.fingerprint, dtype, device, model, network, tokenizer.vocab_size)
+
+
+def _check_transformers(source: str, why: str) -> None:
+    if missing := missing_packages("transformers"):
+        raise ImportError(
+            f"distill.teacher = {source}: only transformers can run it ({why}); that package is not "
+            f"installed; install it with: {install_command('hf')}",
+            name=missing[0],
+        )
+
+
+def _look_through_transformers(
+    source: str, directory: Path, width: int, vocab_size: int, why: str
+) -> TeacherShape:
+    """By the shape that its configuration gives; nothing of it is loaded."""
+    _check_transformers(source, why)
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(directory))
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # of any model's code
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"distill.teacher = {source}: transformers cannot load it: {reason}") from None
+    parameters = sum(weight.numel() for weight in model.parameters())
+    embedding = model.get_input_embeddings().weight
+    head = getattr(model.get_output_embeddings(), "weight", embedding)
+    others = parameters - embedding.numel() - (0 if head is embedding else head.numel())
+    hidden, layers = int(embedding.shape[1]), int(getattr(config, "num_hidden_layers", 0))
+    stated = getattr(config, "max_position_embeddings", None)
+    return TeacherShape(
+        name=source,
+        vocab_size=vocab_size,
+        context=stated if isinstance(stated, int) and stated > 0 else 2**31,
+        parameters=parameters,
+        in_blocks=others,
+        in_head=int(head.numel()),
+        flops_per_pair=4 * layers * hidden,
+        weights_bytes=width * parameters,
+        widths=(hidden, int(getattr(config, "intermediate_size", 4 * hidden))),
+    )
 
 
 class _Ours:

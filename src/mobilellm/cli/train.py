@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mobilellm.cli import run_folder, run_parts
-from mobilellm.cli.qat_parts import Qat, chosen_scheme
+from mobilellm.cli import recipe_flags, run_folder, run_parts
+from mobilellm.cli.qat_parts import Qat
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
 from mobilellm.train.checkpoint_files import checkpoints, step_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 REQUEUE = 75
 """Exit code when a scheduler asked to stop (SIGTERM, SIGUSR1): EX_TEMPFAIL of sysexits.h, start me again."""
+in_flags = recipe_flags.in_flags  # by which main tells what went wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def run(arguments: Arguments) -> None:
         )
     text = run_parts.text(recipe)
     if arguments.plan and not text.is_there:
-        _plan(arguments, recipe, recipe.model.config())  # before there is data, with the preset's vocabulary
+        _plan(arguments, recipe, recipe.model.config(), None)  # with the preset's vocabulary
         return
     tokenizer = text.tokenizer
     config = recipe.model.config(tokenizer.vocab_size)
@@ -93,13 +94,11 @@ def run(arguments: Arguments) -> None:
         raise ValueError(
             f"train: model.vocab_size = {config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
-    if arguments.plan:
-        if recipe.epochs:
-            text.read(quiet=arguments.json)
-            recipe = with_steps(recipe, text.sequences)
-        _plan(arguments, recipe, config)
-        return
     run_folder.check_folder(arguments.out, arguments.resume)
+    if arguments.plan:
+        text.read(quiet=arguments.json)
+        _plan(arguments, with_steps(recipe, text.sequences) if recipe.epochs else recipe, config, text)
+        return
     from mobilellm.train.distributed import join
 
     with join(arguments.device) as world:
@@ -118,8 +117,10 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
     recipe = (
         with_steps(arguments.settings, text.sequences) if arguments.settings.epochs else arguments.settings
     )
+    run_parts.check(recipe, config, world.size)
     model = run_parts.model(recipe, config, text.tokenizer, world)
     qat = None if recipe.qat is None else Qat(recipe.qat, model)
+    evaluate, speak = run_parts.evaluator(recipe, text, world), run_parts.speaker(recipe, text)
     loader = run_parts.loader(recipe, text, world, quiet=arguments.json)  # a teacher may take hours: the last
     done = checkpoints(out / "checkpoints")
     first = step_of(done[-1]) if done else 0
@@ -141,7 +142,6 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             for watcher in watchers:
                 watcher(record)
 
-        evaluate, speak = run_parts.evaluator(recipe, text, world), run_parts.speaker(recipe, text)
         if qat is not None:
             evaluate, speak = qat.of_the_quantized(evaluate), qat.of_the_quantized(speak)
         outcome = train(
@@ -210,17 +210,21 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _plan(arguments: Arguments, recipe: Recipe, config: ModelConfig) -> None:
+def _plan(arguments: Arguments, recipe: Recipe, config: ModelConfig, text: RunText | None) -> None:
+    """Without text: before there is data. What would refuse the run at its start refuses its plan, too."""
     from mobilellm.cli.plan_sheet import plan_json, print_plan
     from mobilellm.train.device import this_device
+    from mobilellm.train.distributed import named_device
     from mobilellm.train.plan import make_plan
 
     if not recipe.steps:
         raise ValueError("train: the steps of epochs follow from the data, which is not there; give --steps")
-    if recipe.qat is not None:
-        chosen_scheme(recipe.qat, config)
+    if arguments.devices < 1:
+        raise ValueError(f"train: devices = {arguments.devices} must be at least 1")
+    on_gpu = named_device(arguments.device).type == "cuda"
+    teaching = run_parts.looked_at(recipe, config, text, arguments.devices, on_gpu)
     device = this_device(recipe.compute.precision, kind=arguments.device)
-    plan = make_plan(recipe, config, arguments.devices, device)
+    plan = make_plan(recipe, config, arguments.devices, device, teaching=teaching)
     if arguments.json:
         print(json.dumps(plan_json(plan), indent=2))
     else:

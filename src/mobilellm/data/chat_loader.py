@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.data.chat import Conversations
-from mobilellm.data.loader import Batch
+from mobilellm.data.loader import Batch, fewer_tokens
 from mobilellm.data.permutation import permuted
 from mobilellm.tokenizer import PAD_ID
 
@@ -36,7 +36,7 @@ class ChatRows:
         assistant_only: bool = True,
     ) -> None:
         """Raises ValueError for a conversation of more than `length` + 1 tokens."""
-        self._conversations, self._length, self._seed = conversations, length, seed
+        self._conversations, self.length, self._seed = conversations, length, seed
         self._packing, self._assistant_only = packing, assistant_only
         self._places = conversations.lengths - 1
         if len(conversations) and not 1 <= self._places.min() <= self._places.max() <= length:
@@ -50,14 +50,14 @@ class ChatRows:
     @property
     def filled(self) -> float:
         """Share of the places of all rows that hold a conversation."""
-        return float(self._places.sum() / max(1, self.num_rows * self._length))
+        return float(self._places.sum() / max(1, self.num_rows * self.length))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What two runs must have alike to see the same rows; JSON."""
         return {
             "conversations": self._conversations.fingerprint,
-            "sequence_length": self._length,
+            "sequence_length": self.length,
             "packing": self._packing,
             "assistant_only": self._assistant_only,
             "seed": self._seed,
@@ -76,8 +76,8 @@ class ChatRows:
     def positions(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Where in `Conversations.tokens` each token (count, length) of these rows is, -1 for padding; and
         its segment."""
-        positions = np.full((count, self._length), _PADDING, dtype=np.int64)
-        segments = np.zeros((count, self._length), dtype=np.int32)
+        positions = np.full((count, self.length), _PADDING, dtype=np.int64)
+        segments = np.zeros((count, self.length), dtype=np.int32)
         for place in range(count):
             epoch, row = divmod(first + place, self.num_rows)
             filled = 0
@@ -94,9 +94,7 @@ class ChatRows:
         if epoch != self._epoch:
             count = len(self._conversations)
             order = permuted(np.arange(count, dtype=np.int64), count, (self._seed, 0, epoch))
-            rows = (
-                _best_fit(self._places, order, self._length) if self._packing else [[int(i)] for i in order]
-            )
+            rows = _best_fit(self._places, order, self.length) if self._packing else [[int(i)] for i in order]
             turns = permuted(np.arange(len(rows), dtype=np.int64), len(rows), (self._seed, 1, epoch))
             self._epoch, self._rows = epoch, [rows[turn] for turn in turns]
         return self._rows
@@ -116,10 +114,10 @@ class ChatLoader:
                 f"batch: {sequences_per_step} sequences a step cannot be shared by {world_size} devices"
             )
         if rows.num_rows < sequences_per_step:
+            mend = fewer_tokens(rows.num_rows, rows.length, world_size)
             raise ValueError(
                 f"chat: the conversations fill {rows.num_rows} sequences, fewer than the "
-                f"{sequences_per_step} of one step; give more of them, or lower batch.tokens_per_step or "
-                "batch.sequence_length"
+                f"{sequences_per_step} of one step; give more of them{mend}"
             )
         self.rows = rows
         self._share, self._per_step, self._rank = sequences_per_step // world_size, sequences_per_step, rank

@@ -53,6 +53,12 @@ def inside_documents(targets: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     return inside
 
 
+def fewer_tokens(sequences: int, length: int, world_size: int) -> str:
+    """The end of a sentence on data that fill too few sequences: the largest batch that they do fill."""
+    fit = sequences // world_size * world_size * length
+    return f", or make batch.tokens_per_step = {fit}" if fit else ""
+
+
 class PackedLoader:
     """Cuts streams of tokens into windows and deals them out shuffled, epoch after epoch, for ever.
 
@@ -88,8 +94,8 @@ class PackedLoader:
         if self.num_windows < sequences_per_step:
             raise ValueError(
                 f"data: {sum(map(len, several))} tokens give {self.num_windows} windows of "
-                f"{sequence_length}, fewer than the {sequences_per_step} of one step; give more text or a "
-                "smaller batch"
+                f"{sequence_length}, fewer than the {sequences_per_step} of one step; give more text"
+                f"{fewer_tokens(self.num_windows, sequence_length, world_size)}"
             )
         self._length, self._per_step = sequence_length, sequences_per_step
         self._rank, self._world_size = rank, world_size

@@ -127,16 +127,18 @@ def _losses(
         report(done)
     tokens_of = [int(mask.sum()) for mask in masks]
     means = [one / count for one, count in zip(nats, tokens_of, strict=True)]
-    low, high = clustered(means, range(len(means)), tokens_of)
+    interval = clustered(means, range(len(means)), tokens_of)
     total = math.fsum(nats)
     found = {
         "conversations": len(requests),
         "over_context": len(conversations.talks) - len(requests),
         "tokens": sum(tokens_of), "bytes": sum(sizes),
-        "loss": total / sum(tokens_of), "loss_low": low, "loss_high": high,
+        "loss": total / sum(tokens_of),
         "perplexity": math.exp(total / sum(tokens_of)),
         "bits_per_byte": total / math.log(2) / sum(sizes) if sum(sizes) else None,
     }  # fmt: skip
+    if interval is not None:
+        found |= {"loss_low": interval[0], "loss_high": interval[1]}
     items = {"nats": nats}
     items |= {
         name: list(map(float, each))

@@ -21,6 +21,15 @@ from mobilellm.eval.interface import ModelIdentity
 
 FORMAT = "mobilellm-evaluation-1"
 KINDS = ("perplexity", "zero-shot", "tools", "chat")
+FIGURES_OF_TOOLS = {
+    "accuracy": "right",
+    "intent": "exact match of intent",
+    "structure": "exact match of structure",
+    "call": "exact match of the whole call",
+    "rouge1": "ROUGE-1 of responses",
+    "rougeL": "ROUGE-L of responses",
+}
+"""What the metrics of a tools record are called. METRIC_low, METRIC_high: its interval, where it has one."""
 PACKAGES = ("mobilellm", "torch", "transformers", "tokenizers", "numpy", "lm_eval", "datasets", "rouge_score")
 
 

@@ -186,15 +186,22 @@ def _turns_judged(
     }  # fmt: skip
     for metric, each in values.items():
         if each:
-            low, high = clustered(each, places[metric])
-            if low == high and metric in OF_CALLS:  # none right or all: resampling finds nothing else
-                groups = len(set(places[metric]))
-                low, high = wilson(round(groups * sum(each) / len(each)), groups)
-            found |= {metric: sum(each) / len(each), f"{metric}_low": low, f"{metric}_high": high}
+            found[metric] = sum(each) / len(each)
+            if (interval := _of_turns(metric, each, places[metric])) is not None:
+                found |= {f"{metric}_low": interval[0], f"{metric}_high": interval[1]}
     items = {metric: each for metric, each in values.items() if each}
     # Turns of one conversation are not independent: whoever compares must know which belong together.
     items |= {f"{metric}_conversation": list(map(float, places[metric])) for metric in items}
     return found, items, lines
+
+
+def _of_turns(metric: str, values: Sequence[float], places: Sequence[int]) -> tuple[float, float] | None:
+    """The interval of a mean over turns; None where one conversation is all there is to tell it from."""
+    interval = clustered(values, places)
+    if metric in OF_TEXTS or (interval is not None and interval[0] < interval[1]):
+        return interval
+    groups = len(set(places))  # none right or all: resampling finds nothing else
+    return wilson(round(groups * sum(values) / len(values)), groups)
 
 
 def _written(completion: Completion | None, calls: Sequence[ToolCall]) -> dict[str, Any]:
@@ -213,7 +220,7 @@ def _with_tools(file: Path, held_out: float | None, limit: int | None) -> Conver
     found = read_conversations(file, held_out, limit)
     if not turns_of(found.talks):
         raise ValueError(
-            f"{file}: none of its {len(found.talks):,} conversations has tools; "
+            f"{file}: no conversation in it has tools ({len(found.talks):,} without); "
             "mobilellm eval chat measures those without"
         )
     return found

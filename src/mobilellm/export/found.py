@@ -18,9 +18,22 @@ class Found:
     report: dict[str, Any]
     """As verify.py wrote it."""
 
+    @property
+    def origin(self) -> str:
+        """Fingerprint of the model it comes from, over whatever was quantised between."""
+        origin: str = self.report.get("origin_sha256") or self.report["source_sha256"]
+        return origin
+
+    @property
+    def of_origin(self) -> bool:
+        """Whether it was compared with that model itself."""
+        return bool(self.report["source_sha256"] == self.origin)
+
 
 def find(folder: Path, say: Callable[[str], None]) -> list[Found]:
     """The verified artefacts of one model, smallest first; `say` is told of those that are left out.
+
+    A model and what was quantised from it count as one.
 
     Raises FileNotFoundError where there is none, ValueError for artefacts of more than one model.
     """
@@ -42,9 +55,11 @@ def find(folder: Path, say: Callable[[str], None]) -> list[Found]:
         raise FileNotFoundError(
             f"{folder}: holds no verified artefact; write some with mobilellm export MODEL {folder}/NAME.gguf"
         )
-    sources = {each.report["source_sha256"]: f"{each.path.name} of {each.report['source']}" for each in found}
-    if len(sources) > 1:
-        raise ValueError(f"{folder}: holds artefacts of several models: {'; '.join(sources.values())}")
+    origins = {each.origin: f"{each.path.name} of {each.report['source']}" for each in found}
+    if len(origins) > 1:
+        raise ValueError(
+            f"{folder}: holds artefacts of several models: {'; '.join(origins.values())}; give each a folder"
+        )
     return sorted(found, key=lambda each: int(each.report["bytes"]))
 
 

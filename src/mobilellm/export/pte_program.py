@@ -29,6 +29,8 @@ OUTSIDE = frozenset(
     }
 )  # fmt: skip
 """Operators that a program may run outside XNNPACK: the embedding's rows, views, the cache and attention."""
+_ALIGNMENT = 128
+"""Of data in a program, as ExecuTorch has it by default."""
 
 
 def lower(model: StaticModel, description: Mapping[str, Any]) -> bytes:
@@ -59,7 +61,44 @@ def lower(model: StaticModel, description: Mapping[str, Any]) -> bytes:
                 extract_delegate_segments=True,
             )
         )
-    return bytes(program.buffer)
+    return _without_copies(bytes(program.buffer))
+
+
+def _without_copies(raw: bytes) -> bytes:
+    """The same program, in which what is a constant and was given to XNNPACK, too, lies once.
+
+    So it is with an embedding and the head tied to it. A program finds all of its data by offsets into the
+    file, and those of XNNPACK then lead to where the constants lie.
+    """
+    from executorch.exir._serialize import _program as serialize
+    from executorch.exir._serialize.padding import aligned_size, pad_to
+
+    header = serialize._get_extended_header(raw)
+    program = serialize._flatbuffer_to_program(raw[: header.program_size])
+    data = raw[header.segment_base_offset :]
+    segments = [data[each.offset : each.offset + each.size] for each in program.segments]
+    assert program.constant_segment.segment_index == 0
+    starts = program.constant_segment.offsets
+    constants = [
+        (start, segments[0][start:end]) for start, end in zip(starts, [*starts[1:], None], strict=True)
+    ]
+    for_xnnpack = {entry.segment_index for entry in program.named_data}
+    kept = bytearray()
+    for index, (told, segment) in enumerate(zip(program.segments, segments, strict=True)):
+        same = (start for start, constant in constants if constant.startswith(segment))
+        place = next(same, None) if index in for_xnnpack else None
+        if place is not None:
+            told.offset = place
+            continue
+        told.offset = aligned_size(len(kept), _ALIGNMENT)
+        kept += bytes(told.offset - len(kept)) + segment
+    written = serialize._program_to_flatbuffer(program)
+    length = aligned_size(header.EXPECTED_LENGTH, written.max_alignment)
+    header.program_size = length + len(written.data)
+    header.segment_base_offset = aligned_size(header.program_size, _ALIGNMENT)
+    header.segment_data_size = len(kept)
+    head = serialize._insert_flatbuffer_header(written.data, "ET", pad_to(header.to_bytes(), length))
+    return bytes(pad_to(head, header.segment_base_offset) + kept)
 
 
 def _runner_metadata(model: StaticModel) -> dict[str, Any]:

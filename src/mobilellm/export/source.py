@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,20 +18,24 @@ from mobilellm.chat_template import stored_template
 from mobilellm.config import ModelConfig
 from mobilellm.export.targets import Options
 from mobilellm.model import api, checkpoint, hub
-from mobilellm.model.quantized import Quantized
+from mobilellm.model.quantized import Origin, Quantized
+from mobilellm.model.tensor_files import fingerprint
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory as read: its weights in the dtype they are stored in, one entry a parameter."""
+    """A model directory as read: its weights in the dtype they are stored in, one entry a parameter.
+
+    Where they lie in safetensors files each is read when it is asked for, and none stays in memory.
+    """
 
     name: str
     """What the user typed."""
     directory: Path
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     tokenizer: Tokenizer
     chat_template: str | None
     repairs: tuple[str, ...]
@@ -45,13 +48,13 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over weights and tokenizer: equal for equal models wherever they lie."""
-        whole = hashlib.sha256(self.tokenizer.fingerprint.encode())
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name]
-            whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            whole.update(tensor.contiguous().view(torch.uint8).numpy().data)
-        return whole.hexdigest()
+        """Over weights and tokenizer: equal for equal models wherever they lie."""
+        return fingerprint(self.tensors, self.tokenizer)
+
+    @property
+    def origin(self) -> Origin | None:
+        """Of a quantised model, as far as it is told."""
+        return None if self.quantized is None else self.quantized.origin
 
     @cached_property
     def tokenizer_bytes(self) -> int:
@@ -81,7 +84,7 @@ def open_source(source: str | Path, say: Callable[[str], None]) -> Source:
     not finite, and for a model without a tokenizer.
     """
     directory = hub.resolve(source, say)
-    opened = source_of(str(source), directory, checkpoint.read_weights(directory))
+    opened = source_of(str(source), directory, checkpoint.read_weights(directory, on_demand=True))
     for repair in opened.repairs:
         say(f"{source}: repaired: {repair}")
     return opened

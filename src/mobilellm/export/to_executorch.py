@@ -4,9 +4,8 @@
     tokenizer.json, …      for the runner; with BOS in front, as `num_bos=1` has it
     chat_template.jinja    if the model has one
 
-XNNPACK runs all products. A shared block's weights are stored once: XNNPACK's data go by their SHA-256. The
-embedding is stored a second time beside a head tied to it, for no operator of ExecuTorch takes rows out of
-what XNNPACK multiplies with.
+XNNPACK runs all products. A shared block's weights are stored once: XNNPACK's data go by their SHA-256. So
+are an embedding, a constant outside XNNPACK, and the head that is tied to it (`pte_program.py`).
 """
 
 from __future__ import annotations
@@ -93,7 +92,8 @@ class ExecutorchTarget:
         tensors = {name: Stored(shape, _type(matrices(name))) for name, shape in shapes.items()}
         head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
         multiplied = {name for name in shapes if ".layers." in name} | {head}
-        weights = sum(_nbytes(matrices(name)) for name in multiplied) + _nbytes(matrices(EMBEDDING))
+        weights = sum(_nbytes(matrices(name)) for name in multiplied)
+        weights += _embedding_bytes(matrices(EMBEDDING), config.tie_word_embeddings)
         norms = 4 * (2 * config.num_layers + 1) * config.hidden_size
         rotary = 4 * (2 * context * config.head_dim + config.head_dim**2)
         program = _BASE_BYTES + _STEP_BYTES[options.type != "fp32"] * config.num_steps
@@ -267,6 +267,16 @@ def _nbytes(matrix: StoredMatrix) -> int:
     return matrix.codes.numel() * matrix.bits // 8 + matrix.scales.numel() * wide
 
 
+def _embedding_bytes(matrix: StoredMatrix, tied: bool) -> int:
+    """Of an embedding's rows, without what a head tied to them brings. Scales are float32 outside XNNPACK."""
+    if not isinstance(matrix, Matrix):
+        return 0 if tied else matrix.nbytes
+    scales = 4 * matrix.scales.numel()
+    if tied:
+        return scales if matrix.scales.shape[1] > 1 else 0
+    return matrix.codes.numel() * matrix.bits // 8 + scales
+
+
 def _notes(source: Source, options: Options, stored_as: Mapping[str, str], context: int) -> list[str]:
     config = source.config
     notes = [
@@ -275,12 +285,6 @@ def _notes(source: Source, options: Options, stored_as: Mapping[str, str], conte
         if ".layers." in name and kind != options.type
     ]
     quantised = sum(kind != "fp32" for kind in stored_as.values())
-    if config.tie_word_embeddings:
-        twice = _nbytes(_matrices(source, options)(EMBEDDING))
-        notes.append(
-            f"the embedding is stored twice, {twice / 1e6:,.1f} MB each: no operator takes rows out of what "
-            "XNNPACK multiplies with, as the head that is tied to it is"
-        )
     cache = 8 * config.num_steps * context * config.num_kv_heads * config.head_dim
     told = f"{quantised} of {len(stored_as)} matrices are quantised, " if quantised else ""
     notes.append(f"{told}all products run in XNNPACK")

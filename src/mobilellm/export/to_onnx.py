@@ -206,8 +206,8 @@ def _write_tokenizer(source: Source, path: Path) -> None:
     """The usual files, under the one class for which onnxruntime-genai merges runs of spaces by their rank.
 
     For all others it cuts a text before the last space of a run, which changes the ids of any text with two
-    spaces in a row. transformers.js does the same whatever the class, and looks for a chat template in
-    tokenizer_config.json alone.
+    spaces in a row. transformers.js merges them by their rank whatever the class, and looks for a chat
+    template in tokenizer_config.json alone.
     """
     source.tokenizer.save(path, model_max_length=source.config.max_position_embeddings)
     file = path / "tokenizer_config.json"

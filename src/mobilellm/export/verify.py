@@ -30,6 +30,7 @@ from mobilellm.export.questions import Answers, Questions, ask
 from mobilellm.export.source import Source
 from mobilellm.export.targets import Options, Target, final_name
 from mobilellm.export.text import SampleText, questions, sample_text
+from mobilellm.quant.formats import FORMATS
 
 FORMAT = "mobilellm verify report 1"
 TOKENS = 512
@@ -58,6 +59,10 @@ class Report:
     source: str
     source_sha256: str
     """Over the source's weights and tokenizer, wherever it lies."""
+    origin_sha256: str
+    """The same of what a quantised source was made of; of any other source its own."""
+    quantized_by: str | None
+    """How weights became whole numbers: rtn or gptq; None where they did not, or a source does not tell."""
     parameters: int
     """Of the source, a shared one counted once."""
     options: dict[str, Any]
@@ -228,6 +233,7 @@ class _Seen:
         runtimes: dict[str, str] | None = None,
         measured: dict[str, Fidelity] | None = None,
     ) -> Report:
+        origin = self._source.origin
         return Report(
             artefact=final_name(self.path).name,
             kind=self._target.kind.name,
@@ -235,6 +241,8 @@ class _Seen:
             bytes=_size(self.path),
             source=self._source.name,
             source_sha256=self._source.fingerprint,
+            origin_sha256=origin.sha256 if origin else self._source.fingerprint,
+            quantized_by=_method(self._source, options),
             parameters=sum(tensor.numel() for tensor in self._source.tensors.values()),
             options=asdict(options) if options else {},
             runtimes=runtimes or {},
@@ -242,6 +250,14 @@ class _Seen:
             checks=checks,
             fidelity=measured or {},
         )
+
+
+def _method(source: Source, options: Options | None) -> str | None:
+    """Of a quantised source its own; an export rounds to the nearest where the type asks for it."""
+    if source.quantized is not None:
+        return source.origin.method if source.origin else None
+    rounds = options is not None and options.type is not None and options.type.lower() in FORMATS
+    return "rtn" if rounds else None
 
 
 def _stated(seen: _Seen) -> Options | None:

@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +27,7 @@ from mobilellm.chat_template import TEMPLATE_FILE
 from mobilellm.config import ModelConfig
 from mobilellm.layouts import ConfigFile, config_json, not_a_model_directory, read_config_file
 from mobilellm.model.quantized import Quantization, Quantized, attach, is_quantized, read_quantized
-from mobilellm.model.tensor_files import CheckpointError, read_tensors, some, write_tensors
+from mobilellm.model.tensor_files import CheckpointError, Selected, read_tensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 
@@ -47,22 +47,27 @@ class Weights(NamedTuple):
     """A checkpoint as read: exactly the parameters of MobileLLM(config), and what was repaired."""
 
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     model_type: str
     repairs: tuple[str, ...]
     quantized: Quantized | None = None
     """Of a quantised model: what `tensors`, in float32, are the values of."""
 
 
-def read_weights(directory: str | Path) -> Weights:
+def read_weights(directory: str | Path, on_demand: bool = False) -> Weights:
     """Read and check the weights of a model directory, in the dtype they are stored in.
 
+    With `on_demand` they do not stay in memory (but those of pickles and of quantised models): each is read
+    again when it is asked for.
     Raises FileNotFoundError, ConfigError or CheckpointError, each naming file, tensor, value and mend.
     """
     directory = Path(directory)
     described = read_config_file(directory)
     quantized = read_quantized(directory) if is_quantized(directory) else None
-    source, tensors = read_tensors(directory) if quantized is None else (str(directory), quantized.tensors())
+    if quantized is None:
+        source, tensors = read_tensors(directory, on_demand)
+    else:
+        source, tensors = str(directory), quantized.tensors()
     tensors, repairs = _repair(tensors, described, source)
     if problems := _problems(tensors, described.config):
         raise CheckpointError(
@@ -205,28 +210,28 @@ def unroll(model: MobileLLM) -> MobileLLM:
 
 
 def _repair(
-    tensors: dict[str, Tensor], described: ConfigFile, source: str
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    tensors: Mapping[str, Tensor], described: ConfigFile, source: str
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """Undo the known faults of official and converted checkpoints; say which were found."""
-    tensors, repairs = dict(tensors), []
+    names, repairs = {name: name for name in tensors}, []
     buffers = [name for name in tensors if name.endswith(".rotary_emb.inv_freq")]
     for name in buffers:
-        _check_rotary_table(tensors.pop(name), described.config, f"{source}: {name}")
+        _check_rotary_table(tensors[names.pop(name)], described.config, f"{source}: {name}")
     if buffers:
         repairs.append(f"{len(buffers)} stored rotary tables dropped (they follow from rope_theta)")
     if not described.config.tie_word_embeddings or HEAD not in tensors:
-        return tensors, tuple(repairs)
-    if EMBEDDING not in tensors:
-        tensors[EMBEDDING] = tensors.pop(HEAD)
+        pass
+    elif EMBEDDING not in tensors:
+        names[EMBEDDING] = names.pop(HEAD)
         repairs.append(
             f"{EMBEDDING} was missing and its tensor stored as {HEAD} (the automatic safetensors "
             "conversion does this): put back"
         )
     elif _same(tensors[HEAD], tensors[EMBEDDING]):
-        del tensors[HEAD]
+        del names[HEAD]
         repairs.append(f"{HEAD} was stored a second time beside the tied {EMBEDDING}: dropped")
     elif described.model_type == "mobilellm":
-        del tensors[HEAD]
+        del names[HEAD]
         repairs.append(
             f"{HEAD} is stored and differs from {EMBEDDING}, but share_embedding is true and the official "
             "code never uses it (so in MobileLLM-1B): dropped"
@@ -236,7 +241,7 @@ def _repair(
             f"{source}: config.json says tie_word_embeddings = true but {HEAD} differs from {EMBEDDING}; "
             "delete one of them or set tie_word_embeddings to false"
         )
-    return tensors, tuple(repairs)
+    return Selected({name: (tensors, old) for name, old in names.items()}), tuple(repairs)
 
 
 def _check_rotary_table(table: Tensor, config: ModelConfig, source: str) -> None:
@@ -254,7 +259,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def _problems(tensors: dict[str, Tensor], config: ModelConfig) -> str:
+def _problems(tensors: Mapping[str, Tensor], config: ModelConfig) -> str:
     """All that is wrong with names, shapes, dtypes and values, or ""."""
     with torch.device("meta"):
         expected = MobileLLM(config).state_dict()

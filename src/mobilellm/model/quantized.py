@@ -72,6 +72,15 @@ class Quantization:
         }
 
 
+class Origin(NamedTuple):
+    """What a quantised model was made of, and how."""
+
+    sha256: str
+    """The `fingerprint` of its weights and tokenizer, as they were stored."""
+    method: str
+    """rtn or gptq"""
+
+
 class Quantized(NamedTuple):
     """A directory as read."""
 
@@ -79,6 +88,8 @@ class Quantized(NamedTuple):
     matrices: dict[str, Matrix]
     others: dict[str, Tensor]
     """What is not quantised: norms, and matrices that the format's groups do not divide."""
+    origin: Origin | None = None
+    """None where it is not told: in directories of older versions."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every weight by its checkpoint name, as numbers."""
@@ -98,7 +109,7 @@ def read_quantized(directory: Path) -> Quantized:
     if not (directory / WEIGHTS).is_file():
         raise FileNotFoundError(f"{directory / WEIGHTS}: missing; fetch or make the quantised model again")
     stored = read_safetensors(directory / WEIGHTS)
-    quantization = _described(directory / DESCRIPTION, tensors_bytes(stored))
+    quantization, origin = _described(directory / DESCRIPTION, tensors_bytes(stored))
     matrices, others = {}, {}
     for name, tensor in stored.items():
         if name.endswith(_CODES):
@@ -110,7 +121,7 @@ def read_quantized(directory: Path) -> Quantized:
             others[name] = tensor
     if twice := sorted(matrices.keys() & others.keys()):
         raise CheckpointError(f"{directory / WEIGHTS}: holds {some(twice)} quantised and plain; keep one")
-    return Quantized(quantization, matrices, others)
+    return Quantized(quantization, matrices, others, origin)
 
 
 def stored_tensors(matrices: dict[str, Matrix], others: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -168,7 +179,7 @@ _OTHER_WEIGHTS = (
 )  # fmt: skip
 
 
-def _described(file: Path, size: int) -> Quantization:
+def _described(file: Path, size: int) -> tuple[Quantization, Origin | None]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
@@ -183,6 +194,8 @@ def _described(file: Path, size: int) -> Quantization:
             kv=_rounding(values["kv"]),
             bytes=values["bytes"],
         )
+        stated = values.get("origin")
+        origin = stated and Origin(str(stated["sha256"]), str(stated["method"]))
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -194,7 +207,7 @@ def _described(file: Path, size: int) -> Quantization:
             f"{file}: speaks of {described.bytes:,} bytes of tensors and {WEIGHTS} has {size:,}: they are "
             "not of one model"
         )
-    return described
+    return described, origin
 
 
 def _rounding(name: str | None) -> Rounding | None:

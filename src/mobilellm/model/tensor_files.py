@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
 import re
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -16,34 +19,83 @@ import torch
 from torch import Tensor
 
 from mobilellm.git_lfs import pointer_problem
+from mobilellm.tokenizer import Tokenizer
 
 
 class CheckpointError(ValueError):
     """Weights that are not, tensor for tensor, those the config describes, or files that are damaged."""
 
 
-def read_tensors(directory: Path) -> tuple[str, dict[str, Tensor]]:
-    """Every tensor of the directory and the name of the file they came from (for messages)."""
-    for whole, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", _read_pickle)):
+class TensorsInFile(Mapping[str, Tensor]):
+    """Tensors of a safetensors file, each read whenever it is asked for, and not kept.
+
+    A model that is gone through this way, tensor by tensor, never lies in memory whole.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with _damage_told(file), safetensors.safe_open(file, "pt") as opened:
+            self._names = dict.fromkeys(opened.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        # What is mapped is the file, and what was touched of it stays in memory as long as a tensor does.
+        with _damage_told(self._file), safetensors.safe_open(self._file, "pt") as opened:
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Selected(Mapping[str, Tensor]):
+    """Tensors of one or several mappings, under other names or the same."""
+
+    def __init__(self, places: Mapping[str, tuple[Mapping[str, Tensor], str]]) -> None:
+        """By name: where the tensor is, and what it is called there."""
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensors, there = self._places[name]
+        return tensors[there]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def read_tensors(directory: Path, on_demand: bool = False) -> tuple[str, Mapping[str, Tensor]]:
+    """Every tensor of the directory and the name of the file they came from (for messages).
+
+    With `on_demand` safetensors files are read when a tensor is asked for.
+    """
+    safe: Callable[[Path], Mapping[str, Tensor]] = _on_demand if on_demand else read_safetensors
+    for whole, read in (("model.safetensors", safe), ("pytorch_model.bin", _read_pickle)):
         index = directory / f"{whole}.index.json"
         if (directory / whole).is_file():
             return str(directory / whole), read(directory / whole)
         if index.is_file():
-            tensors: dict[str, Tensor] = {}
+            places: dict[str, tuple[Mapping[str, Tensor], str]] = {}
             for shard in _shards(index):
                 found = read(shard)
-                if twice := sorted(tensors.keys() & found.keys()):
+                if twice := sorted(places.keys() & found.keys()):
                     raise CheckpointError(
                         f"{shard}: holds {some(twice)}, as another shard does; keep one of them"
                     )
-                tensors |= found
-            return str(index), tensors
+                places |= {name: (found, name) for name in found}
+            return str(index), Selected(places)
     raise FileNotFoundError(
         f"{directory}: no weights there; expected model.safetensors or pytorch_model.bin (or their index)"
     )
 
 
-def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Raises OSError with the true errno, e.g. for a full disk."""
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     file.touch()
@@ -56,6 +108,16 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         reason = os.strerror(code) if found else str(error)
         raise OSError(code, f"could not be written: {reason}", str(file)) from None
     file.chmod(mode)
+
+
+def fingerprint(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> str:
+    """SHA-256 over weights, in the dtype they are stored in, and tokenizer: of equal models the same."""
+    whole = hashlib.sha256(tokenizer.fingerprint.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 def _shards(index: Path) -> list[Path]:
@@ -75,8 +137,19 @@ def _shards(index: Path) -> list[Path]:
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Every tensor of one file. Raises CheckpointError."""
     _refuse_pointer(file)
-    try:
+    with _damage_told(file):
         return safetensors.torch.load_file(file)
+
+
+def _on_demand(file: Path) -> TensorsInFile:
+    _refuse_pointer(file)
+    return TensorsInFile(file)
+
+
+@contextmanager
+def _damage_told(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         if "KeyboardInterrupt" in str(error):  # the library turns a Ctrl-C into an error of the file
             raise KeyboardInterrupt from None

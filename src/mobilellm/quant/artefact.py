@@ -68,7 +68,10 @@ def save(
     further = [] if origin is None else licence_files(origin)
     if origin is not None:
         further += [origin / name for name in _CARRIED if (origin / name).is_file()]
-    description = {"format": quantized.FORMAT, **stored.quantization.to_dict(), "report": report}
+    origin_told = None if stored.origin is None else stored.origin._asdict()
+    description = {
+        "format": quantized.FORMAT, **stored.quantization.to_dict(), "origin": origin_told, "report": report,
+    }  # fmt: skip
     with atomic_directory(destination, overwrite, not_a_model_directory) as temporary:
         for name, content in (
             ("config.json", values),
@@ -93,6 +96,7 @@ def _compare(directory: Path, stored: Quantized) -> None:
     same = (
         found is not None
         and found.quantization == stored.quantization
+        and found.origin == stored.origin
         and found.matrices.keys() == stored.matrices.keys()
         and found.others.keys() == stored.others.keys()
         and all(torch.equal(found.others[name], tensor) for name, tensor in stored.others.items())

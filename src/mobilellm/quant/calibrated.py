@@ -1,8 +1,8 @@
 """GPTQ over a whole model: blocks one after the other, each with the inputs that the quantised ones give.
 
 A block that runs several times (layer sharing) is quantised once, for the inputs of all its runs. Embedding
-and head come first, for the final states of the source. A tied matrix is head and embedding at once: its
-columns make up for each other less (more damping), because a looked-up row is used as it is.
+and head come first: the head for the final states of the source, the embedding for the gradients at what is
+looked up in it. A tied matrix is head and embedding at once, and its H the sum of both.
 T tokens of a window, E hidden_size.
 """
 
@@ -19,13 +19,10 @@ from torch import Tensor, nn
 from mobilellm.model.quantized import Matrix, attach
 from mobilellm.model.rope import rotation
 from mobilellm.model.transformer import Linear, MobileLLM
-from mobilellm.quant.formats import WeightFormat
-from mobilellm.quant.gptq import DAMPING, gptq
-from mobilellm.quant.scales import best_scales
+from mobilellm.quant.gptq import gptq
 from mobilellm.quant.schemes import Scheme
-from mobilellm.quant.sensitivity import Uses, sensitivities
+from mobilellm.quant.sensitivity import Sensitivities, sensitivities
 
-_TIED_DAMPING = 1.0
 _SAME_INPUT = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -54,9 +51,9 @@ def calibrated(
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"{name}: there are weights that are not finite")
     model = copy.deepcopy(source).float().eval()
-    weights = sensitivities(model, windows, progress)
+    found = sensitivities(model, windows, progress)
     with torch.inference_mode():
-        return _Calibration(model, scheme, windows, weights, act_order).run(progress)
+        return _Calibration(model, scheme, windows, found, act_order).run(progress)
 
 
 class _Enough(Exception):  # noqa: N818
@@ -64,19 +61,19 @@ class _Enough(Exception):  # noqa: N818
 
 
 class _Calibration:
-    """`model` is quantised block by block, in place; `weights` are those of `sensitivities`."""
+    """`model` is quantised block by block, in place."""
 
     def __init__(
         self,
         model: MobileLLM,
         scheme: Scheme,
         windows: Sequence[Tensor],
-        weights: dict[str, list[Uses]],
+        found: Sensitivities,
         act_order: bool,
     ) -> None:
         self.formats = scheme.formats(model.config)
         self.model, self.scheme, self.windows = model, scheme, windows
-        self.weights, self.act_order = weights, act_order
+        self.sensitivities, self.act_order = found, act_order
         self.matrices: dict[str, Matrix] = {}
 
     def run(self, progress: Callable[[str, int, int], None]) -> dict[str, Matrix]:
@@ -117,7 +114,8 @@ class _Calibration:
         def note(part: nn.Module, inputs: tuple[Tensor]) -> None:
             nonlocal seen
             window, use = divmod(seen, len(uses))
-            matters = torch.stack([self.weights[name][window][use] for name in names]).mean(0)
+            products = self.sensitivities.products
+            matters = torch.stack([products[name][window][use] for name in names]).mean(0)
             self._add(inputs[0][0], total, matters)
             seen += 1
             if use + 1 == len(uses):
@@ -132,10 +130,10 @@ class _Calibration:
             handle.remove()
         return total
 
-    def _add(self, x: Tensor, hessian: Tensor, matters: Tensor | None = None) -> None:
+    def _add(self, x: Tensor, hessian: Tensor, matters: Tensor) -> None:
         """Inputs (T, C) of a product, as it rounds them; `matters` (T,) is how much each counts."""
         x = x if self.scheme.activations is None else self.scheme.activations(x)
-        hessian.addmm_(x.T if matters is None else x.T * matters, x)
+        hessian.addmm_(x.T * matters, x)
 
     def _advanced(self, x: Tensor, first: int, end: int) -> Tensor:
         """States (1, T, E) before step `first` brought to before step `end`."""
@@ -149,33 +147,23 @@ class _Calibration:
         embedding = self.model.model.embed_tokens.weight
         width = self.model.config.hidden_size
         hessian = torch.zeros(width, width)
-        for window in self.windows:
-            self._add(self.model.hidden(window[None])[0], hessian)
+        for window, matters in zip(self.windows, self.sensitivities.head, strict=True):
+            self._add(self.model.hidden(window[None])[0], hessian, matters)
         if self.model.lm_head is None:
-            self._quantize(_EMBEDDING, embedding, hessian, _TIED_DAMPING)
-            return
-        self._quantize(_HEAD, self.model.lm_head.weight, hessian)
-        if (kind := self.formats[_EMBEDDING]) is not None:
-            self._keep(_EMBEDDING, embedding, _by_scales(embedding, kind))
+            self._quantize(_EMBEDDING, embedding, hessian + self.sensitivities.embedding)
+        else:
+            self._quantize(_HEAD, self.model.lm_head.weight, hessian)
+            self._quantize(_EMBEDDING, embedding, self.sensitivities.embedding)
 
-    def _quantize(self, name: str, weight: Tensor, hessian: Tensor, damping: float = DAMPING) -> None:
+    def _quantize(self, name: str, weight: Tensor, hessian: Tensor) -> None:
         kind = self.formats[name]
         if kind is None:
             return
         try:
             if not bool(torch.isfinite(hessian).all()):
                 raise ValueError("its inputs on the calibration text are not finite")
-            matrix = gptq(weight, hessian, kind, damping, self.act_order)
+            matrix = gptq(weight, hessian, kind, act_order=self.act_order)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        self._keep(name, weight, matrix)
-
-    def _keep(self, name: str, weight: Tensor, matrix: Matrix) -> None:
         self.matrices[name] = matrix
         weight.copy_(matrix.values())
-
-
-def _by_scales(weight: Tensor, kind: WeightFormat) -> Matrix:
-    """Nearest codes under the best scales, all weights being equally important."""
-    scales = best_scales(weight, torch.ones(weight.shape[1]), kind)
-    return Matrix(kind.nearest(kind.grouped(weight), scales).flatten(1), scales, kind.bits)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mobilellm.model.quantized import Quantized
+from mobilellm.model.quantized import Origin, Quantized
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.quant.artefact import assemble, quantized_model
 from mobilellm.quant.calibrated import calibrated
@@ -65,10 +65,12 @@ def quantize(
     calibration: Calibration | None = None,
     judge: Judge | None = None,
     progress: Progress = lambda what, done, total: None,
+    origin: str | None = None,
 ) -> Result:
     """Quantise a float32 model, and compare it with its source where there is a judge.
 
-    By GPTQ with a calibration, else by round-to-nearest.
+    By GPTQ with a calibration, else by round-to-nearest. `origin` is the source's `fingerprint`, which the
+    result is to carry.
 
     Raises ValueError for widths and weights that the scheme cannot take.
     """
@@ -78,12 +80,14 @@ def quantize(
         matrices = round_to_nearest(source, scheme, lambda done, total: progress("matrices", done, total))
     else:
         matrices = calibrated(source, scheme, calibration.windows, calibration.act_order, progress)
+    method = "rtn" if calibration is None else "gptq"
     stored = assemble(source, scheme, matrices)
+    if origin is not None:
+        stored = stored._replace(origin=Origin(origin, method))
     seconds = time.perf_counter() - began
     comparison = None
     if judge is not None:
         made = quantized_model(source, stored)
         comparison = judge(made, lambda done, total: progress("tokens compared", done, total))
     size = scheme.size(source.config)
-    method = "rtn" if calibration is None else "gptq"
     return Result(stored, scheme, method, seconds, scheme.wider(source.config), size.weights, comparison)

@@ -13,8 +13,8 @@ from mobilellm.report.speed import Bar, Panel, speed_picture
 FORMAT = "mobilellm-artefacts-report-1"
 PAGE, NUMBERS, PICTURE = "artefacts.md", "artefacts.json", "artefacts.png"
 HEADER = (
-    "artefact", "kind", "stored as", "MB", "bits a weight", "perplexity", "KL, nats", "eight tasks, %",
-    "tokens/s", "first token, s", "peak memory, MB", "runtime",
+    "artefact", "kind", "stored as", "rounded by", "MB", "bits a weight", "perplexity", "KL, nats",
+    "eight tasks, %", "tokens/s", "first token, s", "peak memory, MB", "runtime",
 )  # fmt: skip
 _ABSENT = "–"
 
@@ -26,11 +26,13 @@ class ArtefactRow:
     name: str
     kind: str
     stored_as: str
+    quantized_by: str | None
+    """rtn or gptq; None: not at all, or it is not told."""
     bytes: int
     bits_per_weight: float
     perplexity: float
-    kl: float
-    """From the source, nats a token."""
+    kl: float | None
+    """From the source, nats a token; None where it was compared with what was quantised from that."""
     accuracy: float | None
     """Average of the eight tasks, 0 … 1."""
     tokens_per_second: float | None
@@ -49,10 +51,11 @@ def cells(row: ArtefactRow) -> tuple[str, ...]:
         row.name,
         row.kind,
         row.stored_as,
+        row.quantized_by or _ABSENT,
         f"{row.bytes / 1e6:.1f}",
         f"{row.bits_per_weight:.2f}",
         f"{row.perplexity:.4g}",
-        f"{row.kl:.2g}",
+        shown(row.kl, lambda value: f"{value:.2g}"),
         shown(row.accuracy, lambda value: f"{100 * value:.1f}"),
         shown(row.tokens_per_second, lambda value: f"{value:.1f}"),
         shown(row.first_token_seconds, lambda value: f"{value:.2f}"),
@@ -62,7 +65,7 @@ def cells(row: ArtefactRow) -> tuple[str, ...]:
 
 
 def markdown(rows: Sequence[ArtefactRow], notes: Sequence[str]) -> str:
-    lines = [HEADER, tuple("---" if index < 3 else "--:" for index in range(len(HEADER)))]
+    lines = [HEADER, tuple("---" if index < 4 else "--:" for index in range(len(HEADER)))]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *map(cells, rows)])
     return "\n\n".join(["# One model in its formats", table, f"![bars]({PICTURE})", *notes]) + "\n"
 

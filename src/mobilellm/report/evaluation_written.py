@@ -9,9 +9,9 @@ from typing import Any
 from mobilellm import __version__
 from mobilellm.eval.compare import AVERAGE, Comparison, Difference, Ratio
 from mobilellm.eval.published import TASKS, TITLES
-from mobilellm.eval.record import Record
-from mobilellm.eval.table import HEADER, METRICS, Entry, Measured, Row, by_table, rows, scores
+from mobilellm.eval.table import HEADER, METRICS, Entry, Measured, Row, by_table, rows
 from mobilellm.report.evaluation import accuracy_picture, difference_picture, perplexity_picture
+from mobilellm.report.records_written import Named, escaped, markdown_table, records_markdown
 from mobilellm.report.report_folder import ReportFolder
 
 FORMAT = "mobilellm-evaluation-report-1"
@@ -51,36 +51,16 @@ _NOTES = {
     "zero-shot": COMPARISON_NOTES, "tools": TOOL_NOTES, "perplexity": PERPLEXITY_NOTES, "chat": CHAT_NOTES,
 }  # fmt: skip
 
-Named = tuple[str, Record]
-"""A record and what to call its model."""
-
 
 def table_markdown(found: Sequence[Entry], metric: str) -> str:
     """The card's tables, published beside measured."""
     header = ("system", *HEADER[1:])
-    parts = [f"## {title}\n\n{_markdown(header, rows(held, metric))}" for title, held in by_table(found)]
+    parts = [f"## {title}\n\n{markdown_table(header, rows(held, metric))}" for title, held in by_table(found)]
     return "\n".join([*parts, *(f"{note}\n" for note in table_notes(metric))])
 
 
 def table_notes(metric: str) -> list[str]:
     return [note.format(metric=METRICS[metric]) for note in TABLE_NOTES]
-
-
-def records_markdown(records: Sequence[Named]) -> str:
-    """One table of each kind of record, and one of how, when and where they were made."""
-    zero_shot = [(name, record) for name, record in records if record.kind == "zero-shot"]
-    texts = [(name, record) for name, record in records if record.kind == "perplexity"]
-    parts = []
-    if zero_shot:
-        lines = [line for name, record in zero_shot for line in _accuracies(name, record)]
-        parts.append(f"## Zero-shot accuracy, %\n\n{_markdown(('model', 'scoring', *HEADER[1:]), lines)}")
-    if texts:
-        lines = [line for name, record in texts for line in _perplexities(name, record)]
-        parts.append(f"## Perplexity\n\n{_markdown(_PERPLEXITY_HEADER, lines)}")
-    if records:
-        lines = [_made(name, record) for name, record in records]
-        parts.append(f"## How they were made\n\n{_markdown(_MADE_HEADER, lines)}")
-    return "\n".join(parts)
 
 
 def comparison_rows(comparison: Comparison) -> list[Row]:
@@ -137,7 +117,7 @@ def write_comparisons(
         header, *lines = comparison_rows(each)
         metric = f", {each.metric}" if each.metric else ""
         parts.append(
-            f"## {_escaped(each.b)} against {_escaped(each.a)}{metric}\n\n{_markdown(header, lines)}"
+            f"## {escaped(each.b)} against {escaped(each.a)}{metric}\n\n{markdown_table(header, lines)}"
         )
     parts += [f"{note}\n" for note in comparison_notes(comparisons[0])]
     body = "\n".join([*parts, records_markdown(records)])
@@ -173,68 +153,6 @@ def _comparable(texts: Sequence[Named]) -> list[tuple[str, list[Named]]]:
     return [(text, held) for (text, _, _), held in groups.items()]
 
 
-def _accuracies(name: str, record: Record) -> list[Row]:
-    lines = []
-    for metric in METRICS:
-        if not any(metric in record.results[task] for task in TASKS if task in record.results):
-            continue
-        ours = scores(record, metric)
-        names = {task: metric if metric in record.results[task] else "acc" for task in ours.percent}
-        errors = {task: record.results[task].get(f"{name}_stderr") for task, name in names.items()}
-        cells = [
-            "-" if task not in ours.percent else f"{ours.percent[task]:.1f}{_error(errors[task])}"
-            for task in TASKS
-        ]
-        lines.append((name, metric, *cells, "-" if ours.average is None else f"{ours.average:.1f}"))
-    return lines
-
-
-def _error(error: float | None) -> str:
-    return "" if error is None else f" ± {100 * error:.1f}"
-
-
-_PERPLEXITY_HEADER: Row = (
-    "model", "text", "protocol", "tokens", "token perplexity", "word perplexity", "bits per byte",
-)  # fmt: skip
-
-
-def _perplexities(name: str, record: Record) -> list[Row]:
-    return [
-        (
-            name, text, str(result["protocol"]), f"{result['tokens']:,}",
-            _fixed(result["token_perplexity"], 3), _fixed(result["word_perplexity"], 3),
-            _fixed(result["bits_per_byte"], 4),
-        )
-        for text, result in record.results.items()
-    ]  # fmt: skip
-
-
-def _fixed(value: float | None, digits: int) -> str:
-    """A text without a word has no perplexity by the word."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-_MADE_HEADER: Row = (
-    "model", "kind", "parameters", "bytes", "run by", "protocol", "date", "commit", "hardware", "seconds",
-    "fingerprint",
-)  # fmt: skip
-
-
-def _made(name: str, record: Record) -> Row:
-    model, where = record.model, record.environment
-    protocol = ", ".join(f"{key} {value}" for key, value in record.protocol.items() if _is_short(value))
-    return (
-        name, record.kind, f"{model.parameters:,}", f"{model.bytes:,}",
-        f"{model.backend}, {model.dtype}, {model.device}", protocol, str(where.get("date", "-")),
-        str(where.get("commit", "-")), f"{where.get('cpu', '-')}, {where.get('cores', '-')} cores",
-        f"{record.seconds:,.0f}", model.fingerprint[:16],
-    )  # fmt: skip
-
-
-def _is_short(value: object) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 60)
-
-
 def _difference_row(row: Difference) -> Row:
     name = row.name if row.name == AVERAGE else _TITLE.get(row.name, row.name)
     return (
@@ -258,17 +176,3 @@ _TITLE = dict(zip(TASKS, TITLES, strict=True))
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(_escaped(cell) for cell in cells)} |\n"
-
-    rule = f"|---|{'---:|' * (len(header) - 1)}\n"
-    return line(header) + rule + "".join(map(line, lines))
-
-
-def _escaped(text: str) -> str:
-    """As one cell, whatever it holds; leading spaces, which Markdown drops, as a mark."""
-    plain = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return f"↳ {plain}" if text.startswith("  ") else plain

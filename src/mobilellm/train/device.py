@@ -22,6 +22,8 @@ class Device:
     """Of one device, or of the whole CPU whatever the number of processes on it."""
     peak_source: str
     is_gpu: bool
+    has_kernels: bool = False
+    """Of a CPU, whether it can compile those for training."""
 
 
 def this_device(precision: str = "bfloat16", seconds: float = 0.5, kind: str | None = None) -> Device:
@@ -31,6 +33,8 @@ def this_device(precision: str = "bfloat16", seconds: float = 0.5, kind: str | N
     """
     import torch
 
+    from mobilellm.model import cpu_kernels
+    from mobilellm.model.cpu_kernels import Kernels
     from mobilellm.train.distributed import named_device
 
     place = named_device(kind)
@@ -45,7 +49,8 @@ def this_device(precision: str = "bfloat16", seconds: float = 0.5, kind: str | N
     peak = measured_flops(dtype, place, seconds)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     name = f"CPU, {torch.get_num_threads()} threads"
-    return Device(name, memory, peak, f"measured, {precision} matrix products", is_gpu=False)
+    compiled = isinstance(cpu_kernels.load(), Kernels)
+    return Device(name, memory, peak, f"measured, {precision} matrix products", False, compiled)
 
 
 def measured_flops(dtype: torch.dtype, device: torch.device, seconds: float = 0.5) -> float:

@@ -76,7 +76,7 @@ def train(
     in `directory`.
     """
     world = world or World(device=model.head_weight.device)
-    _check(model, settings, world)
+    settings.batch.check(model.config.max_position_embeddings, world.size)
     with (
         only_run(directory / "checkpoints", world),
         lean.gradients(model, settings, world),
@@ -287,20 +287,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _check(model: MobileLLM, settings: TrainSettings, world: World) -> None:
-    context, batch = model.config.max_position_embeddings, settings.batch
-    if batch.sequence_length > context:
-        raise ValueError(
-            f"train: batch.sequence_length = {batch.sequence_length} is longer than the model's context of "
-            f"{context} (max_position_embeddings)"
-        )
-    if batch.sequences_per_step % world.size:
-        raise ValueError(
-            f"train: batch.tokens_per_step = {batch.tokens_per_step} makes {batch.sequences_per_step} "
-            f"sequences, which {world.size} devices cannot share evenly"
-        )
 
 
 def _seed(seed: int, step: int, rank: int) -> None:

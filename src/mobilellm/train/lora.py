@@ -48,15 +48,9 @@ class LoraChoice:
 
 def adapter_parameters(lora: LoraChoice, config: ModelConfig) -> int:
     """Weights of the adapters, all of which are trained: one of each target of each stored block."""
-    sizes = [_target_shape(name, config) for name in lora.targets]
+    sizes = [target_shape(name, config) for name in lora.targets]
     magnitudes = sum(rows for rows, _ in sizes) if lora.dora else 0
     return config.num_layers * (lora.rank * sum(map(sum, sizes)) + magnitudes)
-
-
-def kept_bytes(lora: LoraChoice, config: ModelConfig) -> int:
-    """Bytes a token that the adapters of one executed block keep for the backward pass, in bfloat16."""
-    rows = sum(_target_shape(name, config)[0] for name in lora.targets) if lora.dora else 0
-    return 2 * (lora.rank * len(lora.targets) + rows)
 
 
 def flops_not_needed(lora: LoraChoice, config: ModelConfig) -> int:
@@ -65,7 +59,7 @@ def flops_not_needed(lora: LoraChoice, config: ModelConfig) -> int:
     return 2 * executed_parameters(config).matrices - 6 * adapters
 
 
-def _target_shape(name: str, config: ModelConfig) -> tuple[int, int]:
+def target_shape(name: str, config: ModelConfig) -> tuple[int, int]:
     """(rows, columns) of a matrix of a block."""
     E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * D, config.num_kv_heads * D

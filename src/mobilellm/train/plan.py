@@ -21,9 +21,10 @@ from mobilellm.config import ModelConfig
 from mobilellm.data.shards import read_index
 from mobilellm.hardware import MEMORY_GB, named_peak_flops
 from mobilellm.train.device import Device, this_device
-from mobilellm.train.lora import flops_not_needed
+from mobilellm.train.lora import adapter_parameters, flops_not_needed
 from mobilellm.train.memory import Memory, checkpoint_bytes, memory_per_device, trained_parameters
 from mobilellm.train.recipe import Recipe
+from mobilellm.train.teacher_cost import Teaching
 
 HEADROOM = 0.9
 """Share of a device's memory that what is counted may fill."""
@@ -74,6 +75,8 @@ class Plan:
     flops_per_token: int
     """6N and causal attention."""
     flops: float
+    """Of the training; a teacher's come on top."""
+    teaching: Teaching | None
     device: Device
     activation_checkpointing: bool
     memory: Memory
@@ -92,25 +95,19 @@ def make_plan(
     world_size: int = 1,
     device: Device | None = None,
     hardware: Sequence[str] = ("a100", "h100", "h200"),
+    teaching: Teaching | None = None,
 ) -> Plan:
     """The plan of `recipe` with a model of `config` on `world_size` devices, this machine's if not told.
+
+    `teaching` is what a distillation has a teacher do before.
 
     Raises ValueError for hardware that is not known and a batch that the devices cannot share evenly.
     """
     batch, compute = recipe.batch, recipe.compute
     if world_size < 1:
-        raise ValueError(f"plan: devices = {world_size} must be at least 1")
-    share, rest = divmod(batch.sequences_per_step, world_size)
-    if rest:
-        raise ValueError(
-            f"plan: batch.tokens_per_step = {batch.tokens_per_step} makes {batch.sequences_per_step} "
-            f"sequences, which {world_size} devices cannot share evenly"
-        )
-    if batch.sequence_length > config.max_position_embeddings:
-        raise ValueError(
-            f"plan: batch.sequence_length = {batch.sequence_length} is longer than the model's context of "
-            f"{config.max_position_embeddings} (max_position_embeddings)"
-        )
+        raise ValueError(f"train: devices = {world_size} must be at least 1")
+    batch.check(config.max_position_embeddings, world_size)
+    share = batch.sequences_per_step // world_size
     peaks = {name: named_peak_flops(name) for name in hardware}
     device = device or this_device(compute.precision)
     micro_batch = min(batch.micro_batch, share)
@@ -121,25 +118,32 @@ def make_plan(
     if recipe.checkpoint.milestone_every:
         kept += recipe.steps // recipe.checkpoint.milestone_every
     memory, other = (
-        memory_per_device(recipe, config, world_size, micro_batch, recomputed, device.is_gpu)
+        memory_per_device(
+            recipe, config, world_size, micro_batch, recomputed, device.is_gpu, device.has_kernels
+        )
         for recomputed in (compute.activation_checkpointing, not compute.activation_checkpointing)
     )
-    work = flops_per_token * _recomputation(recipe, config)
+    work = flops_per_token + _recomputed(recipe, config)
+    before = 0.0 if teaching is None else teaching.flops
+    beside = 0 if teaching is None else teaching.memory_bytes
 
     def pace(name: str, devices: int, peak: float, mfu: float, available: int | None, needed: int) -> Pace:
         rate = devices * peak * mfu / work
         fits = None if available is None else needed <= HEADROOM * available
-        days = recipe.total_tokens / rate / SECONDS_PER_DAY
+        seconds = recipe.total_tokens / rate + before / (devices * peak * mfu)
+        days = seconds / SECONDS_PER_DAY
         return Pace(name, devices, peak, mfu, rate, days, available, fits)
 
     if device.is_gpu:
-        here = pace(device.name, world_size, device.peak_flops, GPU_MFU, device.memory_bytes, memory.total)
+        needed = max(memory.total, memory.weights + beside)
+        here = pace(device.name, world_size, device.peak_flops, GPU_MFU, device.memory_bytes, needed)
     else:  # processes on a CPU share its cores and its memory
-        needed = memory.total * world_size
+        needed = max(memory.total, memory.weights + beside) * world_size
         here = pace(device.name, 1, device.peak_flops, CPU_MFU, device.memory_bytes, needed)
-    on_gpu = memory_per_device(
+    there = memory_per_device(
         recipe, config, world_size, micro_batch, compute.activation_checkpointing, on_gpu=True
-    ).total
+    )
+    on_gpu = max(there.total, there.weights + beside)
     named = (
         pace(name, world_size, peak, GPU_MFU, MEMORY_GB[name.lower()] * 10**9, on_gpu)
         for name, peak in peaks.items()
@@ -158,6 +162,7 @@ def make_plan(
         data=_data_use(recipe),
         flops_per_token=flops_per_token,
         flops=float(flops_per_token) * recipe.total_tokens,
+        teaching=teaching,
         device=device,
         activation_checkpointing=compute.activation_checkpointing,
         memory=memory,
@@ -168,12 +173,13 @@ def make_plan(
     )
 
 
-def _recomputation(recipe: Recipe, config: ModelConfig) -> float:
-    """How many times more there is to compute than the model needs: the blocks' forward pass once more."""
+def _recomputed(recipe: Recipe, config: ModelConfig) -> int:
+    """FLOPs a token beyond what the model needs: the blocks' forward pass once more."""
     if not recipe.compute.activation_checkpointing:
-        return 1.0
+        return 0
     forward = forward_flops_per_token(config, recipe.batch.sequence_length)
-    return 1 + (forward - 2 * executed_parameters(config).head) / (3 * forward)
+    adapters = 0 if recipe.lora is None else 2 * config.repeats * adapter_parameters(recipe.lora, config)
+    return forward - 2 * executed_parameters(config).head + adapters
 
 
 def _data_use(recipe: Recipe) -> tuple[DataUse, ...]:

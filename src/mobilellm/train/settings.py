@@ -31,6 +31,21 @@ class BatchSettings:
     def sequences_per_step(self) -> int:
         return self.tokens_per_step // self.sequence_length
 
+    def check(self, context: int, devices: int) -> None:
+        """Raise ValueError unless a model of that context takes the sequences, and the devices share them."""
+        if self.sequence_length > context:
+            raise ValueError(
+                f"train: batch.sequence_length = {self.sequence_length} is longer than the model's context "
+                f"of {context} (max_position_embeddings); make it {context} or less"
+            )
+        if self.sequences_per_step % devices:
+            more = -(-self.sequences_per_step // devices) * devices * self.sequence_length
+            raise ValueError(
+                f"train: batch.tokens_per_step = {self.tokens_per_step} makes {self.sequences_per_step} "
+                f"sequences, which {devices} devices cannot share evenly; batch.tokens_per_step = {more} "
+                "would do"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
@@ -136,9 +151,10 @@ class TrainSettings:
                 "or 'adamw'"
             ]
         if batch.tokens_per_step % batch.sequence_length:
+            nearest = max(1, round(batch.tokens_per_step / batch.sequence_length)) * batch.sequence_length
             return [
                 f"batch.tokens_per_step = {batch.tokens_per_step} must be a multiple of "
-                f"batch.sequence_length = {batch.sequence_length}"
+                f"batch.sequence_length = {batch.sequence_length}, as {nearest} is"
             ]
         return []
 

@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilellm.train.teacher_cache import Passage, TopK, ids_dtype
-
-CHUNK_LOGITS = 2**22
-"""Logits held at a time."""
-_TOKENS_AT_ONCE = {"cpu": 2048}
-_TOKENS_AT_ONCE_ELSEWHERE = 16384
+from mobilellm.train.teacher_cost import CHUNK_LOGITS, TOKENS_AT_ONCE, TOKENS_AT_ONCE_ELSEWHERE
 
 
 class Teacher(Protocol):
@@ -44,6 +40,24 @@ class Teacher(Protocol):
         """Logits (R, at least vocab_size) of states (R, E)."""
 
 
+def check_top_k(k: int, vocab_size: int) -> None:
+    """Raise ValueError for k above the teacher's vocabulary."""
+    if k > vocab_size:
+        raise ValueError(
+            f"distill.top_k = {k} is more than the teacher's vocabulary of {vocab_size} tokens; choose a "
+            "smaller one"
+        )
+
+
+def check_context(name: str, context: int, longest: int) -> None:
+    """Raise ValueError where a passage of `longest` tokens is more than a teacher takes."""
+    if longest > context:
+        raise ValueError(
+            f"distill.teacher = {name}: its context of {context} tokens is shorter than a sequence of "
+            f"{longest}; make batch.sequence_length {context} or less"
+        )
+
+
 @torch.inference_mode()
 def top_k(teacher: Teacher, passages: Sequence[Passage], k: int, temperature: float) -> list[TopK]:
     """Of every passage; probabilities are of the temperature.
@@ -51,11 +65,7 @@ def top_k(teacher: Teacher, passages: Sequence[Passage], k: int, temperature: fl
     Raises ValueError for passages longer than the teacher's context, for k above its vocabulary, and for
     logits that are no numbers.
     """
-    if k > teacher.vocab_size:
-        raise ValueError(
-            f"distill.top_k = {k} is more than the teacher's vocabulary of {teacher.vocab_size} tokens; "
-            "choose a smaller one"
-        )
+    check_top_k(k, teacher.vocab_size)
     found = dict[int, TopK]()
     for batch in _batches(passages, teacher):
         shape = (len(batch), max(len(passages[number].tokens) for number in batch))
@@ -75,12 +85,9 @@ def top_k(teacher: Teacher, passages: Sequence[Passage], k: int, temperature: fl
 def _batches(passages: Sequence[Passage], teacher: Teacher) -> Iterator[list[int]]:
     """Numbers of passages, the longest first: batches are then padded little."""
     order = sorted(range(len(passages)), key=lambda number: -len(passages[number].tokens))
-    if order and (longest := len(passages[order[0]].tokens)) > teacher.context:
-        raise ValueError(
-            f"distill.teacher = {teacher.name}: its context of {teacher.context} tokens is shorter than a "
-            f"sequence of {longest}; make batch.sequence_length smaller"
-        )
-    most = _TOKENS_AT_ONCE.get(teacher.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
+    if order:
+        check_context(teacher.name, teacher.context, len(passages[order[0]].tokens))
+    most = TOKENS_AT_ONCE.get(teacher.device.type, TOKENS_AT_ONCE_ELSEWHERE)
     first = 0
     while first < len(order):
         count = max(1, most // len(passages[order[first]].tokens))

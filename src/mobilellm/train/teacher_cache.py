@@ -166,11 +166,7 @@ def open_cache(directory: Path, identity: CacheIdentity | None) -> TeacherCache:
     there is none and `identity` is None: nobody could fill it.
     """
     file = directory / "cache.json"
-    if not file.is_file():
-        if directory.is_dir() and any(".tmp-" not in path.name for path in directory.iterdir()):
-            raise CacheError(
-                f"{directory}: holds something else than a teacher's cache; choose another distill.cache"
-            )
+    if not has_cache(directory):
         if identity is None:
             raise FileNotFoundError(
                 f"{directory}: no teacher's cache there; name the teacher (distill.teacher), or the folder "
@@ -192,6 +188,17 @@ def open_cache(directory: Path, identity: CacheIdentity | None) -> TeacherCache:
             "distill.cache"
         )
     return TeacherCache(directory, found)
+
+
+def has_cache(directory: Path) -> bool:
+    """Whether there is one. Raises CacheError for a folder with something else in it."""
+    if (directory / "cache.json").is_file():
+        return True
+    if directory.is_dir() and any(".tmp-" not in path.name for path in directory.iterdir()):
+        raise CacheError(
+            f"{directory}: holds something else than a teacher's cache; choose another distill.cache"
+        )
+    return False
 
 
 def place_bytes(vocab_size: int, top_k: int) -> int:

@@ -17,7 +17,7 @@ from mobilellm.atomic import hold
 from mobilellm.data.loader import Batch
 from mobilellm.train.distributed import World
 from mobilellm.train.feed import Loader
-from mobilellm.train.teacher import Teacher, top_k
+from mobilellm.train.teacher import Teacher, check_context, top_k
 from mobilellm.train.teacher_cache import (
     PART_BYTES,
     CacheError,
@@ -29,6 +29,7 @@ from mobilellm.train.teacher_cache import (
     open_cache,
     place_bytes,
 )
+from mobilellm.train.teacher_cost import Lack
 
 TOKENS_AT_ONCE = 2**14
 """Of passages given to the teacher together, which sorts them by length."""
@@ -65,15 +66,13 @@ def fill(
     processes call this together and share the work. What is done is kept if it is stopped. Raises CacheError
     where something is missing and there is no teacher, and while another run fills the cache.
     """
-    keys = [key for key, _ in _distinct(loader, steps)]
-    missing = [key for key in keys if key not in cache]
+    lengths = {key: len(passage.tokens) for key, passage in _distinct(loader, steps)}
+    missing = [key for key in lengths if key not in cache]
     if not missing:
         return 0
     if teacher is None:
-        raise CacheError(
-            f"{cache.directory}: lacks {len(missing):,} passages of this run (other data, other sequences, "
-            "more steps, or it was never finished); name the teacher, distill.teacher, to add them"
-        )
+        raise nobody_to_ask(cache, len(missing))
+    check_context(teacher.name, teacher.context, max(lengths[key] for key in missing))
     with contextlib.ExitStack() as stack:
         problem = None
         if world.is_first:
@@ -86,13 +85,32 @@ def fill(
         if world.is_first:
             cache.clear_remains()
         cache.refresh()  # another run may have written meanwhile
-        missing = [key for key in keys if key not in cache]
+        missing = [key for key in lengths if key not in cache]
         world.agree(None)  # nobody writes before all have seen what is there
         mine = set(missing[world.rank :: world.size])
         _work(cache, loader, steps, teacher, mine, world, progress)
         world.agree(None)
     cache.refresh()
     return len(missing)
+
+
+def lack_of(cache: TeacherCache | None, loader: Loader, steps: int) -> Lack:
+    """What `fill` would have a teacher run over; `loader` is left where it was."""
+    passages = tokens = places = pairs = longest = 0
+    for key, passage in _distinct(loader, steps):
+        if cache is None or key not in cache:
+            length = len(passage.tokens)
+            passages, tokens, longest = passages + 1, tokens + length, max(longest, length)
+            places, pairs = places + int(passage.counted.sum()), pairs + length * (length + 1) // 2
+    return Lack(passages, tokens, places, pairs, longest)
+
+
+def nobody_to_ask(cache: TeacherCache, count: int) -> CacheError:
+    """The error to raise where a cache lacks so many passages and no teacher is named."""
+    return CacheError(
+        f"{cache.directory}: lacks {count:,} passages of this run (other data, other sequences, more steps, "
+        "or it was never finished); name the teacher, distill.teacher, to add them"
+    )
 
 
 def _work(

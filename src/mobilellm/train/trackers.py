@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mobilellm.train.metrics import Record
 from mobilellm.train.tables import LogChoice
+
+
+def check_tracker(log: LogChoice) -> None:
+    """Raise ValueError for a tracker that is not installed."""
+    if log.tracker != "none" and find_spec(log.tracker) is None:
+        raise _missing(log.tracker)
 
 
 class Trackers:
@@ -79,9 +86,11 @@ def _installed(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise ValueError(
-            f"train: log.tracker = {name!r} is not installed; pip install {name}, or choose none"
-        ) from None
+        raise _missing(name) from None
+
+
+def _missing(name: str) -> ValueError:
+    return ValueError(f"train: log.tracker = {name!r} is not installed; pip install {name}, or choose none")
 
 
 def _numbers(record: Record) -> Iterator[tuple[str, float]]:

@@ -62,7 +62,9 @@ function begin(conversation) {
     changed: () => begun === talk && changed(),
     grew: (text) => begun === talk && turns.grow(text),
     arrived: (piece) => begun === talk && arrived(piece),
-    failed: (error) => begun === talk && failed(error, () => run(() => begun.again(settings.values()))),
+    returned: (text, from) => begun === talk && returned(text, from),
+    failed: (error, isBack) =>
+      begun === talk && failed(error, isBack ? undefined : () => run(() => begun.again(settings.values()))),
   });
   talk = begun;
   localStorage.setItem(CURRENT, conversation.id);
@@ -116,6 +118,14 @@ function arrived(piece) {
   if (piece.text) meters.arrived();
   if (piece.usage || piece.timings) meters.finished(piece, backend.facts.context);
   if (piece.finish) announce(`Done: ${talk.conversation.turns.at(-1).content.split(/\s+/).length} words.`);
+}
+
+/** What was sent and refused is in the text field again, before what has been typed since. */
+function returned(text, from) {
+  edited = from ?? null;
+  prompt.value = [text, prompt.value].filter((each) => each !== "").join("\n");
+  focusPrompt();
+  typed();
 }
 
 function failed(error, again) {

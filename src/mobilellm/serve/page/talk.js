@@ -1,5 +1,5 @@
 /** One conversation with the model: asking, stopping, asking again, and keeping what was said. */
-import { keep } from "./conversations.js";
+import { forget, keep } from "./conversations.js";
 
 const KEEP_EVERY_MS = 1000;
 
@@ -9,7 +9,9 @@ const KEEP_EVERY_MS = 1000;
  * changed(): turns came or went, or the answering began or ended.
  * grew(text): the text of the last turn.
  * arrived(piece): a piece of an answer, as the backend gives it.
- * failed(error): a BackendError, or that the browser has no room.
+ * failed(error, isBack): a BackendError, or that the browser has no room. isBack: a message was returned.
+ * returned(text, from): a message that cannot be answered as it is, no longer part of the conversation; it was
+ *   to take the place of turn `from`, where that is not undefined.
  */
 export class Talk {
   #backend;
@@ -34,9 +36,12 @@ export class Talk {
   /** Say something, in place of turn `from` and all after it if given. Resolves when the answer has ended. */
   async say(text, settings, from = this.conversation.turns.length) {
     const { turns } = this.conversation;
-    turns.splice(from);
+    const replaced = turns.splice(from);
     if (text !== "") turns.push({ role: "user", content: this.#backend.isChat ? text : joined(turns, text) });
-    await this.#answer(settings);
+    const failure = await this.#answer(settings);
+    const isBack = failure?.kind === "refused" && turns.length === from + 1;
+    if (isBack) this.#giveBack(text, replaced);
+    if (failure) this.#told.failed(failure, isBack);
   }
 
   /** Another answer to what was said last. The one that was there comes back if nothing takes its place. */
@@ -44,11 +49,16 @@ export class Talk {
     const { turns } = this.conversation;
     const before = turns.at(-1)?.role === "assistant" ? turns.pop() : null;
     const count = turns.length;
-    await this.#answer(settings);
-    if (before === null || turns.length > count) return;
-    turns.push(before);
-    this.keep();
-    this.#told.changed();
+    const failure = await this.#answer(settings);
+    const isUnanswered = turns.length === count;
+    const isBack = failure?.kind === "refused" && isUnanswered && turns.at(-1)?.role === "user" && before === null;
+    if (isBack) this.#giveBack(turns.at(-1).content, []);
+    else if (isUnanswered && before !== null) {
+      turns.push(before);
+      this.keep();
+      this.#told.changed();
+    }
+    if (failure) this.#told.failed(failure, isBack);
   }
 
   stop() {
@@ -65,6 +75,17 @@ export class Talk {
     }
   }
 
+  /** Whatever is said next would be refused with it: the last message goes back to who wrote it. */
+  #giveBack(text, replaced) {
+    const { turns } = this.conversation;
+    turns.splice(turns.length - 1, 1, ...replaced);
+    if (turns.length === 0) forget(this.conversation);
+    this.keep();
+    this.#told.changed();
+    this.#told.returned(text, replaced.length > 0 ? turns.length - replaced.length : undefined);
+  }
+
+  /** Resolves to what went wrong, or null. */
   async #answer(settings) {
     const request = { ...this.#asked(), ...settings };
     const turn = { role: "assistant", content: "", model: this.#backend.name };
@@ -84,7 +105,7 @@ export class Talk {
     if (turn.content === "" && turn.finish !== "stop" && turn.finish !== "length") this.conversation.turns.pop();
     this.keep();
     this.#told.changed();
-    if (failure) this.#told.failed(failure);
+    return failure;
   }
 
   async #read(turn, request, signal) {
