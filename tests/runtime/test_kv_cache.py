@@ -205,8 +205,8 @@ def test_a_session_of_the_other_type_is_refused(model: RuntimeModel, file: Path,
         with pytest.raises(ValueError) as refused:
             reader.session().restore(kept)
         assert str(refused.value) == (
-            f"{kept}: was saved with keys and values in {types[0]}, and this model was loaded with kv_cache = "
-            f"{types[1]}; load it with {types[0]}, or save a session of its own"
+            f"{kept}: was saved with keys and values in {types[0]}, and this model keeps them in {types[1]}; load "
+            f"it with kv_cache = {types[0]!r} (--kv-cache {types[0]}), or save a session of its own"
         )
 
 

@@ -7,7 +7,7 @@
 // A tile is multiplied in less time than memory takes to answer: while keys are, the values are fetched, and while values
 // are, the keys that are next.
 inline void fetch_tile(const uint8_t* tile, size_t bytes) {
-  for (size_t line = 0; line < bytes; line += 64) prefetch(tile + line);
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(tile + line, 0, 2);  // for the second cache
 }
 
 // out (count, kSpan) = weights times the scales of run `run`, of all positions of the tiles that are looked at; a
