@@ -56,8 +56,8 @@ def read_session(path: str | Path, model: str, kv_cache: KVCacheType) -> tuple[l
         )
     if kind != kv_cache:
         raise ValueError(
-            f"{path}: was saved with keys and values in {kind}, and this model keeps them in {kv_cache}; load "
-            f"it with kv_cache = {kind!r} (--kv-cache {kind}), or save a session of its own"
+            f"{path}: was saved with keys and values in {kind}, and this model keeps them in {kv_cache}; "
+            f"load it with kv_cache = {kind!r} (--kv-cache {kind}), or save a session of its own"
         )
     tokens, state = arrays["tokens"], CacheState(arrays["keys"], arrays["values"])
     if tokens.ndim != 1 or state.keys.shape[1:2] != tokens.shape:
