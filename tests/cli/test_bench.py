@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,26 @@ QUICK = ["--rounds", "1", "--threads", "2"]
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(tmp_path_factory.mktemp("bench"), "Q4_0", shared("immediate", 2))[0]
+
+
+def test_both_caches_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = exported(tmp_path, "Q8_0", replace(SHAPE, head_dim=64))[0]
+    both = ["--kv-cache", "f16", "q8_0", *QUICK, "--json", "-"]
+    for command in (["decode", "--depths", "40", "--tokens", "4"], ["load", "--context", "90"]):
+        assert _main(["bench", command[0], str(wide), *command[1:], *both]) == 0
+        plain, small = json.loads(capsys.readouterr().out)["tests"]
+        assert (plain["engine"], small["engine"]) == ("mobilellm", "mobilellm, cache q8_0")
+        if command[0] == "decode":
+            assert (plain["type_k"], small["type_k"], small["type_v"]) == ("f16", "q8_0", "q8_0")
+            assert small["cache_bytes_per_token"] * 32 == plain["cache_bytes_per_token"] * 17
+        else:
+            assert small["cache_bytes"] * 32 == plain["cache_bytes"] * 17
+    for wrong, told in (
+        ([str(wide), "--kv-cache", "f16", "f16"], "--kv-cache f16 f16: name each type once"),
+        ([str(tmp_path / "model"), "--kv-cache", "q8_0"], "--kv-cache q8_0 is for .gguf files"),
+    ):
+        assert _main(["bench", "decode", *wrong]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_decode(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def test_a_session_is_kept_between_commands(
     assert second["usage"]["fed"] == fresh["usage"]["fed"] - second["usage"]["reused"]
     assert _main(["generate", file, longer, *SAMPLED, *kept]) == 0
     assert capsys.readouterr().out == f"{longer}{second['text']}\n"
+
+
+def test_keys_and_values_may_be_kept_in_8_bits(
+    capsys: pytest.CaptureFixture[str], file: str, tmp_path: Path
+) -> None:
+    wide = str(exported(tmp_path, "Q8_0", replace(SHAPE, head_dim=32))[0])
+    bytes_kept, small = tmp_path / "chat.session", ("--kv-cache", "q8_0")
+    first = row(capsys, wide, CHAT, *SAMPLED, *small, "--session", str(bytes_kept))
+    assert first == row(capsys, wide, CHAT, *SAMPLED, *small)
+    assert (
+        "was saved with keys and values in q8_0, and this model keeps them in f16; load it with"
+        in refusal(capsys, wide, CHAT, "--session", str(bytes_kept))
+    )
+    assert "which do not divide this model's heads of 16; choose f16" in refusal(capsys, file, CHAT, *small)
+    assert "'q4_0'" in refusal(capsys, wide, CHAT, "--kv-cache", "q4_0")
 
 
 def test_guesses_are_counted_and_change_nothing(capsys: pytest.CaptureFixture[str], file: str) -> None:
@@ -115,7 +131,14 @@ def test_a_file_that_is_no_session_is_refused_and_left(
 
 
 @pytest.mark.parametrize(
-    "option", [("--context", "slide"), ("--prompt-lookup", "3"), ("--session", "x"), ("--threads", "2")]
+    "option",
+    [
+        ("--context", "slide"),
+        ("--prompt-lookup", "3"),
+        ("--session", "x"),
+        ("--threads", "2"),
+        ("--kv-cache", "q8_0"),
+    ],
 )
 def test_what_only_the_runtime_has_is_refused_elsewhere(
     capsys: pytest.CaptureFixture[str], file: str, option: tuple[str, str]

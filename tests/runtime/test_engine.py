@@ -18,6 +18,7 @@ import mobilellm.runtime
 from mobilellm.config import ModelConfig
 from mobilellm.gguf_blocks import TYPES
 from mobilellm.runtime import engine, native_library, reference
+from mobilellm.runtime.kv_cache import CacheState
 
 if (fault := engine.missing()) is not None:
     pytest.skip(f"the native engine was not compiled: {fault}", allow_module_level=True)
@@ -229,7 +230,7 @@ def test_a_state_goes_on_in_another_cache(small_model: engine.NativeModel) -> No
     with pytest.raises(ValueError, match="a state of 90 tokens does not fit a cache of 89"):
         small_model.new_cache(89).restore(cache.state())
     with pytest.raises(ValueError, match="is not this model's"):
-        other.restore(reference.CacheState(*(each[:2] for each in cache.state())))
+        other.restore(CacheState(*(each[:2] for each in cache.state())))
 
 
 def test_a_state_of_the_readable_definition_goes_on_here(tmp_path: Path) -> None:
@@ -326,6 +327,7 @@ def test_a_closed_model_is_refused_and_its_memory_comes_back(tmp_path: Path) -> 
     native.cancel()
     with pytest.raises(ValueError, match="was closed"):
         native.forward(TOKENS, cache)
+    gc.collect()  # models that earlier tests left
     before = threading_count()
     models = [engine.load(file, 3) for _ in range(5)]
     assert threading_count() == before + 10

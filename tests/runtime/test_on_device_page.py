@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "on-device.md"
 def test_the_page_s_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, _ = exported(tmp_path, "Q8_0", replace(SHAPE, max_position_embeddings=512))
+    file, _ = exported(tmp_path, "Q8_0", replace(SHAPE, head_dim=32, max_position_embeddings=512))
     shutil.copy(file, tmp_path / "my-model.gguf")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -15,8 +15,8 @@ from running import ENGINES, counted, opened
 
 from mobilellm.runtime import Decoding
 from mobilellm.runtime.generation import Usage
+from mobilellm.runtime.kv_cache import Room
 from mobilellm.runtime.prompt_lookup import PromptLookup
-from mobilellm.runtime.reference import Room
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.sampling import Sampling
 

@@ -49,10 +49,19 @@ def torch_logits(model: MobileLLM, kind: str) -> np.ndarray:
     return model.logits(model.hidden(torch.from_numpy(TOKENS)[None]))[0].numpy()
 
 
+class WideCache(reference.Cache):
+    """One that rounds nothing."""
+
+    def append(self, step: int, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        end = self.length + len(keys)
+        for kept, new in (self._keys, keys), (self._values, values):
+            kept[step, self.length : end] = new
+        return self._keys[step, :end], self._values[step, :end]
+
+
 def wide_cache(model: reference.ReferenceModel) -> reference.Cache:
-    """A cache that rounds nothing."""
-    cache = model.new_cache()
-    cache._keys, cache._values = cache._keys.astype(np.float64), cache._values.astype(np.float64)
+    cache = WideCache(model.config, model.config.max_position_embeddings, "f16")
+    cache._keys, cache._values = cache._keys.astype(np.float32), cache._values.astype(np.float32)
     return cache
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mobilellm.config import ModelConfig
 from mobilellm.runtime.engine import CancelledError
-from mobilellm.runtime.reference import Room
+from mobilellm.runtime.kv_cache import Room
 
 Floats = NDArray[np.float32]
 GENAI_CONFIG = "genai_config.json"

@@ -13,7 +13,7 @@ from mobilellm.model.api import load
 from mobilellm.model.cache import KVCache
 from mobilellm.model.fused import FusedWeights, fuse
 from mobilellm.model.transformer import MobileLLM
-from mobilellm.runtime.reference import Room
+from mobilellm.runtime.kv_cache import Room
 from mobilellm.runtime.session import RuntimeModel
 
 Floats = NDArray[np.float32]

@@ -14,8 +14,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what is imported here counts as the start
+    from mobilellm.runtime.kv_cache import KVCacheType
 
 PROMPT = "The quick brown fox"
 STEPS = ("import", "load", "first_token", "full")
@@ -46,11 +50,11 @@ def peak_bytes() -> int:
     return int(found[1]) * 1024
 
 
-def _runtime(source: str, threads: int, context: int) -> Iterator[None]:
+def _runtime(source: str, threads: int, context: int, kv_cache: KVCacheType = "f16") -> Iterator[None]:
     from mobilellm.runtime import session
 
     yield
-    model = session.load(source, threads, engine="native")
+    model = session.load(source, threads, engine="native", kv_cache=kv_cache)
     yield
     model.generate(PROMPT, max_new_tokens=1)
     yield
@@ -137,6 +141,7 @@ def _artefact(source: str, context: int, load: Callable[[], Any]) -> Iterator[No
 
 _STARTS: dict[str, Callable[[str, int, int], Iterator[None]]] = {
     "runtime": _runtime,
+    "runtime q8_0": partial(_runtime, kv_cache="q8_0"),
     "torch": _torch,
     "llama.cpp": _llama_cpp,
     "transformers": _transformers,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
+
+from mobilellm.runtime.kv_cache import KVCacheType
 
 
 class Contestant(Protocol):
@@ -43,22 +46,30 @@ class Kind:
 
 KINDS = {
     "runtime": Kind("mobilellm", "gguf"),
+    "runtime q8_0": Kind("mobilellm, cache q8_0", "gguf"),
     "torch": Kind("mobilellm torch", "directory", ("torch",), "torch"),
     "llama.cpp": Kind("llama.cpp", "unrolled", ("llama_cpp",), "peers"),
     "transformers": Kind("transformers", "directory", ("torch", "transformers"), "hf"),
     "executorch": Kind("executorch", "directory", ("executorch",), "executorch"),
     "onnx": Kind("onnxruntime", "directory", ("onnxruntime",), "onnx"),
 }
+RUNTIME: dict[KVCacheType, str] = {"f16": "runtime", "q8_0": "runtime q8_0"}
+"""This package's engine, by the type of its cache."""
 PEERS = ("llama.cpp", "transformers")
 """Who can be given the weights of a .gguf file."""
 
 
+def kv_cache_of(kind: str) -> KVCacheType:
+    """The type of the cache that this package's engine is measured with; f16 for all other runtimes."""
+    return next((name for name, its_kind in RUNTIME.items() if its_kind == kind), "f16")
+
+
 def maker(kind: str) -> Callable[[str, int, int], Contestant]:
     """What makes a contestant; only its own packages are imported."""
-    if kind == "runtime":
+    if kind in RUNTIME.values():
         from mobilellm.runtime.bench import RuntimeContestant
 
-        return RuntimeContestant
+        return partial(RuntimeContestant, kv_cache=kv_cache_of(kind))
     if kind == "torch":
         from mobilellm.bench.torch_contestant import TorchContestant
 

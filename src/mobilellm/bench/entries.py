@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm import gguf_model
-from mobilellm.bench.contestant import KINDS
+from mobilellm.bench.contestant import KINDS, RUNTIME, kv_cache_of
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import Roles
 from mobilellm.installation import missing_packages
 from mobilellm.layouts import read_config_file
 from mobilellm.runtime.bench import describe
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.runtime.random_model import shape_and_type, write_random_model
 
 _ARTEFACTS = {"model.pte": "executorch", "genai_config.json": "onnx"}
@@ -40,7 +41,7 @@ class Entry:
     @cached_property
     def described(self) -> dict[str, Any]:
         """What the file tells of itself; a directory's contestant tells it."""
-        return describe(self.source) if self.source.suffix == ".gguf" else {}
+        return describe(self.source, kv_cache_of(self.kind)) if self.source.suffix == ".gguf" else {}
 
     @property
     def context(self) -> int:
@@ -65,26 +66,34 @@ class Entry:
     @property
     def is_ours(self) -> bool:
         """Run by this package itself."""
-        return self.kind in ("runtime", "torch")
+        return self.kind in (*RUNTIME.values(), "torch")
 
 
 def entries(
-    models: Sequence[str], peers: Sequence[str], folder: Path, say: Callable[[str], None]
+    models: Sequence[str],
+    peers: Sequence[str],
+    folder: Path,
+    say: Callable[[str], None],
+    kv_caches: Sequence[KVCacheType] = ("f16",),
 ) -> list[Entry]:
     """Who is measured with what. Files that have to be made lie in `folder`, and `say` is told of each.
 
     A model is a .gguf file, SHAPE:TYPE for random weights, a model directory, or one for ExecuTorch or
-    onnxruntime. Raises ValueError and FileNotFoundError for what is none of them, and ModuleNotFoundError
-    where its runtime is not installed.
+    onnxruntime. A .gguf file is measured with each of `kv_caches`. Raises ValueError and FileNotFoundError
+    for what is none of them, and ModuleNotFoundError where its runtime is not installed.
     """
+    if not kv_caches or len(set(kv_caches)) < len(kv_caches):
+        raise ValueError(f"kv_cache = {' '.join(kv_caches) or 'nothing'}: name each type once")
     found = []
     for number, model in enumerate(models):
         made = folder / str(number)
         made.mkdir()
         source = _source(model, made, say)
         if source.suffix == ".gguf":
-            found.append(Entry(model, "runtime", source))
+            found += [Entry(model, RUNTIME[kv_cache], source) for kv_cache in kv_caches]
             found += _of_peers(peers, model, source, made, say)
+        elif tuple(kv_caches) != ("f16",):
+            raise ValueError(f"kv_cache = {' '.join(kv_caches)} is for .gguf files; {model} is none")
         elif artefact := next((_ARTEFACTS[name] for name in _ARTEFACTS if (source / name).is_file()), None):
             for package in missing_packages(*KINDS[artefact].packages):
                 raise ModuleNotFoundError(f"no module named {package!r}", name=package)

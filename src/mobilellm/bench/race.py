@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from mobilellm.bench.contestant import RUNTIME
 from mobilellm.bench.entries import Entry
 from mobilellm.bench.worker import Worker, WorkerError
 
@@ -147,7 +148,7 @@ def _race(
     timings: list[Timing] = []
     with ExitStack() as stack:
         workers, failures = _started(entries, threads, room, stack)
-        reader = next((worker for entry, worker in workers if entry.kind == "runtime"), None)
+        reader = next((worker for entry, worker in workers if entry.kind in RUNTIME.values()), None)
         turns, total = itertools.count(1), len(lengths) * (rounds + 1) * len(workers)
         for n_prompt, n_gen, n_depth in lengths:
             seconds: list[list[float]] = [[] for _ in workers]

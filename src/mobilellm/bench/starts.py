@@ -47,7 +47,7 @@ class Start:
 
     @property
     def cache_bytes(self) -> int | None:
-        """Keys and values of the whole sequence in float16; None where only the runtime could tell."""
+        """Keys and values of the whole sequence; None where only the runtime could tell."""
         each = self.entry.described.get("cache_bytes_per_token")
         return None if each is None else each * self.context
 

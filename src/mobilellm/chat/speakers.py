@@ -9,6 +9,7 @@ from mobilellm.artefacts.text_model import open_text_model
 from mobilellm.completion import NewToken, Until
 from mobilellm.runtime.decoding import Decoding
 from mobilellm.runtime.generation import Engine
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.sampling import Sampling
 from mobilellm.tokenizer import Tokenizer
@@ -38,9 +39,11 @@ class Speaker(Protocol):
         """
 
 
-def open_speaker(source: str, threads: int | None, say: Callable[[str], None]) -> ModelSpeaker:
+def open_speaker(
+    source: str, threads: int | None, say: Callable[[str], None], kv_cache: KVCacheType = "f16"
+) -> ModelSpeaker:
     """Whatever `source` names. Raises ValueError, FileNotFoundError or ImportError with one line."""
-    return ModelSpeaker(open_text_model(source, threads, say))
+    return ModelSpeaker(open_text_model(source, threads, say, kv_cache))
 
 
 class ModelSpeaker:
@@ -67,5 +70,7 @@ class ModelSpeaker:
 def _runs_in(engine: Engine) -> str:
     isa, threads = getattr(engine, "isa", None), getattr(engine, "threads", 1)
     if isa is not None:
-        return f"compiled engine, {isa}, {threads} {'thread' if threads == 1 else 'threads'}"
-    return {"torch": "PyTorch"}.get(backend := str(getattr(engine, "backend", "numpy")), backend)
+        where = f"compiled engine, {isa}, {threads} {'thread' if threads == 1 else 'threads'}"
+    else:
+        where = {"torch": "PyTorch"}.get(backend := str(getattr(engine, "backend", "numpy")), backend)
+    return where + (", cache in q8_0" if getattr(engine, "kv_cache", "f16") == "q8_0" else "")

@@ -30,6 +30,7 @@ from mobilellm.installation import install_command, missing_packages
 from mobilellm.report.live_bar import LiveBar
 from mobilellm.runtime.cores import default_threads
 from mobilellm.runtime.engine import MOST_THREADS
+from mobilellm.runtime.kv_cache import KVCacheType
 
 _PACKAGES = ("mobilellm", "numpy", "torch", "transformers", "llama-cpp-python")
 _DEPTHS, _PROMPTS = (0, 512, 1024, 1900), (128, 512)
@@ -45,6 +46,8 @@ class Options:
     """How often each is measured; the median counts. One round more, the first, warms up."""
     threads: int | None = None
     """Of every runtime; by default one a fast core, four at most."""
+    kv_cache: tuple[KVCacheType, ...] = ("f16",)
+    """In which type .gguf files keep keys and values; f16 q8_0 measures both."""
     peers: tyro.conf.FlagCreatePairsOff[bool] = False
     """Measure llama.cpp and transformers on the same weights; one that is not installed is named."""
     json: Path | None = None
@@ -99,7 +102,7 @@ def run(arguments: Decode | Prefill | Load) -> None:
     peers, notes = _peers(options.peers)
 
     with tempfile.TemporaryDirectory(prefix="mobilellm-bench-") as folder:
-        taking_part = entries(arguments.models, peers, Path(folder), _say)
+        taking_part = entries(arguments.models, peers, Path(folder), _say, options.kv_cache)
         results = _measured(arguments, taking_part, threads)
     notes += results.notes
     if options.json is not None:

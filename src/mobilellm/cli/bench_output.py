@@ -111,8 +111,8 @@ def of_starts(starts: Sequence[Start], failures: Sequence[str]) -> Results:
         Panel(f"Most memory, a sequence of {context:,} tokens", "MB", memory),
     ]
     notes = [
-        f"Peak memory: of a sequence of {context:,} tokens; its cache is as large as float16 makes it. Of it "
-        "Python: after the imports, before there is a model.",
+        f"Peak memory: of a sequence of {context:,} tokens; its cache is as large as its type makes it. "
+        "Of it Python: after the imports, before there is a model.",
         *failures,
     ]
     return Results(header, rows, [start.record() for start in starts], panels, notes)

@@ -21,6 +21,7 @@ from mobilellm.chat.settings import SAMPLING, ContextEnd, Settings
 from mobilellm.chat.speakers import open_speaker
 from mobilellm.chat.talk import Answer, Talk
 from mobilellm.chat.visible import visible
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.sampling import Sampling
 
 
@@ -46,6 +47,8 @@ class Arguments:
     """End an answer at this text and leave it out; may be given several times."""
     threads: int | None = None
     """Of a .gguf file: by default one a fast core, four at most."""
+    kv_cache: KVCacheType = "f16"
+    """Of a .gguf file: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
     json: bool = False
     """Print one JSON object for every answer instead of streaming."""
 
@@ -60,7 +63,7 @@ def run(arguments: Arguments) -> None:
         context=arguments.context,
         stop=arguments.stop,
     )
-    speaker = open_speaker(arguments.model, arguments.threads, _say)
+    speaker = open_speaker(arguments.model, arguments.threads, _say, arguments.kv_cache)
     talk = Talk(speaker, settings)
     room = Room(talk, _say)
     if arguments.load is not None:

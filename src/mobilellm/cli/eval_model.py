@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mobilellm.report.live_bar import LiveBar
+from mobilellm.runtime.kv_cache import KVCacheType
 
 if TYPE_CHECKING:
     from mobilellm.eval.interface import LanguageModel
@@ -34,6 +35,8 @@ class ModelOptions:
     """Run code that comes with the model (transformers)."""
     tokens_at_once: int | None = None
     """Tokens in one forward pass: fewer take less memory."""
+    kv_cache: KVCacheType = "f16"
+    """Of a .gguf file: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
     cache: Path | None = None
     """Folder of answers by model and request: what is in it is not asked again. Default: the user's cache."""
     no_cache: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -66,6 +69,7 @@ def scored_model(name: str, options: ModelOptions, unit: str) -> Iterator[Scored
         trust_remote_code=options.trust_remote_code,
         tokens_at_once=options.tokens_at_once,
         say=say,
+        kv_cache=options.kv_cache,
     )
     cached = None if options.no_cache else Cached(model, options.cache)
     try:

@@ -2,7 +2,7 @@
 
 MODEL is a model directory, a training run, a Hub id; a .gguf file, which needs no torch; or a directory for
 ONNX Runtime or ExecuTorch. Without a prompt, standard input is the prompt. Models in PyTorch have --dtype and
---device, all others --context and --prompt-lookup; .gguf files have --threads and --session, too.
+--device, all others --context and --prompt-lookup; .gguf files have --threads, --kv-cache and --session, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mobilellm.chat.visible import visible
 from mobilellm.completion import Piece
 from mobilellm.completion import completions as put_together
 from mobilellm.runtime.decoding import Decoding
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.sampling import Sampling
 
 
@@ -45,6 +46,8 @@ class Arguments:
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
     threads: int | None = None
     """By default one a fast core, four at most."""
+    kv_cache: KVCacheType = "f16"
+    """Of a .gguf file: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
     session: Path | None = None
     """Keep what was read in this file; of a later prompt that begins alike, only the rest is computed."""
     json: bool = False
@@ -93,6 +96,7 @@ def _opened(
     is_file, is_artefact = arguments.model.endswith(".gguf"), artefact_directory(arguments.model) is not None
     if not is_file:
         _refuse([("threads", arguments.threads, None)], "is for .gguf files; for PyTorch set OMP_NUM_THREADS")
+        _refuse([("kv_cache", arguments.kv_cache, "f16")], "is for .gguf files; leave it out")
         _refuse([("session", arguments.session, None)], "is for .gguf files; leave it out")
     if not is_file and not is_artefact:
         decoding = [
@@ -113,7 +117,7 @@ def _opened(
     )
     if arguments.session is not None and len(prompts) > 1:
         raise ValueError(f"session = {arguments.session} goes with one prompt; {len(prompts)} were given")
-    model = open_text_model(arguments.model, arguments.threads, _say)
+    model = open_text_model(arguments.model, arguments.threads, _say, arguments.kv_cache)
     _tell_of_chat(model.chat_template)
     if len(prompts) > 1:
         yield model.stream(prompts, *options, arguments.decoding), dict

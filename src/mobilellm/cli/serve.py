@@ -15,6 +15,7 @@ from typing import Annotated, TextIO
 
 import tyro
 
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.serve.settings import Access, Limits
 
 KEY_VARIABLE = "MOBILELLM_API_KEY"
@@ -41,6 +42,8 @@ class Arguments:
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
     threads: int | None = None
     """Of .gguf files: by default one a fast core, four at most."""
+    kv_cache: KVCacheType = "f16"
+    """Of .gguf files: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
     log: Path | None = None
     """Write the access log to this file, added to what is there, in place of standard error."""
     log_text: bool = False
@@ -67,7 +70,8 @@ def run(arguments: Arguments) -> None:
         log: TextIO = sys.stderr
         if arguments.log is not None:
             log = open_files.enter_context(arguments.log.open("a", encoding="utf-8"))
-        service = Service(open_text_model(arguments.model, arguments.threads, _say), arguments.limits)
+        model = open_text_model(arguments.model, arguments.threads, _say, arguments.kv_cache)
+        service = Service(model, arguments.limits)
         server = Server(service, access, AccessLog(log, arguments.log_text))
         kind = "" if service.model.chat_template else ", a base model: /v1/completions only"
         _say(f"{service.preparer.name}{kind}, at {url(bound, arguments.host)} (Ctrl-C ends it)")

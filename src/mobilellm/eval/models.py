@@ -19,6 +19,7 @@ from mobilellm.layouts import read_config_file
 from mobilellm.model import hub
 from mobilellm.model.api import load
 from mobilellm.model.checkpoint import check_fit
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.tokenizer import Tokenizer
 
 _log = logging.getLogger("mobilellm")
@@ -36,16 +37,20 @@ def open_model(
     trust_remote_code: bool = False,
     tokens_at_once: int | None = None,
     say: Callable[[str], None] = _log.warning,
+    kv_cache: KVCacheType = "f16",
 ) -> LanguageModel:
     """A model directory, a training run, a Hub id, of any architecture that transformers knows; or a .gguf
     file; or a directory for ONNX Runtime or ExecuTorch.
 
     `backend` "auto" is "mobilellm" for whatever our own code runs, tokenizer included; else "transformers",
-    and `say` is told why. `trust_remote_code` lets transformers execute code that comes with the model.
-    Raises ValueError, FileNotFoundError or ImportError with one line, which tells the mend.
+    and `say` is told why. `trust_remote_code` lets transformers execute code that comes with the model;
+    `kv_cache` is for .gguf files. Raises ValueError, FileNotFoundError or ImportError with one line, which
+    tells the mend.
     """
+    if kv_cache != "f16" and not str(source).endswith(".gguf"):
+        raise ValueError(f"kv_cache = {kv_cache} is for .gguf files; leave it out")
     if str(source).endswith(".gguf") or artefact_directory(source) is not None:
-        return _in_the_runtime(source, backend, dtype, device, say)
+        return _in_the_runtime(source, backend, dtype, device, say, kv_cache)
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r} is not known; choose one of {', '.join(BACKENDS)}")
     say = _once(say)  # both the description and the weights of a Hub repository are announced
@@ -90,7 +95,12 @@ def _ours(
 
 
 def _in_the_runtime(
-    source: str | Path, backend: str, dtype: str | None, device: str, say: Callable[[str], None]
+    source: str | Path,
+    backend: str,
+    dtype: str | None,
+    device: str,
+    say: Callable[[str], None],
+    kv_cache: KVCacheType,
 ) -> LanguageModel:
     """A file or directory for a device, run on the CPU as it is stored: nothing else can be asked for."""
     directory = artefact_directory(source)
@@ -108,7 +118,7 @@ def _in_the_runtime(
         return artefact_language_model(directory)
     from mobilellm.eval.runtime_model import gguf_language_model
 
-    return gguf_language_model(source, say)
+    return gguf_language_model(source, say, kv_cache)
 
 
 def _why_not_ours(directory: Path, source: str) -> str:

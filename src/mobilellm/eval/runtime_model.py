@@ -19,6 +19,7 @@ from mobilellm.eval.request_rows import check
 from mobilellm.gguf import read_gguf
 from mobilellm.runtime.decoding import Decoding
 from mobilellm.runtime.generation import PREFILL_CHUNK
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.runtime.session import RuntimeModel, load
 from mobilellm.tokenizer import BOS_ID
 
@@ -42,9 +43,12 @@ class GgufModel:
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         engine: Any = self._model.engine
+        runs_in = getattr(engine, "isa", "reference")
+        if (kv_cache := getattr(engine, "kv_cache", "f16")) != "f16":
+            runs_in += f", cache in {kv_cache}"
         return ModelIdentity(
             name=str(self._path),
-            backend=f"runtime ({getattr(engine, 'isa', 'reference')})",
+            backend=f"runtime ({runs_in})",
             dtype="+".join(sizes),
             device="cpu",
             fingerprint=digest,
@@ -137,6 +141,8 @@ class GgufModel:
         ]
 
 
-def gguf_language_model(path: str | Path, say: Callable[[str], None]) -> GgufModel:
+def gguf_language_model(
+    path: str | Path, say: Callable[[str], None], kv_cache: KVCacheType = "f16"
+) -> GgufModel:
     """Raises what `mobilellm.runtime.load` raises."""
-    return GgufModel(load(path, say=say), Path(path))
+    return GgufModel(load(path, say=say, kv_cache=kv_cache), Path(path))

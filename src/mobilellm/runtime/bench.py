@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm import __version__
-from mobilellm.accounting import kv_cache_bytes_per_token, stored_parameters
+from mobilellm.accounting import stored_parameters
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import read_config
 from mobilellm.runtime import engine
+from mobilellm.runtime.kv_cache import KVCacheType, bytes_per_token
 
 _MEMORY_WORDS = 2**25
 """Of 64 bits, 268 MB: far more than a cache of processors holds."""
@@ -56,9 +57,9 @@ class EngineContestant:
 class RuntimeContestant(EngineContestant):
     """The native engine with one file. Raises what `engine.load` raises."""
 
-    def __init__(self, source: str, threads: int, room: int) -> None:
+    def __init__(self, source: str, threads: int, room: int, kv_cache: KVCacheType = "f16") -> None:
         start = time.perf_counter()
-        model = engine.load(source, threads)
+        model = engine.load(source, threads, kv_cache=kv_cache)
         super().__init__(model, room, time.perf_counter() - start)
         self._elsewhere = np.empty(0, np.uint64)
 
@@ -67,8 +68,8 @@ class RuntimeContestant(EngineContestant):
             "version": __version__,
             "backends": self._model.isa,
             "n_threads": self._model.threads,
-            "type_k": "f16",
-            "type_v": "f16",
+            "type_k": self._model.kv_cache,
+            "type_v": self._model.kv_cache,
         }
 
     def read_memory(self) -> float:
@@ -86,11 +87,11 @@ class RuntimeContestant(EngineContestant):
         return self._elsewhere.nbytes / min(seconds)
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, kv_cache: KVCacheType = "f16") -> dict[str, Any]:
     """Of a .gguf file, under llama-bench's names, and the bytes that one token reads.
 
     Those are all weights once, however often a shared block runs, without an embedding that is not the head;
-    and for every token in the cache its keys and values in float16.
+    and for every token in the cache its keys and values in the type `kv_cache`.
     """
     file = read_gguf(path)
     config = read_config(file)
@@ -101,7 +102,7 @@ def describe(path: Path) -> dict[str, Any]:
         "model_size": sum(sizes.values()),
         "model_n_params": stored_parameters(config).total,
         "bytes_per_token": sum(sizes.values()) - not_read,
-        "cache_bytes_per_token": kv_cache_bytes_per_token(config),
+        "cache_bytes_per_token": bytes_per_token(kv_cache, config),
         "context": config.max_position_embeddings,
     }
 

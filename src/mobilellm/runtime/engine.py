@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from mobilellm import gguf_model
 from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
+from mobilellm.gguf_blocks import TYPES
 from mobilellm.runtime import native_library
 from mobilellm.runtime.cores import default_threads
+from mobilellm.runtime.kv_cache import CacheState, Floats, KVCache, KVCacheType, check_cache_type
 from mobilellm.runtime.native_library import Library, Shape, Tensor
-from mobilellm.runtime.reference import CacheState, Floats, Room
 
 ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
@@ -43,12 +44,19 @@ class CancelledError(Exception):
 class NativeModel:
     """One model in the engine's memory. Raises ValueError where it cannot be run; see `missing`."""
 
-    def __init__(self, file: GGUF, threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        file: GGUF,
+        threads: int | None = None,
+        isa: str | None = None,
+        kv_cache: KVCacheType = "f16",
+    ) -> None:
         """`threads`: by default as many as cores.py says. `isa`: by default the best; a name for tests."""
         library = native_library.load()
         if isinstance(library, str):
             raise ValueError(f"the native engine was not compiled: {library}; use engine='reference'")
         self.config = gguf_model.read_config(file)
+        self.kv_cache = check_cache_type(kv_cache, self.config)
         self.threads = _checked_threads(threads)
         isa = _checked_isa(isa)
         self.library, self._file, self._process = library, file, os.getpid()
@@ -58,7 +66,7 @@ class NativeModel:
         shape, schedule = _shape(self.config), np.array(self.config.schedule, np.int32)
         self.handle = library.create(
             ctypes.byref(shape), _address(schedule), (Tensor * len(tensors))(*tensors), _address(norms),
-            self.threads, isa.encode(), error, len(error),
+            TYPES[kv_cache.upper()].number, self.threads, isa.encode(), error, len(error),
         )  # fmt: skip
         if not self.handle:
             raise ValueError(f"{file.path}: {error.value.decode(errors='replace')}")
@@ -178,11 +186,11 @@ class NativeModel:
             )
 
 
-class NativeCache(Room):
+class NativeCache(KVCache):
     """Keys and values of one sequence, in the engine's memory."""
 
     def __init__(self, owner: NativeModel, capacity: int) -> None:
-        super().__init__(owner.config, capacity)
+        super().__init__(owner.config, capacity, owner.kv_cache)
         self.owner = owner
         library = owner.library
         self.handle = library.sequence_create(owner.handle, capacity)
@@ -192,23 +200,23 @@ class NativeCache(Room):
 
     def state(self) -> CacheState:
         """A copy of what is in here, to be kept or to go on from in another cache."""
-        config = self.owner.config
-        shape = (config.num_steps, self.length, config.num_kv_heads, config.head_dim)
-        state = CacheState(np.empty(shape, np.float16), np.empty(shape, np.float16))
+        state = self.empty_state(self.length)
         self.owner.library.sequence_read(self.handle, self.length, *map(_address, state))
         return state
 
     def restore(self, state: CacheState) -> None:
         """Hold what `state` holds and nothing else. Raises ValueError for one that does not fit."""
         tokens = self.check_state(state)
-        whole = [np.ascontiguousarray(each, np.float16) for each in state]
+        whole = [np.ascontiguousarray(each) for each in state]
         self.owner.library.sequence_write(self.handle, tokens, *map(_address, whole))
         self.length = tokens
 
 
-def load(path: str | Path, threads: int | None = None, isa: str | None = None) -> NativeModel:
+def load(
+    path: str | Path, threads: int | None = None, isa: str | None = None, kv_cache: KVCacheType = "f16"
+) -> NativeModel:
     """Raises FileNotFoundError, or ValueError with one line naming file and fault."""
-    return NativeModel(read_gguf(path), threads, isa)
+    return NativeModel(read_gguf(path), threads, isa, kv_cache)
 
 
 def missing() -> str | None:

@@ -19,8 +19,8 @@ from mobilellm.completion import FinishReason, NewToken
 from mobilellm.config import ModelConfig
 from mobilellm.runtime.decoding import Decoding, Limit, window, window_start
 from mobilellm.runtime.engine import CancelledError
+from mobilellm.runtime.kv_cache import CacheState, Floats
 from mobilellm.runtime.prompt_lookup import PromptLookup
-from mobilellm.runtime.reference import CacheState, Floats
 from mobilellm.sampling import Draw
 from mobilellm.tokenizer import EOS_ID
 

@@ -36,7 +36,7 @@ class Tensor(ctypes.Structure):
 
 
 _SIGNATURES = {  # name: (result, arguments)
-    "create": (POINTER, [POINTER, POINTER, POINTER, POINTER, INTEGER, ctypes.c_char_p, POINTER, SIZE]),
+    "create": (POINTER, [POINTER] * 4 + [INTEGER] * 2 + [ctypes.c_char_p, POINTER, SIZE]),
     "fill": (None, [POINTER] + [INTEGER] * 3),
     "destroy": (None, [POINTER]),
     "isa": (ctypes.c_char_p, [POINTER]),

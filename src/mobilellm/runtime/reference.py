@@ -2,14 +2,15 @@
 
     x = row of the embedding
     for every step of the schedule, with the weights of its block and the cache slot of the step:
-        q, k, v = W norm(x);  q and k are rotated;  k and v join the slot, rounded to float16
+        q, k, v = W norm(x);  q and k are rotated;  k and v join the slot, rounded as kv_cache.py says
         x = x + O attend(q, keys, values)
         x = x + D (silu(G norm(x)) * U norm(x))
     logits = H norm(x)
 
 Numbers are float32 unless said. A product with a matrix in blocks (Q8_0, Q4_0) rounds its input to 8 bits
 first: each run of 32 numbers of x becomes s * q with s = max|x| / 127 and q = x / s to the nearest whole
-number, halves to even (0 where s <= 1e-30). F32, F16 and BF16 matrices take x as it is.
+number, halves to even (0 where s <= 1e-30). So is q where keys and values are in 8 bits (q8_0). F32, F16 and
+BF16 matrices take x as it is, keys in float16 q.
 
 T new tokens, S tokens in the cache with them, H heads, K key/value heads, D head_dim, E hidden size.
 """
@@ -26,15 +27,23 @@ from numpy.typing import NDArray
 from mobilellm import gguf_model
 from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
-
-Floats = NDArray[np.float32]
+from mobilellm.runtime.kv_cache import (
+    CacheState,
+    Floats,
+    KVCache,
+    KVCacheType,
+    check_cache_type,
+    numbers_of,
+    rounded,
+)
 
 
 class ReferenceModel:
     """One model. Sequences are told apart by their caches, so that many may be in flight."""
 
-    def __init__(self, file: GGUF) -> None:
+    def __init__(self, file: GGUF, kv_cache: KVCacheType = "f16") -> None:
         self.config = gguf_model.read_config(file)
+        self.kv_cache = check_cache_type(kv_cache, self.config)
         self._embedding = _Matrix.of(file, "token_embd.weight")
         self._blocks = [_Block.of(file, index) for index in range(self.config.num_layers)]
         self._norm = file.array("output_norm.weight")
@@ -43,7 +52,8 @@ class ReferenceModel:
 
     def new_cache(self, capacity: int | None = None) -> Cache:
         """An empty cache for `capacity` tokens, by default the model's context."""
-        return Cache(self.config, self.config.max_position_embeddings if capacity is None else capacity)
+        capacity = self.config.max_position_embeddings if capacity is None else capacity
+        return Cache(self.config, capacity, self.kv_cache)
 
     def forward(self, tokens: NDArray[np.integer], cache: Cache) -> Floats:
         """Feed tokens (T,) and return their final normalised states (T, E); the cache grows by T."""
@@ -58,6 +68,7 @@ class ReferenceModel:
             q = _rotate(block.q(y).reshape(T, -1, config.head_dim), cos, sin)
             k = _rotate(block.k(y).reshape(T, -1, config.head_dim), cos, sin)
             keys, values = cache.append(step, k, block.v(y).reshape(T, -1, config.head_dim))
+            q = q if self.kv_cache == "f16" else round_to_8_bits(q)
             x = x + block.o(_attend(q, keys, values))
             y = _norm(x, block.ffn_norm, config.rms_norm_eps)
             x = x + block.down(_silu(block.gate(y)) * block.up(y))
@@ -73,64 +84,12 @@ class ReferenceModel:
         return self._head(states)
 
 
-class CacheState(NamedTuple):
-    """Keys and values of a sequence's first tokens, of any engine's cache: float16 (steps, tokens, K, D)."""
+class Cache(KVCache):
+    """Keys and values of one sequence: a slot for every executed step."""
 
-    keys: NDArray[np.float16]
-    values: NDArray[np.float16]
-
-
-class Room:
-    """What a sequence may still be fed: `length` tokens of `capacity` are there."""
-
-    def __init__(self, config: ModelConfig, capacity: int) -> None:
-        self._config = config
-        if not 1 <= capacity <= config.max_position_embeddings:
-            raise ValueError(
-                f"a cache of {capacity} tokens must lie in 1 … {config.max_position_embeddings}, the context"
-            )
-        self.capacity, self.length = capacity, 0
-
-    def reserve(self, tokens: NDArray[np.integer], vocab_size: int) -> None:
-        """Refuse what is no token and what does not fit, before anything is written. Raises ValueError."""
-        if tokens.ndim != 1 or len(tokens) == 0:
-            raise ValueError(f"tokens have shape {tokens.shape}; expected a sequence that is not empty")
-        if not 0 <= tokens.min() <= tokens.max() < vocab_size:
-            raise ValueError(
-                f"token ids {tokens.min()} … {tokens.max()} are not in the vocabulary of {vocab_size}"
-            )
-        if self.length + len(tokens) > self.capacity:
-            raise ValueError(
-                f"the cache holds {self.length} of {self.capacity} tokens and cannot take {len(tokens)} more"
-            )
-
-    def check_state(self, state: CacheState) -> int:
-        """The tokens of a state that fits in here. Raises ValueError for one that does not."""
-        config, tokens = self._config, state.keys.shape[1] if state.keys.ndim == 4 else 0
-        shape = (config.num_steps, tokens, config.num_kv_heads, config.head_dim)
-        if not state.keys.shape == state.values.shape == shape:
-            raise ValueError(
-                f"a cache's state of shapes {state.keys.shape} and {state.values.shape} is not this model's; "
-                f"expected (steps, tokens, heads, numbers) = {shape}"
-            )
-        if tokens > self.capacity:
-            raise ValueError(f"a state of {tokens} tokens does not fit a cache of {self.capacity}")
-        return tokens
-
-    def truncate(self, length: int) -> None:
-        """Forget everything after `length` tokens."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
-        self.length = length
-
-
-class Cache(Room):
-    """Keys and values of one sequence: a slot for every executed step, float16."""
-
-    def __init__(self, config: ModelConfig, capacity: int) -> None:
-        super().__init__(config, capacity)
-        shape = (config.num_steps, capacity, config.num_kv_heads, config.head_dim)
-        self._keys, self._values = np.empty(shape, np.float16), np.empty(shape, np.float16)
+    def __init__(self, config: ModelConfig, capacity: int, kind: KVCacheType) -> None:
+        super().__init__(config, capacity, kind)
+        self._keys, self._values = self.empty_state(capacity)
 
     def state(self) -> CacheState:
         """A copy of what is in here, to be kept or to go on from in another cache."""
@@ -145,13 +104,14 @@ class Cache(Room):
     def append(self, step: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Store (T, K, D) of one executed step; return all so far, (S, K, D)."""
         start, end = self.length, self.length + len(keys)
-        self._keys[step, start:end], self._values[step, start:end] = keys, values
-        return self._keys[step, :end].astype(np.float32), self._values[step, :end].astype(np.float32)
+        for kept, new in (self._keys, keys), (self._values, values):
+            kept[step, start:end] = rounded(self.kind, new)
+        return numbers_of(self.kind, self._keys[step, :end]), numbers_of(self.kind, self._values[step, :end])
 
 
-def load(path: str | Path) -> ReferenceModel:
+def load(path: str | Path, kv_cache: KVCacheType = "f16") -> ReferenceModel:
     """Raises FileNotFoundError, or ValueError with one line naming file and fault."""
-    return ReferenceModel(read_gguf(path))
+    return ReferenceModel(read_gguf(path), kv_cache)
 
 
 class _Matrix(NamedTuple):
@@ -194,8 +154,8 @@ def round_to_8_bits(x: Floats) -> Floats:
     runs = x.reshape(len(x), -1, 32)
     scale = np.abs(runs).max(axis=2, keepdims=True) / np.float32(127)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 1e-30)
-    rounded: Floats = np.rint(runs * inverse) * scale
-    return rounded.reshape(x.shape)
+    nearest: Floats = np.rint(runs * inverse) * scale
+    return nearest.reshape(x.shape)
 
 
 def _norm(x: Floats, weight: Floats, epsilon: float) -> Floats:

@@ -15,6 +15,7 @@ from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import engine as native
 from mobilellm.runtime.decoding import Decoding, Limit, limits
 from mobilellm.runtime.generation import Engine, Generation, HeldTokens, Usage, advance, interrupt
+from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.runtime.reference import ReferenceModel
 from mobilellm.runtime.session_file import read_session, write_session
 from mobilellm.sampling import Draw, Sampler, Sampling
@@ -208,7 +209,7 @@ class Session:
 
     def restore(self, path: str | Path) -> None:
         """Hold what `save` kept, and nothing else. Raises FileNotFoundError, or ValueError with one line."""
-        tokens, state = read_session(path, self._fingerprint())
+        tokens, state = read_session(path, self._fingerprint(), self._held.cache.kind)
         self.cancel()
         with self._lock:
             self._held.restore(tokens, state)
@@ -231,11 +232,13 @@ def load(
     threads: int | None = None,
     engine: Literal["auto", "native", "reference"] = "auto",
     say: Callable[[str], None] = _log.warning,
+    kv_cache: KVCacheType = "f16",
 ) -> RuntimeModel:
     """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault.
 
     `engine`: the compiled one, the readable one, or "auto": the compiled one where it could be compiled, else
     the readable one and a line to `say`. `threads` of the compiled one: by default as cores.py says.
+    `kv_cache`: the type in which keys and values are kept; kv_cache.py says what q8_0 is.
     """
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"engine = {engine!r} is not known; choose auto, native or reference")
@@ -244,5 +247,9 @@ def load(
     if engine == "auto" and (fault := native.missing()) is not None:
         say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
         engine = "reference"
-    runs = ReferenceModel(file) if engine == "reference" else native.NativeModel(file, threads)
+    runs = (
+        ReferenceModel(file, kv_cache)
+        if engine == "reference"
+        else native.NativeModel(file, threads, kv_cache=kv_cache)
+    )
     return RuntimeModel(runs, tokenizer, str(path), gguf_model.chat_template(file), file)

@@ -1,22 +1,23 @@
 """A session in a file: the tokens that were read, and the keys and values that came of it.
 
-A .safetensors file: `tokens` int32 (tokens), `keys` and `values` float16 (steps, tokens, K, D); its metadata
-hold the fingerprint of the model and the SHA-256 of the three.
+A .safetensors file: `tokens` int32 (tokens), `keys` and `values` as a CacheState has them; its metadata hold
+the fingerprint of the model and the SHA-256 of the three.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.atomic import atomic_write
-from mobilellm.runtime.reference import CacheState
+from mobilellm.runtime.kv_cache import KV_CACHE_TYPES, CacheState, KVCacheType, number_type
 
 _FORMAT = "mobilellm session 1"
-_TYPES = {"tokens": np.dtype(np.int32), "keys": np.dtype(np.float16), "values": np.dtype(np.float16)}
+_NAMES = ("tokens", *CacheState._fields)
 
 
 def write_session(path: str | Path, model: str, tokens: list[int], state: CacheState) -> None:
@@ -28,8 +29,8 @@ def write_session(path: str | Path, model: str, tokens: list[int], state: CacheS
         save_file(arrays, temporary, {"format": _FORMAT, "model": model, "sha256": _digest(arrays)})
 
 
-def read_session(path: str | Path, model: str) -> tuple[list[int], CacheState]:
-    """Raises FileNotFoundError, or ValueError with one line: no session, damaged, of another model."""
+def read_session(path: str | Path, model: str, kv_cache: KVCacheType) -> tuple[list[int], CacheState]:
+    """Raises FileNotFoundError, or ValueError with one line: damaged, of another model, of another cache."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -48,9 +49,15 @@ def read_session(path: str | Path, model: str) -> tuple[list[int], CacheState]:
     if said.get("model") != model:
         raise ValueError(f"{path}: was saved with another model than this one; save a session of its own")
     types = {name: array.dtype for name, array in arrays.items()}
-    if types != _TYPES or said.get("sha256") != _digest(arrays):
+    kind = next((kind for kind in KV_CACHE_TYPES if types == _types(kind)), None)
+    if kind is None or said.get("sha256") != _digest(arrays):
         raise ValueError(
             f"{path}: is damaged: its numbers are not those that were saved; save the session anew"
+        )
+    if kind != kv_cache:
+        raise ValueError(
+            f"{path}: was saved with keys and values in {kind}, and this model keeps them in {kv_cache}; "
+            f"load it with kv_cache = {kind!r} (--kv-cache {kind}), or save a session of its own"
         )
     tokens, state = arrays["tokens"], CacheState(arrays["keys"], arrays["values"])
     if tokens.ndim != 1 or state.keys.shape[1:2] != tokens.shape:
@@ -58,9 +65,14 @@ def read_session(path: str | Path, model: str) -> tuple[list[int], CacheState]:
     return tokens.tolist(), state
 
 
+def _types(kind: KVCacheType) -> dict[str, np.dtype[Any]]:
+    numbers = np.dtype(number_type(kind))
+    return dict(zip(_NAMES, (np.dtype(np.int32), numbers, numbers), strict=True))
+
+
 def _digest(arrays: dict[str, NDArray[np.generic]]) -> str:
     digest = hashlib.sha256()
-    for name in _TYPES:
+    for name in _NAMES:
         digest.update(repr(arrays[name].shape).encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()

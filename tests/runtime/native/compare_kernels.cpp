@@ -188,6 +188,10 @@ void quantise() {
   expect(right_bytes[4 * kBlock] == 0 && right_bytes[4 * kBlock + 1] == 2, "halves to even", 0, right_bytes[4 * kBlock], 0);
 }
 
+const uint8_t* bytes_of(const std::vector<uint16_t>& numbers) {
+  return reinterpret_cast<const uint8_t*>(numbers.data());
+}
+
 void attention() {
   for (int head_dim : {10, 64, 72, 128}) {
     const int value_stride = (head_dim + 15) / 16 * 16;
@@ -207,8 +211,8 @@ void attention() {
         const auto attended = [&](const Kernels& kernels) {
           std::vector<float> scores(size_t(count) * kSpan, 7.0f);
           Result result{std::vector<float>(size, 7.0f), std::vector<float>(count), std::vector<float>(count)};
-          kernels.attend({keys.data(), values.data(), head_dim, value_stride, positions, queries.data(),
-                          visible.data(), count, scores.data()},
+          kernels.attend({bytes_of(keys), bytes_of(values), head_dim, value_stride, positions, queries.data(), {}, 0,
+                          visible.data(), count, scores.data(), nullptr, nullptr},
                          result.partial());
           return result;
         };
@@ -229,6 +233,57 @@ void attention() {
         expect_close(into.out, right.out, "merge: out");
         expect_close(into.total, right.total, "merge: total");
         expect_equal(into.largest, right.largest, "merge: largest");
+      }
+    }
+  }
+}
+
+// Keys and values in 8 bits: random ones, and all at either end. The portable kernels compute with floats what others
+// may compute with weights in 16 bits, which is a 500th of the rounding of the values.
+void attention_in_bytes() {
+  for (int head_dim : {32, 64, 96}) {
+    const int runs = head_dim / kBlock, tiles = kSpan / 16;
+    const size_t tile = cache_tile_bytes(head_dim);
+    const Panel keys = panel_of(tiles * tile), values = panel_of(tiles * tile);
+    for (int fill : {-1, 0x7F, 0x80}) {
+      for (size_t i = 0; i < tiles * tile; ++i) {
+        keys[i] = uint8_t(fill < 0 ? whole(0, 255) : fill), values[i] = uint8_t(fill < 0 ? whole(0, 255) : fill);
+      }
+      for (int i = 0; i < tiles * runs * 16; ++i) {  // scales: of keys around 0.01, of values up to 1
+        const uint16_t of_keys = half_by(portable, 0.01f * std::fabs(normal()));
+        const uint16_t of_values = half_by(portable, std::exp(-3 * std::fabs(normal())));
+        const int at_tile = i / (runs * 16), run = i / 16 % runs, position = i % 16;
+        std::memcpy(&keys[at_tile * tile + scales_at(run, kPanelRows * 32) + position * 2], &of_keys, 2);
+        std::memcpy(&values[at_tile * tile + size_t(run * 16 + position) * 2], &of_values, 2);
+      }
+      for (int positions : {1, 15, 16, 17, 100, kSpan}) {
+        for (int count : {1, 3, 4, 7, 16, 48}) {
+          const Tokens queries(count + 2, head_dim);
+          std::vector<int> visible(count);
+          for (int& each : visible) each = whole(-3, positions + 20);
+          struct Result {
+            std::vector<float> out, largest, total;
+          };
+          const auto attended = [&](const Kernels& kernels) {
+            std::vector<float> scores(size_t(count) * kSpan, 7.0f), room(size_t(count) * kSpan, 7.0f);
+            Result result{std::vector<float>(size_t(count) * head_dim, 7.0f), std::vector<float>(count),
+                          std::vector<float>(count)};
+            kernels.attend_q8_0({keys.get(), values.get(), head_dim, head_dim, positions, nullptr,
+                                 queries.inputs.bytes, 2, visible.data(), count, scores.data(), room.data(), keys.get()},
+                                {result.out.data(), result.largest.data(), result.total.data()});
+            return result;
+          };
+          const Result ours = attended(*tested), theirs = attended(portable);
+          expect_close(ours.out, theirs.out, "attend in bytes: out", 3e-4f);
+          expect_close(ours.total, theirs.total, "attend in bytes: total");
+          for (int i = 0; i < count; ++i) {
+            const bool same = ours.largest[i] == theirs.largest[i] || std::fabs(ours.largest[i] - theirs.largest[i]) <
+                                                                          1e-4f * (1 + std::fabs(theirs.largest[i]));
+            expect(same, "attend in bytes: largest", i, ours.largest[i], theirs.largest[i]);
+            const bool blind = visible[i] <= 0;
+            expect(!blind || ours.out[size_t(i) * head_dim] == 0, "who sees nothing", i, ours.out[i * head_dim], 0);
+          }
+        }
       }
     }
   }
@@ -266,6 +321,7 @@ int main() {
     norms_and_gates();
     quantise();
     attention();
+    attention_in_bytes();
     halves();
     std::printf("%s: %d numbers are right\n", tested->name, compared);
   }

@@ -1,7 +1,7 @@
 // The engine's whole life through its C interface, on random models: made, filled, fed in every way, cancelled,
 // saved and restored, refused, destroyed. What must be the same bit for bit is compared. Ends with 1 at a fault;
 // sanitizers and emulators find what a comparison cannot. Argument: one set of instructions, which then
-// runs two models only, for emulators; by default all that the processor has run fifteen.
+// runs three models only, for emulators; by default all that the processor has run nineteen.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -93,10 +93,10 @@ struct DestroySequence {
 };
 using Sequence = std::unique_ptr<mobilellm_sequence, DestroySequence>;
 
-Model loaded(const File& file, int threads, const char* isa) {
+Model loaded(const File& file, int cache, int threads, const char* isa) {
   char error[256] = "";
-  Model model(mobilellm_create(&file.shape, file.schedule.data(), file.tensors.data(), file.norms.data(), threads,
-                               isa, error, sizeof error));
+  Model model(mobilellm_create(&file.shape, file.schedule.data(), file.tensors.data(), file.norms.data(), cache,
+                               threads, isa, error, sizeof error));
   if (!model) return model;
   for (int part = 0; part <= file.shape.num_layers; ++part) {
     const int pieces = part == file.shape.num_layers ? 3 : 1;
@@ -144,7 +144,7 @@ std::vector<int32_t> part(const std::vector<int32_t>& tokens, int from, int to) 
 }
 
 // Any way to feed the tokens gives these states.
-void feed_in_every_way(const Model& model, const File& file, const std::vector<int32_t>& tokens,
+void feed_in_every_way(const Model& model, const File& file, int cache, const std::vector<int32_t>& tokens,
                        const std::vector<float>& right) {
   const int hidden = file.shape.hidden_size;
   const Sequence one = new_sequence(model), two = new_sequence(model), three = new_sequence(model);
@@ -165,7 +165,7 @@ void feed_in_every_way(const Model& model, const File& file, const std::vector<i
     }
   }
   const size_t numbers = size_t(file.shape.num_steps) * 77 * file.shape.num_kv_heads * file.shape.head_dim;
-  std::vector<uint16_t> keys(numbers), values(numbers);
+  std::vector<uint8_t> keys(bytes_of(cache, numbers)), values(bytes_of(cache, numbers));
   fed(model, {{one.get(), 0, part(tokens, 0, 77)}}, hidden);
   mobilellm_sequence_read(one.get(), 77, keys.data(), values.data());
   const Sequence other = new_sequence(model);
@@ -193,8 +193,8 @@ void refuse(const Model& model, const File& file) {
   }
   char error[256] = "";
   const auto make = [&](const char* isa) {
-    return mobilellm_create(&file.shape, file.schedule.data(), file.tensors.data(), file.norms.data(), 1, isa, error,
-                            sizeof error);
+    return mobilellm_create(&file.shape, file.schedule.data(), file.tensors.data(), file.norms.data(), kF16, 1, isa,
+                            error, sizeof error);
   };
   expect(!make("mmx") && std::strstr(error, "no mmx"), "instructions that are not there are refused in words");
   expect(mobilellm_half("mmx", 1) == -1, "and for a number too");
@@ -213,20 +213,20 @@ void cancel(const Model& model, const File& file, const std::vector<int32_t>& to
   }
 }
 
-void run(const File& file, const char* isa, bool damaged) {
+void run(const File& file, const char* isa, bool damaged, int cache = kF16) {
   std::vector<int32_t> tokens(kContext);
   for (int32_t& each : tokens) each = int32_t(chance() % uint32_t(file.shape.vocab_size));
   const int hidden = file.shape.hidden_size;
   std::vector<float> right;
   for (int threads : {1, 3}) {
-    const Model model = loaded(file, threads, isa);
+    const Model model = loaded(file, cache, threads, isa);
     expect(bool(model), "the model is made");
     expect(mobilellm_isa(model.get()) == std::string(isa), "its instructions are those that were named");
     const Sequence sequence = new_sequence(model);
     const std::vector<float> states = fed(model, {{sequence.get(), 0, tokens}}, hidden);
     if (threads == 1) right = states;
     expect(same(states.data(), right.data(), right.size()), "any number of threads gives the same");
-    feed_in_every_way(model, file, tokens, right);
+    feed_in_every_way(model, file, cache, tokens, right);
     take_logits(model, file, right);
     refuse(model, file);
     cancel(model, file, tokens);
@@ -244,10 +244,14 @@ int main(int count, char** arguments) {
   mobilellm_shape even = {320, 64, 160, 2, 4, 2, 16, 4, 1e-5f, 10000};
   // Rows that blocks do not divide, panels that rows do not fill, a group of three, heads of ten.
   const mobilellm_shape odd = {83, 72, 44, 2, 9, 3, 10, 2, 1e-5f, 10000};
+  // Heads of one run and of three, for a cache in 8 bits.
+  const mobilellm_shape one_run = {83, 72, 44, 2, 9, 3, 32, 2, 1e-5f, 10000};
+  const mobilellm_shape three_runs = {83, 72, 44, 2, 2, 1, 96, 2, 1e-5f, 10000};
   if (count > 1) {
     even.num_steps = 2;
     run(File(even, {0, 1}, kQ4, kQ8, false), arguments[1], false);
     run(File(odd, {0, 1}, kF16, kBF16, false), arguments[1], false);
+    run(File(one_run, {0, 1}, kQ8, kQ8, false), arguments[1], false, kQ8);
     std::printf("%s: no fault found\n", arguments[1]);
     return 0;
   }
@@ -258,6 +262,10 @@ int main(int count, char** arguments) {
       run(File(even, {0, 0, 1, 1}, type, head, false), isa, false);
       run(File(odd, {0, 1}, type, head, false), isa, false);
       run(File(odd, {0, 1}, type, head, true), isa, true);
+    }
+    for (const bool damaged : {false, true}) {
+      run(File(one_run, {0, 1}, kQ4, kQ8, damaged), isa, damaged, kQ8);
+      run(File(three_runs, {0, 1}, kBF16, kF16, damaged), isa, damaged, kQ8);
     }
     std::printf("%s: no fault found\n", isa);
   }

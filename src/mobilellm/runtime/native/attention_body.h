@@ -2,36 +2,9 @@
 // every instruction set.
 #pragma once
 
-// out (count, value_stride) = scores (count, positions) times values. Few queries take whole positions as they
-// lie in memory, many take 16 numbers of each: what their sums leave registers for.
-inline void mix(const Attention& a, int positions, float* out) {
-  in_tiles<kPlainTile>(a.count, [&](int query, auto n) {
-    constexpr int N = decltype(n)::value, Most = kPlainTile / N < 4 ? kPlainTile / N : 4;
-    const float* scores = a.scores + size_t(query) * kSpan;
-    const auto weight = [&](int q, int position) { return scores[q * kSpan + position]; };
-    int done = 0;
-    for (; done + Most * kPanelRows <= a.value_stride; done += Most * kPanelRows) {
-      plain_tile<F16, N, Most>(a.values + done, a.value_stride, positions, weight,
-                               out + size_t(query) * a.value_stride + done, a.value_stride);
-    }
-    for (; done < a.value_stride; done += kPanelRows) {
-      plain_tile<F16, N, 1>(a.values + done, a.value_stride, positions, weight,
-                            out + size_t(query) * a.value_stride + done, a.value_stride);
-    }
-  });
-}
-
-void attend(const Attention& a, const Partial& partial) {
+// Scores (count, kSpan) become weights e^(score - largest), 0 where a query does not look.
+inline void weigh(const Attention& a, const Partial& partial) {
   const int width = (a.positions + 15) / 16 * 16;
-  for (int tile = 0; tile < width; tile += 16) {
-    in_tiles<kPlainTile>(a.count, [&](int query, auto n) {
-      const uint16_t* keys = a.keys + size_t(tile) * a.head_dim;
-      plain_tile<F16, decltype(n)::value, 1>(
-          keys, 16, a.head_dim,
-          [&](int q, int number) { return a.queries[size_t(number) * a.count + query + q]; },
-          a.scores + size_t(query) * kSpan + tile, kSpan);
-    });
-  }
   const floats inverse = all(1 / __builtin_sqrtf(float(a.head_dim)));
   for (int query = 0; query < a.count; ++query) {
     float* scores = a.scores + size_t(query) * kSpan;
@@ -55,7 +28,40 @@ void attend(const Attention& a, const Partial& partial) {
     partial.largest[query] = largest[0] * inverse[0];
     partial.total[query] = sum(total);
   }
-  mix(a, a.positions, partial.out);
+}
+
+// out (count, value_stride) = scores (count, positions) times values. Few queries take whole positions as they
+// lie in memory, many take 16 numbers of each: what their sums leave registers for.
+inline void mix(const Attention& a, float* out) {
+  const uint16_t* values = reinterpret_cast<const uint16_t*>(a.values);
+  in_tiles<kPlainTile>(a.count, [&](int query, auto n) {
+    constexpr int N = decltype(n)::value, Most = kPlainTile / N < 4 ? kPlainTile / N : 4;
+    const float* scores = a.scores + size_t(query) * kSpan;
+    const auto weight = [&](int q, int position) { return scores[q * kSpan + position]; };
+    int done = 0;
+    for (; done + Most * kPanelRows <= a.value_stride; done += Most * kPanelRows) {
+      plain_tile<F16, N, Most>(values + done, a.value_stride, a.positions, weight,
+                               out + size_t(query) * a.value_stride + done, a.value_stride);
+    }
+    for (; done < a.value_stride; done += kPanelRows) {
+      plain_tile<F16, N, 1>(values + done, a.value_stride, a.positions, weight,
+                            out + size_t(query) * a.value_stride + done, a.value_stride);
+    }
+  });
+}
+
+void attend(const Attention& a, const Partial& partial) {
+  for (int tile = 0; tile < a.positions; tile += 16) {
+    in_tiles<kPlainTile>(a.count, [&](int query, auto n) {
+      const uint16_t* keys = reinterpret_cast<const uint16_t*>(a.keys) + size_t(tile) * a.head_dim;
+      plain_tile<F16, decltype(n)::value, 1>(
+          keys, 16, a.head_dim,
+          [&](int q, int number) { return a.queries[size_t(number) * a.count + query + q]; },
+          a.scores + size_t(query) * kSpan + tile, kSpan);
+    });
+  }
+  weigh(a, partial);
+  mix(a, partial.out);
 }
 
 void merge(const Partial& into, const Partial& part, int count, int value_stride) {

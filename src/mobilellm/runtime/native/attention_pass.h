@@ -33,11 +33,11 @@ class AttentionPass : public Pass {
     if (few()) {
       const int pieces = count_ * heads * s_.spans;
       for (Shares shares(m_.team, thread, pieces, 1); shares.next();) {
-        const int piece = shares.first;
-        const int span = piece % s_.spans, head = piece / s_.spans % heads, row = piece / s_.spans / heads;
+        // In the order of memory: the heads of a span, and then the next span.
+        const int head = shares.first % heads, span = shares.first / heads % s_.spans;
+        const int row = shares.first / heads / s_.spans;
         if (span * kSpan > rows_[row].position) continue;
-        const size_t at = size_t(piece) * group_;
-        attend_span(thread, step, row, row + 1, head, span, partial(at));
+        attend_span(thread, step, row, row + 1, head, span, partial(row, head, span));
       }
     } else {
       const int tiles = int(tiles_.size());
@@ -60,8 +60,7 @@ class AttentionPass : public Pass {
         const Partial whole{own.part.data(), own.part_totals.data(), own.part_totals.data() + group_};
         clear(whole, group_);
         for (int span = 0; span * kSpan <= rows_[row].position; ++span) {
-          const size_t at = ((size_t(row) * heads + head) * s_.spans + span) * group_;
-          m_.kernels.merge(whole, partial(at), group_, value_stride_);
+          m_.kernels.merge(whole, partial(row, head, span), group_, value_stride_);
         }
         for (int query = 0; query < group_; ++query, out += dim) finish(whole, query, out);
       }
@@ -76,6 +75,14 @@ class AttentionPass : public Pass {
     return queries(first, end, head) + number * apart + size_t(row - first) * group_;
   }
 
+  // Where keys are in 8 bits: all queries of the pass, and which of them is that of a key/value head's first head that
+  // belongs to a row. Those of a tile and a key/value head stand together.
+  Bytes rounded_queries() const { return s_.rounded_q.bytes(count_ * shape().num_heads); }
+  int query_number(int row, int head) const {
+    const auto [first, end] = tiles_[size_t(tile_of_[size_t(row)])];
+    return first * shape().num_heads + (head * (end - first) + row - first) * group_;
+  }
+
   const std::vector<Row>& rows_;
   int group_, value_stride_;
 
@@ -85,8 +92,9 @@ class AttentionPass : public Pass {
     return s_.q.data() + (size_t(first) * shape().num_heads + size_t(head) * (end - first) * group_) * dim;
   }
 
-  // Of few rows, the attention of a group of queries to one span, whose first is number `at`.
-  Partial partial(size_t at) const {
+  // Of few rows, the attention of a group of queries to one span.
+  Partial partial(int row, int head, int span) const {
+    const size_t at = ((size_t(row) * shape().num_kv_heads + head) * s_.spans + span) * group_;
     return {&s_.partial[at * value_stride_], &s_.partial_totals[2 * at], &s_.partial_totals[2 * at + group_]};
   }
 
@@ -113,11 +121,21 @@ class AttentionPass : public Pass {
       own.visible[query] = rows_[first + query / group_].position + 1 - start;
     }
     const int seen = rows_[end - 1].position + 1 - start;
-    Sequence& sequence = *rows_[first].sequence;
-    m_.kernels.attend({sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
-                       seen < kSpan ? seen : kSpan, queries(first, end, head), own.visible.data(), count,
-                       own.scores.data()},
-                      partial);
+    const Sequence& sequence = *rows_[first].sequence;
+    const bool bytes = m_.cache == Type::Q8_0;
+    Attention attention{sequence.keys(step, head, span), sequence.values(step, head, span), dim, value_stride_,
+                        seen < kSpan ? seen : kSpan, nullptr, {}, 0, own.visible.data(), count, own.scores.data(),
+                        own.room.data(), nullptr};
+    if (bytes) {
+      attention.rounded = rounded_queries(), attention.first = query_number(first, head);
+      const bool last_head = head + 1 == shape().num_kv_heads, last_span = start + seen <= start + kSpan;
+      if (few() && !(last_head && last_span)) {
+        attention.next = sequence.keys(step, last_head ? 0 : head + 1, last_head ? span + 1 : span);
+      }
+    } else {
+      attention.queries = queries(first, end, head);
+    }
+    (bytes ? m_.kernels.attend_q8_0 : m_.kernels.attend)(attention, partial);
   }
 
   void clear(const Partial& whole, int count) const {

@@ -10,8 +10,8 @@ using namespace mobilellm;
 
 struct mobilellm_model {
   mobilellm_model(const mobilellm_shape& shape, const int32_t* schedule, const mobilellm_tensor* tensors,
-                  const float* norms, int threads, const Kernels& kernels)
-      : model(shape, schedule, tensors, norms, threads, kernels), scratch(model) {}
+                  const float* norms, int threads, const Kernels& kernels, Type cache)
+      : model(shape, schedule, tensors, norms, threads, kernels, cache), scratch(model) {}
   Model model;
   Scratch scratch;
 };
@@ -34,8 +34,8 @@ int32_t guarded(const Run& run) {
 }  // namespace
 
 mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* schedule,
-                                  const mobilellm_tensor* tensors, const float* norms, int32_t threads,
-                                  const char* isa, char* error, size_t error_size) {
+                                  const mobilellm_tensor* tensors, const float* norms, int32_t cache,
+                                  int32_t threads, const char* isa, char* error, size_t error_size) {
   const Kernels* kernels = kernels_for(isa);
   if (!kernels) {
     std::snprintf(error, error_size, "this processor, or this build, has no %s; the best it has is %s", isa,
@@ -43,7 +43,7 @@ mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* s
     return nullptr;
   }
   try {
-    return new mobilellm_model(*shape, schedule, tensors, norms, threads, *kernels);
+    return new mobilellm_model(*shape, schedule, tensors, norms, threads, *kernels, Type(cache));
   } catch (const std::bad_alloc&) {
     std::snprintf(error, error_size, "there is not enough memory for the model");
   } catch (const std::exception& fault) {
@@ -72,13 +72,12 @@ mobilellm_sequence* mobilellm_sequence_create(const mobilellm_model* model, int3
 
 void mobilellm_sequence_destroy(mobilellm_sequence* sequence) { delete sequence; }
 
-void mobilellm_sequence_read(mobilellm_sequence* sequence, int32_t length, uint16_t* keys, uint16_t* values) {
-  sequence->each_number(length, [&](uint16_t& key, uint16_t& value) { *keys++ = key, *values++ = value; });
+void mobilellm_sequence_read(const mobilellm_sequence* sequence, int32_t length, void* keys, void* values) {
+  sequence->read(length, static_cast<uint8_t*>(keys), static_cast<uint8_t*>(values));
 }
 
-void mobilellm_sequence_write(mobilellm_sequence* sequence, int32_t length, const uint16_t* keys,
-                              const uint16_t* values) {
-  sequence->each_number(length, [&](uint16_t& key, uint16_t& value) { key = *keys++, value = *values++; });
+void mobilellm_sequence_write(mobilellm_sequence* sequence, int32_t length, const void* keys, const void* values) {
+  sequence->write(length, static_cast<const uint8_t*>(keys), static_cast<const uint8_t*>(values));
 }
 
 int32_t mobilellm_forward(mobilellm_model* model, int32_t count, const int32_t* tokens,
@@ -137,7 +136,7 @@ uint64_t mobilellm_read(mobilellm_model* model, const void* data, size_t size) {
   job.team.run(
       [](void* context, int thread) {
         Job& job = *static_cast<Job*>(context);
-        constexpr size_t kPiece = 1 << 15, kAhead = 256;  // as far ahead as products ask for weights
+        constexpr size_t kPiece = 1 << 15, kAhead = 256;  // a little faster than without
         uint64_t sums[32] = {};
         for (Shares shares(job.team, thread, int(job.count / kPiece), 1); shares.next();) {
           const size_t at = size_t(shares.first) * kPiece;

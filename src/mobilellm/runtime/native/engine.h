@@ -27,10 +27,11 @@ enum mobilellm_result { MOBILELLM_DONE = 0, MOBILELLM_CANCELLED = 1, MOBILELLM_N
 
 // schedule (num_steps): the block of every step. tensors: the embedding; of every block q, k, v, output, gate,
 // up, down; the head. norms (hidden_size each): of every block before attention and before the feed-forward
-// part; the last one. isa: "" for the best this processor has. NULL, and one line in `error`, if it cannot be.
+// part; the last one. cache: the type of all its sequences' keys and values, F16, or Q8_0 where 32 divides head_dim.
+// isa: "" for the best this processor has. NULL, and one line in `error`, if it cannot be.
 mobilellm_model* mobilellm_create(const mobilellm_shape* shape, const int32_t* schedule,
-                                  const mobilellm_tensor* tensors, const float* norms, int32_t threads,
-                                  const char* isa, char* error, size_t error_size);
+                                  const mobilellm_tensor* tensors, const float* norms, int32_t cache,
+                                  int32_t threads, const char* isa, char* error, size_t error_size);
 // Bring one of `pieces` equal pieces of block `part`, or of the head where part = num_layers, into the arena.
 // All of them once, before all else. A piece is whole panels of 16 rows: from row panels * piece / pieces * 16.
 void mobilellm_fill(mobilellm_model* model, int32_t part, int32_t piece, int32_t pieces);
@@ -41,11 +42,10 @@ int64_t mobilellm_arena_bytes(const mobilellm_model* model);
 // Keys and values of one sequence of at most `capacity` tokens; NULL where there is no memory.
 mobilellm_sequence* mobilellm_sequence_create(const mobilellm_model* model, int32_t capacity);
 void mobilellm_sequence_destroy(mobilellm_sequence* sequence);
-// Keys and values of the first `length` positions, float16 (num_steps, length, num_kv_heads, head_dim) each: out
-// of the sequence, and into it.
-void mobilellm_sequence_read(mobilellm_sequence* sequence, int32_t length, uint16_t* keys, uint16_t* values);
-void mobilellm_sequence_write(mobilellm_sequence* sequence, int32_t length, const uint16_t* keys,
-                              const uint16_t* values);
+// Keys and values of the first `length` positions, (num_steps, length, num_kv_heads, head_dim) each, numbers in float16
+// or in blocks of Q8_0 as in a file: out of the sequence, and into it.
+void mobilellm_sequence_read(const mobilellm_sequence* sequence, int32_t length, void* keys, void* values);
+void mobilellm_sequence_write(mobilellm_sequence* sequence, int32_t length, const void* keys, const void* values);
 
 // states (count, hidden_size) of `count` tokens. Row i stands at positions[i] of sequences[i]; the rows of a
 // sequence stand together and in order, and the positions before its first row have been fed already.

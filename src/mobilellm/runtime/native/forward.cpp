@@ -36,7 +36,11 @@ class Forward : public AttentionPass {
     const int hidden = shape().hidden_size;
     const Inputs x = prepare(thread, part, s_.x.data(), hidden, hidden, block.attention_norm,
                              in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
-    project(thread, part, step, block, x);
+    if (m_.cache == Type::Q8_0) {
+      project_runs(thread, part, step, block, x);
+    } else {
+      project(thread, part, step, block, x);
+    }
   }
 
   void after_attention(int thread, const Part& part, const Block& block) {
@@ -97,6 +101,37 @@ class Forward : public AttentionPass {
     });
   }
 
+  // The same into a cache in 8 bits, two panels at a time: a run that shares a scale. Queries are rounded as well.
+  void project_runs(int thread, const Part& part, int step, const Block& block, const Inputs& x) {
+    float *results = s_.own[thread].first.data(), *runs = s_.own[thread].pair.data();
+    const int projections = block.q.panels + block.k.panels + block.v.panels;
+    share(thread, part, projections / 2, [&](int pair, int first, int tokens) {
+      int panel = 2 * pair;
+      const int which = projection(block, panel);
+      const Matrix& matrix = block.*kProjections[which];
+      for (int half = 0; half < 2; ++half) {
+        m_.product(matrix.type)(matrix.panel(panel + half), matrix.columns, x, first, tokens, results);
+        for (int t = 0; t < tokens; ++t) {
+          std::memcpy(runs + t * kBlock + half * kPanelRows, results + t * kPanelRows, kPanelRows * sizeof(float));
+        }
+      }
+      const int begin = panel * kPanelRows, head = begin / shape().head_dim, run = begin % shape().head_dim / kBlock;
+      for (int t = 0; t < tokens; ++t) {
+        float* numbers = runs + t * kBlock;
+        const int row = part.first + first + t;
+        if (which < 2) rotate(numbers, row, begin, begin + kBlock);
+        if (which == 0) {
+          const auto [all, scales, negated, count] = rounded_queries();
+          const int number = query_number(row, head / group_) + head % group_;
+          m_.kernels.quantise(numbers, kBlock, number,
+                              {all + run * count * kBlock, scales + run * count, negated + run * count, count});
+        } else {
+          store_run(numbers, rows_[row], step, head, run, which == 1);
+        }
+      }
+    });
+  }
+
   // Call each(head, first number of it, first row, rows) for rows begin ... end - 1, head by head.
   template <typename Each>
   void by_heads(int begin, int end, const Each& each) const {
@@ -141,6 +176,20 @@ class Forward : public AttentionPass {
         std::memcpy(row.sequence->value(step, head, row.position) + number, halves + at, size_t(rows) * 2);
       }
     });
+  }
+
+  void store_run(const float* numbers, const Row& row, int step, int head, int run, bool keys) const {
+    int8_t bytes[kBlock];
+    float scales[kPanelRows] = {};
+    int32_t negated;
+    uint16_t halves[kPanelRows];
+    m_.kernels.quantise(numbers, kBlock, 0, {bytes, scales, &negated, 1});
+    m_.kernels.halve(scales, halves);
+    if (keys) {
+      row.sequence->key_run(step, head, row.position, run).put(halves, bytes);
+    } else {
+      row.sequence->value_run(step, head, row.position, run).put(halves, bytes);
+    }
   }
 
   // hidden = silu(gate) * up, two panels at a time: a run of what is rounded to 8 bits at once, if it has to be, and

@@ -30,6 +30,11 @@ static inline constexpr size_t numbers_at(int block, int bytes) {
   return size_t(block / 2 + 1) * 64 + size_t(block) * bytes;
 }
 
+// Where the numbers stand in a tile of 16 positions' values in 8 bits, after their runs' scales, and the bytes of such a
+// tile: as many as keys take, which lie as a panel.
+static inline constexpr size_t value_numbers_at(int head_dim) { return size_t((head_dim / kBlock + 1) / 2) * 64; }
+static inline constexpr size_t cache_tile_bytes(int head_dim) { return value_numbers_at(head_dim) + size_t(head_dim) * 16; }
+
 // Columns in 8 bits, in runs of 32 with a scale each; all tokens' of a run stand together, in the order in which a
 // tile of tokens is multiplied.
 struct Bytes {
@@ -51,14 +56,16 @@ using Product = void (*)(const uint8_t* panel, int columns, const Inputs& x, int
 
 // One span of positions of one key/value head of one executed step, and the queries that look at it.
 struct Attention {
-  const uint16_t* keys;    // float16, tiles of (head_dim, 16 positions)
-  const uint16_t* values;  // float16, (positions, value_stride), value_stride a multiple of 16
-  int head_dim, value_stride;
-  int positions;         // of the span that are looked at, kSpan at most
-  const float* queries;  // (head_dim, count)
-  const int* visible;    // (count): positions of the span that a query sees; may be more, or less than none
+  const uint8_t *keys, *values;  // as sequence.h says for the type of the cache
+  int head_dim, value_stride;    // value_stride: head_dim, or the next multiple of 16
+  int positions;                 // of the span that are looked at, kSpan at most
+  const float* queries;          // (head_dim, count), for keys in float16
+  Bytes rounded;                 // for keys in 8 bits: queries first ... first + count - 1 of these
+  int first;
+  const int* visible;  // (count): positions of the span that a query sees; may be more, or less than none
   int count;
-  float* scores;  // room for (count, kSpan)
+  float *scores, *room;  // for (count, kSpan) each; float16 needs no second one
+  const uint8_t* next;   // keys in 8 bits that are read after this, to be fetched meanwhile; may be null
 };
 
 // A softmax under way: out (count, value_stride) is the sum of values by e^(score - largest), total that of the
@@ -69,6 +76,8 @@ struct Partial {
   float* total;
 };
 
+using Attend = void (*)(const Attention& attention, const Partial& partial);
+
 struct Kernels {
   const char* name;
   Product f32, f16, bf16, q8_0, q4_0;
@@ -77,7 +86,7 @@ struct Kernels {
   // A token's columns in 8 bits, as the readable definition says; count is a multiple of 32.
   void (*quantise)(const float* x, int count, int token, const Bytes& bytes);
   void (*gate)(const float* gate, const float* up, int count, float* out);  // out = silu(gate) * up
-  void (*attend)(const Attention& attention, const Partial& partial);       // of these positions alone
+  Attend attend, attend_q8_0;  // of these positions alone, in float16 and in 8 bits
   void (*merge)(const Partial& into, const Partial& part, int count, int value_stride);
   void (*halve)(const float* x, uint16_t* out);  // kPanelRows float16, to the nearest, halves to even
 };

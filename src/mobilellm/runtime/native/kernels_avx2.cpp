@@ -137,7 +137,8 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels kernels = kernels_with("avx2", blocks_product<Eight>, blocks_product<Four>);
+  static const Kernels kernels = kernels_with("avx2", blocks_product<Eight>, blocks_product<Four>,
+                                              attend_bytes<blocks_product<Eight>, mix_bytes>);
   return &kernels;
 }
 

@@ -109,10 +109,13 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
   });
 }
 
+#include "attention_avx512_body.h"
+
 }  // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels kernels = kernels_with("avx512", blocks_product<Eight>, blocks_product<Four>);
+  static const Kernels kernels = kernels_with("avx512", blocks_product<Eight>, blocks_product<Four>,
+                                              attend_bytes<blocks_product<Eight>, mix_by_bytes>);
   return &kernels;
 }
 

@@ -170,13 +170,14 @@ void gate(const float* gate, const float* up, int count, float* out) {
 }
 
 #include "attention_body.h"
+#include "attention_bytes_body.h"
 
 void halve(const float* x, uint16_t* out) {
   for (int i = 0; i < kPanelRows; ++i) out[i] = to_half(x[i]);
 }
 
 // The table of an instruction set, whose products with blocks are its own.
-inline Kernels kernels_with(const char* name, Product q8_0, Product q4_0) {
+inline Kernels kernels_with(const char* name, Product q8_0, Product q4_0, Attend attend_q8_0) {
   return {name, plain_product<F32>, plain_product<F16>, plain_product<BF16>, q8_0, q4_0,
-          norm, quantise, gate, attend, merge, halve};
+          norm, quantise, gate, attend, attend_q8_0, merge, halve};
 }

@@ -16,7 +16,8 @@ inline int32x4_t dot(int32x4_t sums, int8x16_t w, int8x16_t x) {
 }  // namespace
 
 const Kernels* dotprod_kernels() {
-  static const Kernels kernels = kernels_with("dotprod", blocks_product<Eight>, blocks_product<Four>);
+  static const Kernels kernels = kernels_with("dotprod", blocks_product<Eight>, blocks_product<Four>,
+                                              attend_bytes<blocks_product<Eight>, mix_bytes>);
   return &kernels;
 }
 

@@ -92,9 +92,10 @@ float wide(uint16_t number, Type type) {
 }  // namespace
 
 Model::Model(const mobilellm_shape& shape_, const int32_t* schedule_, const mobilellm_tensor* tensors_,
-             const float* norms_, int threads, const Kernels& kernels_)
+             const float* norms_, int threads, const Kernels& kernels_, Type cache_)
     : shape(shape_),
       kernels(kernels_),
+      cache(cache_),
       schedule(schedule_, schedule_ + shape.num_steps),
       norms(norms_, norms_ + size_t(shape.hidden_size) * (2 * shape.num_layers + 1)),
       tensors(tensors_, tensors_ + 2 + size_t(kMatrices) * shape.num_layers),
@@ -197,19 +198,6 @@ Product Model::product(Type type) const {
     case Type::Q8_0: return kernels.q8_0;
     default: return kernels.q4_0;
   }
-}
-
-Sequence::Sequence(const Model& model, int capacity_)
-    : capacity(capacity_),
-      span(capacity < kSpan ? (capacity + 15) / 16 * 16 : kSpan),
-      steps(model.shape.num_steps),
-      kv_heads(model.shape.num_kv_heads),
-      head_dim(model.shape.head_dim),
-      value_stride((head_dim + 15) / 16 * 16) {
-  const unsigned __int128 bytes = (unsigned __int128)((capacity - 1) / span + 1) * span * 2 *
-                                  unsigned(head_dim + value_stride) * unsigned(steps) * unsigned(kv_heads);
-  if (bytes >> 46) throw std::bad_alloc();
-  memory = Arena(size_t(bytes));
 }
 
 Arena::Arena(size_t bytes) : size_(bytes) {

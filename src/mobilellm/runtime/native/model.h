@@ -47,7 +47,7 @@ struct Block {
 
 struct Model {
   Model(const mobilellm_shape& shape, const int32_t* schedule, const mobilellm_tensor* tensors, const float* norms,
-        int threads, const Kernels& kernels);
+        int threads, const Kernels& kernels, Type cache);
   // Bring a piece of a block, or of the head where part = num_layers, from the file's order into panels.
   void fill(int part, int piece, int pieces);
   // One row of the embedding.
@@ -56,6 +56,7 @@ struct Model {
 
   mobilellm_shape shape;
   const Kernels& kernels;
+  const Type cache;  // of keys and values: F16 or Q8_0
   std::vector<int32_t> schedule;
   std::vector<float> norms;
   std::vector<double> frequencies;  // (head_dim / 2): a position is divided by them
@@ -67,40 +68,6 @@ struct Model {
 
  private:
   size_t lay_out(uint8_t* data);  // the size of all
-};
-
-// Keys and values: all steps and heads of a span of positions, and then those of the next, so that a cache takes
-// the memory of what is in it even where pages are large.
-struct Sequence {
-  Sequence(const Model& model, int capacity);
-  // Of the span that begins with position index * kSpan.
-  uint16_t* keys(int step, int head, int index) {
-    const size_t each = size_t(span) * (head_dim + value_stride);
-    const size_t place = (size_t(index) * steps + step) * kv_heads + head;
-    return reinterpret_cast<uint16_t*>(memory.data()) + place * each;
-  }
-  uint16_t* values(int step, int head, int index) { return keys(step, head, index) + size_t(span) * head_dim; }
-  // Places of a position's first number; a key's next one stands 16 places on.
-  uint16_t* key(int step, int head, int position) {
-    const int at = position % kSpan;
-    return keys(step, head, position / kSpan) + size_t(at / 16) * head_dim * 16 + at % 16;
-  }
-  uint16_t* value(int step, int head, int position) {
-    return values(step, head, position / kSpan) + size_t(position % kSpan) * value_stride;
-  }
-
-  // Call visit(key, value) for all numbers of the first positions, in the order step, position, head, number.
-  template <typename Visit>
-  void each_number(int length, const Visit& visit) {
-    for (int step = 0; step < steps; ++step)
-      for (int position = 0; position < length; ++position)
-        for (int head = 0; head < kv_heads; ++head)
-          for (int i = 0; i < head_dim; ++i)
-            visit(key(step, head, position)[i * 16], value(step, head, position)[i]);
-  }
-
-  int capacity, span, steps, kv_heads, head_dim, value_stride;
-  Arena memory;
 };
 
 }  // namespace mobilellm

@@ -23,7 +23,11 @@ void Scratch::fit(const Model& model, int rows, int longest) {
   };
   const size_t many = size_t(rows);
   grow(x, many * shape.hidden_size);
-  grow(q, many * heads);
+  if (model.cache == Type::Q8_0) {
+    rounded_q.fit(rows * shape.num_heads, shape.head_dim);
+  } else {
+    grow(q, many * heads);
+  }
   grow(mixed, many * heads);
   grow(cosines, many * shape.head_dim / 2);
   grow(sines, many * shape.head_dim / 2);
@@ -44,6 +48,7 @@ void Scratch::fit(const Model& model, int rows, int longest) {
     grow(each.first, size_t(kTokenBlock) * kPanelRows);
     grow(each.second, size_t(kTokenBlock) * kPanelRows);
     grow(each.scores, queries * kSpan);
+    if (model.cache == Type::Q8_0) grow(each.room, queries * kSpan);
     grow(each.part, queries * value_stride);
     grow(each.part_totals, queries * 2);
     grow(each.whole, std::max(queries * value_stride, size_t(kFewRows) * heads));

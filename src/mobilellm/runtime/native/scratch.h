@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "model.h"
+#include "sequence.h"
 
 namespace mobilellm {
 
@@ -39,11 +39,12 @@ struct Scratch {
     Prepared inputs, hidden;
     std::vector<float> first, second;  // a panel's results
     std::vector<float> pair;           // two panels' results, a row's side by side
-    std::vector<float> scores, part, part_totals, whole, whole_totals;
+    std::vector<float> scores, room, part, part_totals, whole, whole_totals;
     std::vector<int> visible;
   };
 
   std::vector<float> x, q, mixed, cosines, sines;
+  Rounded rounded_q;  // in place of q where keys are in 8 bits
   std::vector<float> partial, partial_totals;  // attention of few rows, span by span
   Prepared inputs, hidden;  // of rows that threads share
   std::vector<Own> own;
