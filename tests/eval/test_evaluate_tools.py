@@ -104,7 +104,7 @@ def test_a_base_model_is_asked_by_our_own_template(tmp_path: Path) -> None:
     model = ScriptedModel(says, template=None)
     made, _ = evaluate_tools(model, read_tool_data([write_all(tmp_path)]))
     assert model.templates == [DEFAULT]
-    assert "has no chat template" in made.protocol["notes"][0]
+    assert "a model without a chat template" in made.protocol["notes"][0]
 
 
 def test_what_does_not_fit_is_wrong_and_counted(tmp_path: Path) -> None:
