@@ -15,11 +15,8 @@ from pathlib import Path
 
 def launch(size: int, folder: Path, commands: Sequence[Sequence[str]]) -> list[list[tuple[int, str]]]:
     """Of every process its exit codes and what it said to stderr, by rank; files go to `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    common = {"WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    (folder / "commands.json").write_text(json.dumps(list(zip(commands, _ports(len(commands)), strict=True))))
+    common = {"WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1"}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],
@@ -31,12 +28,21 @@ def launch(size: int, folder: Path, commands: Sequence[Sequence[str]]) -> list[l
         for rank in range(size)
     ]
     try:
-        errors = [process.communicate(timeout=180)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def _ports(count: int) -> list[int]:
+    """Of every command its own: where one has met, what it said there is found by the next."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _main(folder: Path) -> None:
@@ -46,7 +52,8 @@ def _main(folder: Path) -> None:
 
     torch.set_num_threads(1)
     seen = []
-    for arguments in json.loads((folder / "commands.json").read_text()):
+    for arguments, port in json.loads((folder / "commands.json").read_text()):
+        os.environ["MASTER_PORT"] = f"{port}"
         with contextlib.redirect_stderr(io.StringIO()) as said:
             code = command(arguments)
         seen.append((code, said.getvalue()))

@@ -123,6 +123,8 @@ def test_merge_writes_a_model_like_any_other(
         (["--lora.targets", "q_proj", "c_attn"], "--lora.targets q_proj c_attn must name matrices"),
         (["--optim.name", "muon"], "is for whole matrices, not for lora; use 'adamw'"),
         (["--compute.strategy", "fsdp"], "does not go with lora"),
+        # Its base would not have it: merged, the model would end where the base does.
+        (["--model.max-position-embeddings", "256"], "(max_position_embeddings = 128 there, 256 here)"),
     ],
 )
 def test_refusals(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mobilellm.cli.main import _main
 from mobilellm.cli.plan_sheet import plan_json, print_plan
+from mobilellm.presets import preset
 from mobilellm.train.device import Device
 from mobilellm.train.plan import make_plan
 from mobilellm.train.recipe import load_recipe
@@ -65,6 +67,15 @@ def test_what_to_do_where_it_does_not_fit(capsys: pytest.CaptureFixture[str]) ->
         "Where it does not fit: a smaller --batch.micro-batch, --compute.activation-checkpointing, "
         "--compute.strategy fsdp on several devices." in text
     )
+
+
+def test_what_is_not_counted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, is_said in (("qat-cpu", True), ("tiny-cpu", False)):
+        recipe = load_recipe(name)
+        config = replace(preset("test"), max_position_embeddings=2048)
+        print_plan(make_plan(recipe, config, 1, CARD))
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("a step takes 1.05 to 1.12 times as long with [qat]" in said) == is_said
 
 
 def test_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

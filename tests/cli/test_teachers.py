@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from mobilellm.cli.teachers import open_teacher
+from mobilellm.cli.teachers import look_at_teacher, open_teacher
 from mobilellm.config import ModelConfig
 from mobilellm.model import checkpoint
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer
 from mobilellm.train.teacher import Teacher, top_k
 from mobilellm.train.teacher_cache import Passage
+from mobilellm.train.teacher_cost import Lack
 
 CPU = torch.device("cpu")
 TEXT = "\n\n".join(topics[name] for name in sorted(topics))[:60_000]
@@ -57,7 +59,24 @@ def directory(model: MobileLLM, tokenizer: Tokenizer, tmp_path_factory: pytest.T
 
 
 def opened(source: Path, tokenizer: Tokenizer, dtype: str | None = None) -> Teacher:
-    return open_teacher(str(source), dtype, CPU, tokenizer, SAID.append)
+    teacher = open_teacher(str(source), dtype, CPU, tokenizer, SAID.append)
+    seen = look_at_teacher(str(source), dtype, tokenizer, SAID.append)  # what a plan sees of it
+    assert (seen.name, seen.vocab_size, seen.context) == (teacher.name, teacher.vocab_size, teacher.context)
+    return teacher
+
+
+def refused(source: Path, tokenizer: Tokenizer, dtype: str | None = None) -> str:
+    """What opening it says, and looking at it."""
+    said = []
+    for action in (
+        lambda: open_teacher(str(source), dtype, CPU, tokenizer, SAID.append),
+        lambda: look_at_teacher(str(source), dtype, tokenizer, SAID.append),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            action()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    return said[0]
 
 
 def some_passages() -> list[Passage]:
@@ -99,10 +118,13 @@ def test_a_gguf_file(directory: Path, model: MobileLLM, tokenizer: Tokenizer, tm
         return model(tokens[None])[0].numpy()
 
     check(opened(tmp_path / "t.gguf", tokenizer), logits, 0.3)
-    with pytest.raises(
-        ValueError, match=r"distill\.dtype = bfloat16 does not go with .*runs as it is stored"
-    ):
-        opened(tmp_path / "t.gguf", tokenizer, "bfloat16")
+    said = refused(tmp_path / "t.gguf", tokenizer, "bfloat16")
+    assert said.startswith("distill.dtype = bfloat16 does not go with")
+    assert "runs as it is stored" in said
+    shape = look_at_teacher(str(tmp_path / "t.gguf"), None, tokenizer, SAID.append)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.runs_beside
+    assert shape.weights_bytes < (tmp_path / "t.gguf").stat().st_size
 
 
 def test_a_model_that_only_transformers_runs(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -124,23 +146,27 @@ def test_a_model_that_only_transformers_runs(tokenizer: Tokenizer, tmp_path: Pat
         return found
 
     check(opened(tmp_path / "neox", tokenizer), logits, 5e-3)
+    seen = look_at_teacher(str(tmp_path / "neox"), "bfloat16", tokenizer, SAID.append)
+    assert seen.parameters == sum(parameter.numel() for parameter in other.parameters())
+    assert seen.weights_bytes == 2 * seen.parameters
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        other.to("meta")(torch.zeros(1, 40, dtype=torch.long, device="meta"))
+    counted = seen.flops(Lack(1, 40, 40, 40 * 40, 40))  # as torch counts it: every token with every other
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)  # biases are taken for products
 
 
 def test_another_tokenizer_is_refused(directory: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     other = Tokenizer.train([TEXT], 345)
-    with pytest.raises(
-        ValueError, match=r"has another tokenizer than the data \(350 tokens there, 345 here\)"
-    ):
-        opened(directory, other)
+    assert "has another tokenizer than the data (350 tokens there, 345 here)" in refused(directory, other)
     shutil.copytree(directory, bare := tmp_path / "bare")
     (bare / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json or tokenizer\.model"):
-        opened(bare, tokenizer)
+    assert "has no tokenizer.json or tokenizer.model" in refused(bare, tokenizer)
     (bare / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}')
-    with pytest.raises(ValueError, match=r"has another kind of tokenizer than the data"):
-        opened(bare, tokenizer)
-    with pytest.raises(FileNotFoundError, match="no such directory"):
-        opened(tmp_path / "nowhere" / "at-all", tokenizer)
+    assert "has another kind of tokenizer than the data" in refused(bare, tokenizer)
+    assert "no such directory" in refused(tmp_path / "nowhere" / "at-all", tokenizer)
+    shutil.copytree(directory, hollow := tmp_path / "hollow")
+    (hollow / "model.safetensors").unlink()
+    assert "no weights there" in refused(hollow, tokenizer)
 
 
 def test_numbers_that_overflow_are_refused(directory: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         cache.read(passages(1, seed=1)[0])
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=r"file: is a file; choose another distill\.cache"):
+        open_cache(tmp_path / "file", IDENTITY)
+    (tmp_path / "file").unlink()
     with pytest.raises(CacheError, match=r"holds something else than a teacher's cache"):
         open_cache(tmp_path / "notes", IDENTITY)
 

@@ -141,12 +141,14 @@ def first_weights(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer | No
     weights = checkpoint.read_weights(directory)
     if weights.quantized is not None:
         raise ValueError(f"train: model.init_from = {source} is quantised; start from what it was made from")
+    # An adapter is folded into its base again, whose config.json tells how long its context is.
+    free = ("initializer_range", *(("max_position_embeddings",) if recipe.lora is None else ()))
     if differences := [
         f"{name} = {value!r} there, {mine!r} here"
         for (name, value), mine in zip(
             weights.config.to_dict().items(), config.to_dict().values(), strict=True
         )
-        if value != mine and name not in ("initializer_range", "max_position_embeddings")
+        if value != mine and name not in free
     ]:
         raise ValueError(
             f"train: model.init_from = {source} has another shape ({'; '.join(differences)}); "

@@ -77,6 +77,8 @@ class Plan:
     flops: float
     """Of the training; a teacher's come on top."""
     teaching: Teaching | None
+    rounds_weights: bool
+    """Whether weights are rounded once a step (`[qat]`), whose time is not counted."""
     device: Device
     activation_checkpointing: bool
     memory: Memory
@@ -163,6 +165,7 @@ def make_plan(
         flops_per_token=flops_per_token,
         flops=float(flops_per_token) * recipe.total_tokens,
         teaching=teaching,
+        rounds_weights=recipe.qat is not None,
         device=device,
         activation_checkpointing=compute.activation_checkpointing,
         memory=memory,

@@ -191,7 +191,9 @@ def open_cache(directory: Path, identity: CacheIdentity | None) -> TeacherCache:
 
 
 def has_cache(directory: Path) -> bool:
-    """Whether there is one. Raises CacheError for a folder with something else in it."""
+    """Whether there is one. Raises CacheError for a file, and for a folder with something else in it."""
+    if directory.is_file():
+        raise CacheError(f"{directory}: is a file; choose another distill.cache")
     if (directory / "cache.json").is_file():
         return True
     if directory.is_dir() and any(".tmp-" not in path.name for path in directory.iterdir()):

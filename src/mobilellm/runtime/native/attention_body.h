@@ -40,11 +40,11 @@ inline void mix(const Attention& a, float* out) {
     const auto weight = [&](int q, int position) { return scores[q * kSpan + position]; };
     int done = 0;
     for (; done + Most * kPanelRows <= a.value_stride; done += Most * kPanelRows) {
-      plain_tile<F16, N, Most>(values + done, values + done + kAhead, a.value_stride, a.positions, weight,
+      plain_tile<F16, N, Most>(values + done, a.value_stride, a.positions, weight,
                                out + size_t(query) * a.value_stride + done, a.value_stride);
     }
     for (; done < a.value_stride; done += kPanelRows) {
-      plain_tile<F16, N, 1>(values + done, values + done + kAhead, a.value_stride, a.positions, weight,
+      plain_tile<F16, N, 1>(values + done, a.value_stride, a.positions, weight,
                             out + size_t(query) * a.value_stride + done, a.value_stride);
     }
   });
@@ -55,7 +55,7 @@ void attend(const Attention& a, const Partial& partial) {
     in_tiles<kPlainTile>(a.count, [&](int query, auto n) {
       const uint16_t* keys = reinterpret_cast<const uint16_t*>(a.keys) + size_t(tile) * a.head_dim;
       plain_tile<F16, decltype(n)::value, 1>(
-          keys, keys + kAhead, 16, a.head_dim,
+          keys, 16, a.head_dim,
           [&](int q, int number) { return a.queries[size_t(number) * a.count + query + q]; },
           a.scores + size_t(query) * kSpan + tile, kSpan);
     });

@@ -80,7 +80,7 @@ void attend_bytes(const Attention& a, const Partial& partial) {
   const Inputs queries{nullptr, 0, a.rounded};
   for (int tile = 0; tile < a.positions; tile += 16) {
     fetch_tile(a.values + tile / 16 * tile_bytes, tile_bytes);
-    product(a.keys + tile / 16 * tile_bytes, a.head_dim, queries, a.first, a.count, a.room, nullptr);
+    product(a.keys + tile / 16 * tile_bytes, a.head_dim, queries, a.first, a.count, a.room);
     for (int query = 0; query < a.count; ++query) {
       __builtin_memcpy(a.scores + size_t(query) * kSpan + tile, a.room + query * 16, 16 * sizeof(float));
     }

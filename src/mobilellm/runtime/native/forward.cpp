@@ -85,8 +85,7 @@ class Forward : public AttentionPass {
     share(thread, part, projections, [&](int panel, int first, int tokens) {
       const int which = projection(block, panel);
       const Matrix& matrix = block.*kProjections[which];
-      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results,
-                              ahead(matrix, panel, first));
+      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
       const int begin = panel * kPanelRows;
       const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
       for (int t = 0; t < tokens; ++t) {
@@ -111,8 +110,7 @@ class Forward : public AttentionPass {
       const int which = projection(block, panel);
       const Matrix& matrix = block.*kProjections[which];
       for (int half = 0; half < 2; ++half) {
-        m_.product(matrix.type)(matrix.panel(panel + half), matrix.columns, x, first, tokens, results,
-                                ahead(matrix, panel + half, first));
+        m_.product(matrix.type)(matrix.panel(panel + half), matrix.columns, x, first, tokens, results);
         for (int t = 0; t < tokens; ++t) {
           std::memcpy(runs + t * kBlock + half * kPanelRows, results + t * kPanelRows, kPanelRows * sizeof(float));
         }
@@ -218,10 +216,8 @@ class Forward : public AttentionPass {
   void gate(int thread, const Block& block, const Inputs& x, int panel, int first, int tokens, float* out,
             size_t stride) {
     float *gates = s_.own[thread].first.data(), *ups = s_.own[thread].second.data();
-    m_.product(block.gate.type)(block.gate.panel(panel), block.gate.columns, x, first, tokens, gates,
-                                ahead(block.gate, panel, first));
-    m_.product(block.up.type)(block.up.panel(panel), block.up.columns, x, first, tokens, ups,
-                              ahead(block.up, panel, first));
+    m_.product(block.gate.type)(block.gate.panel(panel), block.gate.columns, x, first, tokens, gates);
+    m_.product(block.up.type)(block.up.panel(panel), block.up.columns, x, first, tokens, ups);
     for (int t = 0; t < tokens; ++t) {
       m_.kernels.gate(gates + t * kPanelRows, ups + t * kPanelRows, kPanelRows, out + t * stride);
     }

@@ -51,10 +51,8 @@ struct Inputs {
   Bytes bytes;
 };
 
-// out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1. Meanwhile as many bytes
-// as a panel has are fetched from `ahead`, where it is not null: what will be read next but does not follow here.
-using Product = void (*)(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
-                         const uint8_t* ahead);
+// out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1.
+using Product = void (*)(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out);
 
 // One span of positions of one key/value head of one executed step, and the queries that look at it.
 struct Attention {

@@ -102,15 +102,13 @@ struct Four {
 };
 
 template <typename Kind, int N>
-inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
-                        const uint8_t* ahead) {
+inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out) {
   size_t at = size_t(first);
   __m256 totals[2][N];
   for (int t = 0; t < N; ++t) totals[0][t] = totals[1][t] = _mm256_setzero_ps();
   for (int block = 0; block < columns / kBlock; ++block, at += x.tokens) {
     const uint8_t* weights = panel + numbers_at(block, Kind::bytes);
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + scales_at(block, Kind::bytes));
-    fetch<N, Kind::bytes>(weights, ahead);
     __m256i sums[2][N];
     Kind::template block<N>(weights, x.numbers + at * kBlock, x.negated + at, sums);
     const __m256 scale[2] = {__m256(halves(scales)), __m256(halves(scales + 8))};
@@ -130,11 +128,9 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int f
 }
 
 template <typename Kind>
-void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
-                    const uint8_t* ahead) {
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    const uint8_t* fetched = t ? nullptr : ahead;
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows, fetched);
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows);
   });
 }
 

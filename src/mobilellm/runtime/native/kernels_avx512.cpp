@@ -54,48 +54,58 @@ struct Four {  // nibbles: w + 8
   template <int N>
   static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums) {
     const __m512i mask = _mm512_set1_epi8(15);
+    __m512i highs[N] = {};
 #pragma GCC unroll 4
     for (int group = 0; group < 4; ++group) {
-      const __m512i w = bytes64(weights + group * 64);
-      const __m512i low = _mm512_and_si512(w, mask), high = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
+      __m512i w = bytes64(weights + group * 64);
+      asm("" : "+v"(w));  // loaded once, for units that load are what a single token's product lacks
+      const __m512i low = _mm512_and_si512(w, mask);
+      // Of few tokens the high nibbles are multiplied where they stand, as sixteen times themselves.
+      const __m512i high = N < 4 ? _mm512_andnot_si512(mask, w) : _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
 #pragma GCC unroll 16
       for (int t = 0; t < N; ++t) {
         const int8_t* from = x + t * kBlock + group * 4;
+        __m512i& highs_of = N < 4 ? highs[t] : sums[t];
         sums[t] = _mm512_dpbusd_epi32(sums[t], low, four(from));
-        sums[t] = _mm512_dpbusd_epi32(sums[t], high, four(from + 16));
+        highs_of = _mm512_dpbusd_epi32(highs_of, high, four(from + 16));
       }
     }
+#pragma GCC unroll 4
+    for (int t = 0; N < 4 && t < N; ++t) sums[t] = _mm512_add_epi32(sums[t], _mm512_srai_epi32(highs[t], 4));
   }
 };
 
 template <typename Kind, int N>
-inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
-                        const uint8_t* ahead) {
-  size_t at = size_t(first);
+inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out) {
+  const int8_t* numbers = x.numbers + size_t(first) * kBlock;
+  const float* x_scales = x.scales + first;
+  const int32_t* negated = x.negated + first;
   floats totals[N] = {};
-  for (int block = 0; block < columns / kBlock; ++block, at += x.tokens) {
-    const uint8_t* weights = panel + numbers_at(block, Kind::bytes);
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + scales_at(block, Kind::bytes));
-    fetch<N, Kind::bytes>(weights, ahead);
+  const auto block = [&](const uint8_t* scales, const uint8_t* weights) {
     __m512i sums[N];
 #pragma GCC unroll 16
-    for (int t = 0; t < N; ++t) sums[t] = _mm512_slli_epi32(_mm512_set1_epi32(x.negated[at + t]), Kind::offset_bits);
-    Kind::template block<N>(weights, x.numbers + at * kBlock, sums);
-    const floats scale = halves(scales);
+    for (int t = 0; t < N; ++t) sums[t] = _mm512_slli_epi32(_mm512_set1_epi32(negated[t]), Kind::offset_bits);
+    Kind::template block<N>(weights, numbers, sums);
+    const floats scale = halves(reinterpret_cast<const uint16_t*>(scales));
 #pragma GCC unroll 16
     for (int t = 0; t < N; ++t) {
-      totals[t] = fused(floats(_mm512_cvtepi32_ps(sums[t])), scale * all(x.scales[at + t]), totals[t]);
+      totals[t] = fused(floats(_mm512_cvtepi32_ps(sums[t])), scale * all(x_scales[t]), totals[t]);
     }
+    numbers += x.tokens * kBlock, x_scales += x.tokens, negated += x.tokens;
+  };
+  int left = columns / kBlock;
+  for (; left > 1; left -= 2, panel += scales_at(2, Kind::bytes)) {
+    block(panel + scales_at(0, Kind::bytes), panel + numbers_at(0, Kind::bytes));
+    block(panel + scales_at(1, Kind::bytes), panel + numbers_at(1, Kind::bytes));
   }
+  if (left) block(panel + scales_at(0, Kind::bytes), panel + numbers_at(0, Kind::bytes));
   for (int t = 0; t < N; ++t) write(out + t * kPanelRows, totals[t]);
 }
 
 template <typename Kind>
-void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
-                    const uint8_t* ahead) {
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    const uint8_t* fetched = t ? nullptr : ahead;
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows, fetched);
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows);
   });
 }
 

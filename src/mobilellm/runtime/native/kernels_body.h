@@ -91,20 +91,14 @@ struct BF16 {
   }
 };
 
-// Bytes that are asked for ahead of their use where memory is read in order, for the second cache: the first one
-// has room for few requests at a time (and reads 18 % less in a second when they go there).
-constexpr int kAhead = 2048;
-inline void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }
-
 // out (N, Panels * 16) = panels side by side, a column (Panels * 16) every `stride` numbers, times x(token,
-// column). As much memory as they take is fetched from `ahead`.
+// column).
 template <typename Kind, int N, int Panels, typename Input>
-inline void plain_tile(const typename Kind::Number* panel, const typename Kind::Number* ahead, size_t stride,
-                       int columns, const Input& x, float* out, size_t out_stride) {
+inline void plain_tile(const typename Kind::Number* panel, size_t stride, int columns, const Input& x, float* out,
+                       size_t out_stride) {
   constexpr int vectors = Panels * kPanelRows / kLanes;
   floats sums[vectors][N] = {};
-  for (int column = 0; column < columns; ++column, panel += stride, ahead += stride) {
-    prefetch(ahead);
+  for (int column = 0; column < columns; ++column, panel += stride) {
     floats w[vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; ++i) w[i] = Kind::some(panel + i * kLanes);
@@ -121,28 +115,13 @@ inline void plain_tile(const typename Kind::Number* panel, const typename Kind::
 }
 
 template <typename Kind>
-void plain_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
-                   const uint8_t* ahead) {
-  using Numbers = const typename Kind::Number*;
+void plain_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
   in_tiles<kPlainTile>(count, [&](int t, auto n) {
     const float* values = x.values + (first + t) * x.columns;
-    const uint8_t* fetched = ahead && !t ? ahead : panel + kAhead;
     plain_tile<Kind, decltype(n)::value, 1>(
-        reinterpret_cast<Numbers>(panel), reinterpret_cast<Numbers>(fetched), kPanelRows, columns,
+        reinterpret_cast<const typename Kind::Number*>(panel), kPanelRows, columns,
         [&](int token, int column) { return values[token * x.columns + column]; }, out + t * kPanelRows, kPanelRows);
   });
-}
-
-// What a block of weights asks for: a few tokens' product is bound by memory.
-template <int N, int Bytes>
-inline void fetch(const uint8_t* weights, const uint8_t*& ahead) {
-  if constexpr (N < 4) {
-    for (int line = 0; line < Bytes; line += 64) prefetch(weights + kAhead + line);
-  }
-  if (ahead) {
-    for (int line = 0; line < Bytes; line += 64) prefetch(ahead + line);
-    ahead += Bytes;
-  }
 }
 
 void norm(const float* x, const float* weight, float epsilon, int count, float* out) {

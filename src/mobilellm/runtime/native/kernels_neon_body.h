@@ -88,14 +88,12 @@ struct Four {  // nibbles: w + 8
 };
 
 template <typename Kind, int N>
-inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
-                        const uint8_t* ahead) {
+inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out) {
   size_t at = size_t(first);
   floats totals[4][N] = {};
   for (int block = 0; block < columns / kBlock; ++block, at += x.tokens) {
     const uint8_t* weights = panel + numbers_at(block, Kind::bytes);
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + scales_at(block, Kind::bytes));
-    fetch<N, Kind::bytes>(weights, ahead);
     int32x4_t sums[4][N];
     for (int t = 0; t < N; ++t) {
       const int32x4_t offset = vdupq_n_s32(Kind::offset * x.negated[at + t]);
@@ -116,10 +114,8 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int f
 }
 
 template <typename Kind>
-void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
-                    const uint8_t* ahead) {
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    const uint8_t* fetched = t ? nullptr : ahead;
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows, fetched);
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows);
   });
 }

@@ -67,8 +67,7 @@ struct Four {
 };
 
 template <typename Kind>
-void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out,
-                    const uint8_t*) {
+void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
   const int blocks = columns / kBlock;
   for (int token = first; token < first + count; ++token) {
     for (int row = 0; row < kPanelRows; ++row) {

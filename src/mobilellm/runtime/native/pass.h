@@ -75,7 +75,7 @@ class Pass {
     }
     const int pieces = m_.team.size() * 6;  // of many rows' work; a piece's panels stay in the second cache
     const int chunk = few() || panels < pieces ? 1 : panels / pieces;
-    for (Shares shares(m_.team, thread, panels, chunk); shares.next();) {
+    for (Shares shares(m_.team, thread, panels, chunk, few()); shares.next();) {
       for (int row = 0; row < part.count; row += kTokenBlock) {
         const int rows = part.count - row < kTokenBlock ? part.count - row : kTokenBlock;
         for (int panel = shares.first; panel < shares.end; ++panel) each(panel, row, rows);
@@ -84,19 +84,13 @@ class Pass {
     m_.team.meet(thread);
   }
 
-  // What a product fetches ahead: of a single token, or few, nothing but what follows, which it does by itself; of
-  // many, whose panels are read once and used for long, the next panel.
-  const uint8_t* ahead(const Matrix& matrix, int panel, int first) const {
-    return few() || first || panel + 1 == matrix.panels ? nullptr : matrix.panel(panel + 1);
-  }
-
   // A part's rows of out (count, stride) = or += matrix times inputs.
   template <bool Add>
   void multiply(int thread, const Part& part, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
     const Product product = m_.product(matrix.type);
     float* results = s_.own[thread].first.data();
     share(thread, part, matrix.panels, [&](int panel, int first, int tokens) {
-      product(matrix.panel(panel), matrix.columns, x, first, tokens, results, ahead(matrix, panel, first));
+      product(matrix.panel(panel), matrix.columns, x, first, tokens, results);
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
       for (int t = 0; t < tokens; ++t) {

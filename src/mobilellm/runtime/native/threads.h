@@ -61,21 +61,28 @@ class Team {
 
 // One thread's way through `count` pieces of work, some at a time: its own part of them in order, which is the
 // same whenever the work is, so that it may find in its cache what it left there, and then what others have not
-// come to. Between two meetings there is one work.
+// come to. Between two meetings there is one work. `bulk`: most of its own part is taken at once and the rest piece by
+// piece, for taking waits until all that the thread has written is seen by others: of small pieces, longer than they
+// take.
 class Shares {
  public:
-  Shares(Team& team, int thread, int count, int chunk)
-      : team_(team), turn_(team.meetings(thread) & 1), thread_(thread), count_(count),
-        chunk_(chunk) {}
+  Shares(Team& team, int thread, int count, int chunk, bool bulk = false)
+      : team_(team), turn_(team.meetings(thread) & 1), thread_(thread), count_(count), chunk_(chunk), take_(chunk) {
+    const int most = (start(thread + 1) - start(thread)) * 7 / 8;
+    if (bulk && most > chunk) take_ = most;
+  }
 
   // Whether there are more: pieces first ... end - 1.
   bool next() {
-    for (; part_ < team_.size_; ++part_) {
+    for (; part_ < team_.size_; ++part_, take_ = chunk_) {
       const int whose = (thread_ + part_) % team_.size_, begin = start(whose), size = start(whose + 1) - begin;
-      const int taken = team_.members_[size_t(whose)].taken[turn_].fetch_add(chunk_, std::memory_order_relaxed);
+      std::atomic<int>& counter = team_.members_[size_t(whose)].taken[turn_];
+      if (counter.load(std::memory_order_relaxed) >= size) continue;
+      const int taken = counter.fetch_add(take_, std::memory_order_relaxed);
       if (taken >= size) continue;
       first = begin + taken;
-      end = begin + (taken + chunk_ < size ? taken + chunk_ : size);
+      end = begin + (taken + take_ < size ? taken + take_ : size);
+      take_ = chunk_;
       return true;
     }
     return false;
@@ -89,6 +96,7 @@ class Shares {
   Team& team_;
   const unsigned turn_;
   const int thread_, count_, chunk_;
+  int take_;
   int part_ = 0;
 };
 
