@@ -81,7 +81,7 @@ struct Tokens {
     scales.resize(apart * runs), negated.resize(apart * runs);
     inputs = {values.data(), size_t(columns), {numbers.data(), scales.data(), negated.data(), apart}};
     for (int token = 0; token < tokens && columns % kBlock == 0; ++token) {
-      portable.quantise(values.data() + size_t(token) * columns, columns, token, inputs.bytes);
+      portable.quantise(values.data() + size_t(token) * columns, columns, token, 1, inputs.bytes);
     }
   }
   void all_bytes(int8_t byte) {
@@ -159,12 +159,22 @@ void norms_and_gates() {
   const float extremes[] = {0, -0.0f, 20, -20, 88, -88, 1e4f, -1e4f, 3e38f, -3e38f, 1e-40f};
   for (size_t i = 0; i < std::size(extremes); ++i) gate[i * 7] = extremes[i], up[i * 7] = 1;
   for (float& each : gate) each *= 4;
-  tested->gate(gate.data(), up.data(), 4096, ours.data());
-  portable.gate(gate.data(), up.data(), 4096, theirs.data());
+  tested->gate(gate.data(), up.data(), 4096 / kPanelRows, ours.data(), kPanelRows);
+  portable.gate(gate.data(), up.data(), 4096 / kPanelRows, theirs.data(), kPanelRows);
   for (size_t i = 0; i < ours.size(); ++i) {  // each by itself: they are of all sizes
     const bool same = ours[i] == theirs[i] || std::fabs(ours[i] - theirs[i]) <= 2e-6f * std::fabs(theirs[i]) + 1e-37f;
     expect(same, "gate", i, ours[i], theirs[i]);
   }
+}
+
+void rotate() {
+  std::vector<float> x = normals(kPanelRows), cosines = normals(kPanelRows), sines = normals(kPanelRows), right = x;
+  for (int i = 0; i < kPanelRows; i += 2) {
+    right[i] = x[i] * cosines[i] + x[i + 1] * sines[i];
+    right[i + 1] = x[i + 1] * cosines[i + 1] + x[i] * sines[i + 1];
+  }
+  tested->rotate(x.data(), cosines.data(), sines.data());
+  expect_close(x, right, "rotate");
 }
 
 void quantise() {
@@ -180,8 +190,8 @@ void quantise() {
   std::vector<int8_t> bytes(kCount), right_bytes(kCount);
   std::vector<float> scales(64), right_scales(64);
   std::vector<int32_t> sums(64), right_sums(64);
-  tested->quantise(x.data(), kCount, 0, {bytes.data(), scales.data(), sums.data(), 1});
-  portable.quantise(x.data(), kCount, 0, {right_bytes.data(), right_scales.data(), right_sums.data(), 1});
+  tested->quantise(x.data(), kCount, 0, 1, {bytes.data(), scales.data(), sums.data(), 1});
+  portable.quantise(x.data(), kCount, 0, 1, {right_bytes.data(), right_scales.data(), right_sums.data(), 1});
   expect_equal(bytes, right_bytes, "quantise: bytes");
   expect_equal(scales, right_scales, "quantise: scales");
   expect_equal(sums, right_sums, "quantise: sums");
@@ -319,6 +329,7 @@ int main() {
     block_products(&Kernels::q8_0, kPanelRows * 32, "q8_0");
     block_products(&Kernels::q4_0, kPanelRows * 16, "q4_0");
     norms_and_gates();
+    rotate();
     quantise();
     attention();
     attention_in_bytes();

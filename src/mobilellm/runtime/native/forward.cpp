@@ -60,10 +60,16 @@ class Forward : public AttentionPass {
     for (Shares shares(m_.team, thread, count_, 1); shares.next();) {
       const int row = shares.first;
       m_.embed(rows_[row].token, s_.x.data() + size_t(row) * shape().hidden_size);
+      const size_t at = size_t(row) * (2 * pairs + kPanelRows);
+      float *cosines = &s_.cosines[at], *sines = &s_.sines[at];
       for (int i = 0; i < pairs; ++i) {
         const double angle = rows_[row].position / m_.frequencies[i];
-        s_.cosines[row * pairs + i] = float(std::cos(angle));
-        s_.sines[row * pairs + i] = float(std::sin(angle));
+        cosines[2 * i] = cosines[2 * i + 1] = float(std::cos(angle));
+        sines[2 * i + 1] = float(std::sin(angle));
+        sines[2 * i] = -sines[2 * i + 1];
+      }
+      for (int i = 2 * pairs; i < 2 * pairs + kPanelRows; ++i) {  // for panels that begin within one head
+        cosines[i] = cosines[i - 2 * pairs], sines[i] = sines[i - 2 * pairs];
       }
     }
     m_.team.meet(thread);
@@ -91,7 +97,7 @@ class Forward : public AttentionPass {
       for (int t = 0; t < tokens; ++t) {
         float* result = results + t * kPanelRows;
         const int row = part.first + first + t;
-        if (which < 2) rotate(result, row, begin, end);
+        if (which < 2) rotate(result, row, begin);
         if (which == 0) {
           keep_queries(result, row, begin, end);
         } else {
@@ -119,11 +125,13 @@ class Forward : public AttentionPass {
       for (int t = 0; t < tokens; ++t) {
         float* numbers = runs + t * kBlock;
         const int row = part.first + first + t;
-        if (which < 2) rotate(numbers, row, begin, begin + kBlock);
+        if (which < 2) {
+          for (int half = 0; half < kBlock; half += kPanelRows) rotate(numbers + half, row, begin + half);
+        }
         if (which == 0) {
           const auto [all, scales, negated, count] = rounded_queries();
           const int number = query_number(row, head / group_) + head % group_;
-          m_.kernels.quantise(numbers, kBlock, number,
+          m_.kernels.quantise(numbers, kBlock, number, 1,
                               {all + run * count * kBlock, scales + run * count, negated + run * count, count});
         } else {
           store_run(numbers, rows_[row], step, head, run, which == 1);
@@ -143,18 +151,11 @@ class Forward : public AttentionPass {
     }
   }
 
-  // Turn the pairs of rows begin ... end - 1 of a row's queries or keys.
-  void rotate(float* result, int row, int begin, int end) const {
-    const int pairs = shape().head_dim / 2;
-    by_heads(begin, end, [&](int, int number, int at, int rows) {
-      const float *cosines = &s_.cosines[row * pairs + number / 2], *sines = &s_.sines[row * pairs + number / 2];
-      for (int i = 0; i < rows / 2; ++i) {
-        float *even = &result[at + 2 * i], *odd = even + 1;
-        const float turned = *even * cosines[i] - *odd * sines[i];
-        *odd = *even * sines[i] + *odd * cosines[i];
-        *even = turned;
-      }
-    });
+  // Turn the pairs of a panel of a row's queries or keys, whose first is row `begin` of the matrix.
+  void rotate(float* result, int row, int begin) const {
+    const int dim = shape().head_dim;
+    const size_t at = size_t(row) * (dim + kPanelRows) + begin % dim;
+    m_.kernels.rotate(result, &s_.cosines[at], &s_.sines[at]);
   }
 
   void keep_queries(const float* result, int row, int begin, int end) const {
@@ -183,7 +184,7 @@ class Forward : public AttentionPass {
     float scales[kPanelRows] = {};
     int32_t negated;
     uint16_t halves[kPanelRows];
-    m_.kernels.quantise(numbers, kBlock, 0, {bytes, scales, &negated, 1});
+    m_.kernels.quantise(numbers, kBlock, 0, 1, {bytes, scales, &negated, 1});
     m_.kernels.halve(scales, halves);
     if (keys) {
       row.sequence->key_run(step, head, row.position, run).put(halves, bytes);
@@ -207,7 +208,7 @@ class Forward : public AttentionPass {
       }
       const auto& [numbers, scales, negated, all] = hidden.bytes;
       const Bytes run{numbers + pair * all * kBlock, scales + pair * all, negated + pair * all, all};
-      for (int t = 0; rounded && t < tokens; ++t) m_.kernels.quantise(to + t * kBlock, kBlock, first + t, run);
+      if (rounded) m_.kernels.quantise(to, kBlock, first, tokens, run);
     });
     return hidden;
   }
@@ -218,9 +219,7 @@ class Forward : public AttentionPass {
     float *gates = s_.own[thread].first.data(), *ups = s_.own[thread].second.data();
     m_.product(block.gate.type)(block.gate.panel(panel), block.gate.columns, x, first, tokens, gates);
     m_.product(block.up.type)(block.up.panel(panel), block.up.columns, x, first, tokens, ups);
-    for (int t = 0; t < tokens; ++t) {
-      m_.kernels.gate(gates + t * kPanelRows, ups + t * kPanelRows, kPanelRows, out + t * stride);
-    }
+    m_.kernels.gate(gates, ups, tokens, out, stride);
   }
 
   float* states_;

@@ -83,9 +83,13 @@ struct Kernels {
   Product f32, f16, bf16, q8_0, q4_0;
   // out = x / sqrt(mean of squares + epsilon) * weight
   void (*norm)(const float* x, const float* weight, float epsilon, int count, float* out);
-  // A token's columns in 8 bits, as the readable definition says; count is a multiple of 32.
-  void (*quantise)(const float* x, int count, int token, const Bytes& bytes);
-  void (*gate)(const float* gate, const float* up, int count, float* out);  // out = silu(gate) * up
+  // x (tokens, columns) in 8 bits, as the readable definition says, to bytes' tokens from `first` on; columns are a
+  // multiple of 32.
+  void (*quantise)(const float* x, int columns, int first, int tokens, const Bytes& bytes);
+  // out (tokens, kPanelRows; `stride` floats apart) = silu(gate) * up, both (tokens, kPanelRows)
+  void (*gate)(const float* gate, const float* up, int tokens, float* out, size_t stride);
+  // Turn kPanelRows numbers in pairs: x = x * cosines + the other of its pair * sines, minus sines for the first.
+  void (*rotate)(float* x, const float* cosines, const float* sines);
   Attend attend, attend_q8_0;  // of these positions alone, in float16 and in 8 bits
   void (*merge)(const Partial& into, const Partial& part, int count, int value_stride);
   void (*halve)(const float* x, uint16_t* out);  // kPanelRows float16, to the nearest, halves to even

@@ -25,7 +25,9 @@ inline chars narrowed(ints v) {
 
 inline floats fused(floats a, floats b, floats c) { return floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
 
-inline uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
+inline shorts halved(floats v) { return shorts(_mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT)); }
+
+inline floats swapped(floats v) { return floats(_mm256_permute_ps(__m256(v), 0xB1)); }
 
 #include "kernels_body.h"
 

@@ -24,7 +24,9 @@ inline float sum(floats v) { return _mm512_reduce_add_ps(__m512(v)); }
 inline int32_t sum(ints v) { return _mm512_reduce_add_epi32(__m512i(v)); }
 inline float largest_of(floats v) { return _mm512_reduce_max_ps(__m512(v)); }
 
-inline uint16_t to_half(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
+inline shorts halved(floats v) { return shorts(_mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT)); }
+
+inline floats swapped(floats v) { return floats(_mm512_permute_ps(__m512(v), 0xB1)); }
 
 #include "kernels_body.h"
 

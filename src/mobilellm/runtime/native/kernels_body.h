@@ -1,8 +1,8 @@
 // The functions that are written once, in the compiler's vectors of kLanes numbers (4, 8 or 16), and compiled for
 // every instruction set. The including file has defined, in its own unnamed namespace: kLanes; kTile and
 // kPlainTile, the tokens whose sums fit the registers, of matrices in blocks and of others; floats, ints,
-// shorts and chars, kLanes of each; halves (float16 as floats), narrowed (ints as chars), fused (a * b + c),
-// to_half. Nothing here may be visible outside the including file: two files' versions of one name would be
+// shorts and chars, kLanes of each; halves (float16 as floats), halved (the reverse, to the nearest, halves to
+// even), narrowed (ints as chars), swapped (the numbers of every pair), fused (a * b + c). Nothing here may be visible outside the including file: two files' versions of one name would be
 // merged into one, for one of the processors.
 #pragma once
 
@@ -137,11 +137,11 @@ void norm(const float* x, const float* weight, float epsilon, int count, float* 
   for (; i < count; ++i) out[i] = x[i] / root * weight[i];
 }
 
-void quantise(const float* x, int count, int token, const Bytes& bytes) {
+inline void quantise_one(const float* x, int columns, int token, const Bytes& bytes) {
   const floats round = all(12582912.0f);  // adding 1.5 * 2^23 rounds to a whole number, halves to even
   const auto [numbers, scales, negated, tokens] = bytes;  // a copy: bytes that are written might be anything's
   size_t at = size_t(token);
-  for (int done = 0; done < count; done += kBlock, x += kBlock, at += tokens) {
+  for (int done = 0; done < columns; done += kBlock, x += kBlock, at += tokens) {
     floats largest = {};
     for (int i = 0; i < kBlock; i += kLanes) {
       const floats value = read<floats>(x + i);
@@ -162,10 +162,25 @@ void quantise(const float* x, int count, int token, const Bytes& bytes) {
   }
 }
 
-void gate(const float* gate, const float* up, int count, float* out) {
-  for (int i = 0; i < count; i += kLanes) {
-    const floats x = read<floats>(gate + i);
-    write(out + i, x / (all(1) + exponential(-x)) * read<floats>(up + i));
+void quantise(const float* x, int columns, int first, int tokens, const Bytes& bytes) {
+  for (int token = 0; token < tokens; ++token) quantise_one(x + size_t(token) * columns, columns, first + token, bytes);
+}
+
+void gate(const float* gate, const float* up, int tokens, float* out, size_t stride) {
+  for (int token = 0; token < tokens; ++token, gate += kPanelRows, up += kPanelRows, out += stride) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPanelRows; i += kLanes) {
+      const floats x = read<floats>(gate + i);
+      write(out + i, x / (all(1) + exponential(-x)) * read<floats>(up + i));
+    }
+  }
+}
+
+void rotate(float* x, const float* cosines, const float* sines) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kPanelRows; i += kLanes) {
+    const floats value = read<floats>(x + i);
+    write(x + i, value * read<floats>(cosines + i) + swapped(value) * read<floats>(sines + i));
   }
 }
 
@@ -173,11 +188,15 @@ void gate(const float* gate, const float* up, int count, float* out) {
 #include "attention_bytes_body.h"
 
 void halve(const float* x, uint16_t* out) {
-  for (int i = 0; i < kPanelRows; ++i) out[i] = to_half(x[i]);
+#pragma GCC unroll 4
+  for (int i = 0; i < kPanelRows; i += kLanes) {
+    const shorts some = halved(read<floats>(x + i));
+    __builtin_memcpy(out + i, &some, sizeof some);
+  }
 }
 
 // The table of an instruction set, whose products with blocks are its own.
 inline Kernels kernels_with(const char* name, Product q8_0, Product q4_0, Attend attend_q8_0) {
   return {name, plain_product<F32>, plain_product<F16>, plain_product<BF16>, q8_0, q4_0,
-          norm, quantise, gate, attend, attend_q8_0, merge, halve};
+          norm, quantise, gate, rotate, attend, attend_q8_0, merge, halve};
 }

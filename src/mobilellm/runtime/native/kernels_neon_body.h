@@ -24,12 +24,9 @@ inline floats fused(floats a, floats b, floats c) {
   return floats(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
 }
 
-inline uint16_t to_half(float value) {
-  const __fp16 half = __fp16(value);
-  uint16_t bits;
-  __builtin_memcpy(&bits, &half, sizeof bits);
-  return bits;
-}
+inline shorts halved(floats v) { return shorts(vreinterpret_u16_f16(vcvt_f16_f32(float32x4_t(v)))); }
+
+inline floats swapped(floats v) { return floats(vrev64q_f32(float32x4_t(v))); }
 
 #include "kernels_body.h"
 

@@ -49,6 +49,18 @@ inline uint16_t to_half(float value) {
   return uint16_t(sign | (rest - 0x38000000 + 0xFFF + (rest >> 13 & 1)) >> 13);
 }
 
+inline shorts halved(floats v) {
+  shorts bits;
+  for (int i = 0; i < kLanes; ++i) bits[i] = to_half(v[i]);
+  return bits;
+}
+
+inline floats swapped(floats v) {
+  floats pairs;
+  for (int i = 0; i < kLanes; ++i) pairs[i] = v[i ^ 1];
+  return pairs;
+}
+
 #include "kernels_body.h"
 
 struct Eight {

@@ -52,7 +52,7 @@ class Pass {
         m_.kernels.norm(from, norm, shape().rms_norm_eps, columns, to);
         from = to;
       }
-      if (bytes) m_.kernels.quantise(from, columns, row, in_bytes);
+      if (bytes) m_.kernels.quantise(from, columns, row, 1, in_bytes);
     };
     if (alone) {
       for (int row = 0; row < part.count; ++row) one(row);

@@ -29,8 +29,8 @@ void Scratch::fit(const Model& model, int rows, int longest) {
     grow(q, many * heads);
   }
   grow(mixed, many * heads);
-  grow(cosines, many * shape.head_dim / 2);
-  grow(sines, many * shape.head_dim / 2);
+  grow(cosines, many * (shape.head_dim + kPanelRows));
+  grow(sines, many * (shape.head_dim + kPanelRows));
   spans = (longest - 1) / kSpan + 1;
   const int shared = std::min(rows, model.team.size() * kOwnRows);
   inputs.fit(shared, widest);
