@@ -38,6 +38,10 @@ from mobilellm.cli.main import VERBS, _main
         ),
         ("train tiny-cpu --optim.lr fast", "train: --optim.lr 'fast' must be a number"),
         ("train tiny-cpu --steps 1.5", "train: --steps '1.5' must be a whole number"),
+        # Of flags that may be left out, whose types tyro tells one by one.
+        ("generate m p --max-tokens many", "--max-tokens 'many' must be a whole number (mobilellm generate"),
+        ("eval chat m --data x --held-out some", "--held-out 'some' must be a number (mobilellm eval"),
+        ("bench decode 125m:Q8_0 --depths 4 x", "--depths '4' 'x' must be whole numbers (mobilellm bench"),
         ("chat m hi there", "chat: 'hi' and 'there' are too many"),
         ("finetune", "finetune: name a model first"),
         ("finetun", "'finetun' is not a command, did you mean finetune? commands are quickstart, "),
