@@ -99,7 +99,9 @@ def _in_our_words(text: str) -> str:
     )
     if found := re.match(of_a_number + "[^:]*: (.*)", text):
         return f"{found[1]} {found[4]} must be {_KINDS[found[2] or found[3]]}"
-    of_none_or_more = r"Error parsing (\S+): no type matching \{None\}\|(.*) could be instantiated from \[(.*?)\]\. "
+    of_none_or_more = (
+        r"Error parsing (\S+): no type matching \{None\}\|(.*) could be instantiated from \[(.*?)\]\. "
+    )
     if (found := re.match(of_none_or_more, text)) and found[2] in _KINDS_OR_NONE:
         return f"{found[1]} {found[3].replace(', ', ' ')} must be {_KINDS_OR_NONE[found[2]]}"
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", text):
