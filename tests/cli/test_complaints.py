@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobilellm.cli.complaints import perhaps
+from mobilellm.cli.complaints import complaint, perhaps
 from mobilellm.cli.main import VERBS, _main
 
 
@@ -76,3 +76,10 @@ def test_help_of_a_verb_by_either_name(capsys: pytest.CaptureFixture[str]) -> No
 def test_nothing_is_guessed_from_afar() -> None:
     assert perhaps("zzz", VERBS) == ""
     assert perhaps("gen", VERBS) == ", did you mean generate?"
+
+
+def test_a_box_of_another_version_is_told_as_it_is() -> None:
+    box = "╭─ Required options ─╮\n│ Missing from mobilellm x: --out PATH │\n╰────────────────────╯\n"
+    assert complaint(box, "x") == (
+        "x: Missing from mobilellm x: --out PATH (mobilellm x --help tells the arguments)"
+    )
