@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,26 @@ def test_an_installed_package_comes_from_the_index(monkeypatch: pytest.MonkeyPat
     place = tmp_path / "lib" / "site-packages" / "mobilellm" / "installation.py"
     monkeypatch.setattr(installation, "__file__", str(place))
     assert installation.install_command("train").endswith(' -m pip install "mobilellm[train]"')
+
+
+def test_what_a_verb_needs_and_a_package_that_it_does_not_bring() -> None:
+    assert installation.extras_with("peft", None) == "finetune"
+    assert installation.extras_with("torch", "export") == "export"
+    assert installation.extras_with("peft", "train") == "train,finetune"
+    assert installation.extras_with("matplotlib", "export") == "export,plots"
+
+
+@pytest.mark.parametrize("extra", list(installation._BROUGHT))
+def test_what_extras_bring_is_what_the_project_says(extra: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    found, todo = set[str](), [extra]
+    while todo:
+        for wanted in extras[todo.pop()]:
+            if own := re.match(r"mobilellm\[(.*)\]", wanted):
+                todo += own[1].split(",")
+            else:
+                found.add(re.split("[<>=!~]", wanted)[0].replace("-", "_"))
+    assert installation._BROUGHT[extra] == found & installation.EXTRAS.keys()
 
 
 def an_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

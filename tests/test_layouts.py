@@ -296,7 +296,12 @@ def test_a_folder_of_models(tmp_path: Path) -> None:
 def test_an_export_is_no_model(tmp_path: Path) -> None:
     exported = OFFICIAL | {"transformers.js_config": {"dtype": "q4"}}
     (tmp_path / "config.json").write_text(json.dumps(exported), encoding="utf-8")
-    with pytest.raises(ConfigError, match="belongs to an export to ONNX, which generate, chat"):
+    (tmp_path / "onnx").mkdir()
+    for path in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(ConfigError, match="belongs to an export to ONNX, which generate, chat"):
+            read_config_file(path)
+    (tmp_path / "model.safetensors").touch()  # a model on the Hub may have both
+    with pytest.raises(ConfigError, match="unknown keys .'transformers.js_config'"):
         read_config_file(tmp_path)
 
 

@@ -19,6 +19,23 @@ EXTRAS = {
 }  # fmt: skip
 """A package that the base install does without -> the extra that brings it."""
 
+_BROUGHT = {
+    "train": {"torch", "matplotlib", "tensorboardX"},
+    "finetune": {"torch", "transformers", "peft", "trl", "datasets"},
+    "eval": {"torch", "transformers", "matplotlib", "lm_eval", "datasets"},
+    "export": {"torch", "gguf"},
+    "onnx": {"torch", "onnx", "onnxruntime", "onnxruntime_genai"},
+}
+"""An extra that a whole verb needs -> those of these packages that it brings."""
+
+
+def extras_with(package: str, whole: str | None) -> str:
+    """What to install for a package, beside or within the extra `whole` that a verb needs in any case."""
+    own = EXTRAS[package]
+    if whole is None:
+        return own
+    return whole if package in _BROUGHT[whole] else f"{whole},{own}"
+
 
 def install_command(extra: str) -> str:
     """The pip command for an extra. From a checkout it keeps to the versions of constraints.txt."""

@@ -25,7 +25,7 @@ _CONFIGS = ("config.json", "model/config.json")
 """Where a model directory and a training run have it."""
 
 _OF_ONNX = "transformers.js_config"
-"""Stands in the config.json of an export to ONNX alone, where layers are executed steps."""
+"""Stands in the config.json of an export to ONNX, whose layers are executed steps, and of some models."""
 
 _DIRECT = {  # config.json key -> ModelConfig field
     "vocab_size": "vocab_size",
@@ -100,6 +100,11 @@ def read_config_file(path: str | Path) -> ConfigFile:
         raise ConfigError(f"{file}: not JSON ({error}); the file is damaged, fetch it again") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(values).__name__}")
+    if _OF_ONNX in values and file.with_name("onnx").is_dir() and not any(file.parent.glob("*.safetensors")):
+        raise ConfigError(
+            f"{file}: belongs to an export to ONNX, which generate, chat, serve and eval run when its own "
+            "directory is named; all else takes the model it was made of"
+        )
     return parse_config(values, str(file))
 
 
@@ -131,11 +136,6 @@ def not_a_model_directory(path: Path) -> str:
 def parse_config(values: Mapping[str, Any], source: str = "config.json") -> ConfigFile:
     """Interpret the JSON of a config.json. Raises ConfigError that lists every problem at once."""
     model_type = values.get("model_type")
-    if _OF_ONNX in values:
-        raise ConfigError(
-            f"{source}: belongs to an export to ONNX, which generate, chat, serve and eval run when its own "
-            "directory is named; all else takes the model it was made of"
-        )
     if model_type not in MODEL_TYPES:
         raise ConfigError(
             f"{source}: model_type = {model_type!r} is not one we can run; known are {', '.join(MODEL_TYPES)}"

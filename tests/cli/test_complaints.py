@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobilellm.cli.complaints import perhaps
+from mobilellm.cli.complaints import complaint, perhaps
 from mobilellm.cli.main import VERBS, _main
 
 
@@ -38,6 +38,10 @@ from mobilellm.cli.main import VERBS, _main
         ),
         ("train tiny-cpu --optim.lr fast", "train: --optim.lr 'fast' must be a number"),
         ("train tiny-cpu --steps 1.5", "train: --steps '1.5' must be a whole number"),
+        # Of flags that may be left out, whose types tyro tells one by one.
+        ("generate m p --max-tokens many", "--max-tokens 'many' must be a whole number (mobilellm generate"),
+        ("eval chat m --data x --held-out some", "--held-out 'some' must be a number (mobilellm eval"),
+        ("bench decode 125m:Q8_0 --depths 4 x", "--depths '4' 'x' must be whole numbers (mobilellm bench"),
         ("chat m hi there", "chat: 'hi' and 'there' are too many"),
         ("finetune", "finetune: name a model first"),
         ("finetun", "'finetun' is not a command, did you mean finetune? commands are quickstart, "),
@@ -72,3 +76,10 @@ def test_help_of_a_verb_by_either_name(capsys: pytest.CaptureFixture[str]) -> No
 def test_nothing_is_guessed_from_afar() -> None:
     assert perhaps("zzz", VERBS) == ""
     assert perhaps("gen", VERBS) == ", did you mean generate?"
+
+
+def test_a_box_of_another_version_is_told_as_it_is() -> None:
+    box = "╭─ Required options ─╮\n│ Missing from mobilellm x: --out PATH │\n╰────────────────────╯\n"
+    assert complaint(box, "x") == (
+        "x: Missing from mobilellm x: --out PATH (mobilellm x --help tells the arguments)"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,8 @@ def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "notes.txt: is no model; name a model directory" in refusal(capsys, str(tmp_path / "notes.txt"))
     (tmp_path / "notes.gguf").write_text("words")
     assert "notes.gguf: is no GGUF file" in refusal(capsys, str(tmp_path / "notes.gguf"))
+    (tmp_path / "bare.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))  # no tensors, no metadata
+    assert "bare.gguf: its architecture is None" in refusal(capsys, str(tmp_path / "bare.gguf"))
     broken = write_config(tmp_path / "broken", num_hidden_layers=0)
     assert "layers = 0 must be at least 1" in refusal(capsys, str(broken))
     (broken / "config.json").write_text("{")

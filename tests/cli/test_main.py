@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from absent_packages import without
-from mobilellm.cli.main import VERBS, _main, _with_flags
+from mobilellm.cli.main import VERBS, _main, _with_flags, one_line
 
 COMMAND = f"{sys.executable} -m mobilellm"
 PRINTING = ["--help", "--version", "info", "info 125m", "info --json", "cost", "generate --help"]
@@ -149,6 +149,20 @@ def test_a_package_that_is_not_installed(verb: str, extra: str, tmp_path: Path) 
     assert done.stderr.startswith(f"mobilellm: error: {verb} needs the package 'torch'; install it with: ")
     assert done.stderr.endswith(f'python -m pip install -c constraints.txt -e ".[{extra}]"\n')
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "package", "extras"),
+    [
+        ("finetune", "peft", "train,finetune"),
+        ("train", "torch", "train"),
+        ("quantize", "matplotlib", "export,plots"),
+    ],
+)
+def test_a_package_that_the_verb_does_not_always_need(verb: str, package: str, extras: str) -> None:
+    """With LoRA, say, or for a picture: the extra of the verb alone would not bring it."""
+    said = one_line(ModuleNotFoundError(f"No module named {package!r}", name=package), verb)
+    assert f"[{extras}]" in said
 
 
 def test_no_memory_is_said_in_one_line(

@@ -16,7 +16,14 @@ import mobilellm.runtime
 from mobilellm.gguf_blocks import TYPES
 from mobilellm.runtime import engine, reference
 from mobilellm.runtime.batch import ContinuousBatch
-from mobilellm.runtime.kv_cache import KVCache, bytes_per_token, check_cache_type, numbers_of, rounded
+from mobilellm.runtime.kv_cache import (
+    CacheState,
+    KVCache,
+    bytes_per_token,
+    check_cache_type,
+    numbers_of,
+    rounded,
+)
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.sampling import Sampling
 
@@ -213,9 +220,11 @@ def test_a_session_of_the_other_type_is_refused(model: RuntimeModel, file: Path,
 def test_a_state_of_the_other_type_is_refused(model: RuntimeModel, file: Path) -> None:
     ours, theirs = model.engine.new_cache(), reference.load(file).new_cache()
     assert isinstance(ours, KVCache)
+    wide = CacheState(*(each.astype(np.float32) for each in theirs.state()))
     for into, state, told in (
         (ours, theirs.state(), "float16 is of a cache in f16"),
         (theirs, ours.state(), "uint8 is of a cache in q8_0"),
+        (theirs, wide, "of float32 and float32 is none of a cache in f16; expected float16"),
     ):
         with pytest.raises(ValueError, match=told):
             into.restore(state)

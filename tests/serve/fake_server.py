@@ -30,6 +30,8 @@ class Script:
     key: str | None = None
     cut_after: int | None = None
     """Pieces after which the connection is closed."""
+    fail_after: int | None = None
+    """Pieces after which the answer ends with an error, as of a server that is told to end."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     unread: int = 0
     """Answers whose reader went away."""
@@ -92,6 +94,9 @@ class _Handler(SimpleHTTPRequestHandler):
             for number, piece in enumerate(pieces):
                 time.sleep(self.script.delay)
                 if number == self.script.cut_after:
+                    return
+                if number == self.script.fail_after:
+                    self._event({"error": {"message": "the server is shutting down"}})
                     return
                 said = {"delta": {"content": piece}} if is_chat else {"text": piece}
                 self._event({"choices": [{"index": 0, "finish_reason": None, **said}]})

@@ -206,6 +206,20 @@ def test_a_base_model_goes_on_with_a_text(opened: Opener, script: Script) -> Non
     assert script.requests[2]["prompt"].endswith("*star*. It")
 
 
+def test_what_a_base_model_had_written_stays_when_it_fails(opened: Opener, script: Script) -> None:
+    """Going on with nothing typed, there is no message that could come back."""
+    script.is_chat = False
+    script.pieces = [" there", " was a star."]
+    page = opened()
+    send(page, "Once upon a time")
+    answered(page)
+    script.fail_after = 1
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#notice", state="visible")
+    assert page.inner_text("#notice-text") == "the server is shutting down"
+    assert said(page) == ["Once upon a time", "there was a star.", "there"]
+
+
 # What is kept
 
 

@@ -12,6 +12,12 @@ from collections.abc import Iterable, Sequence
 
 _FLAG_COLUMN = 4
 _KINDS = {"int()": "a whole number", "float": "a number"}
+_KINDS_OR_NONE = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "{[INT [INT ...]]}": "whole numbers",
+    "{[FLOAT [FLOAT ...]]}": "numbers",
+}
 
 
 def complaint(box: str, verb: str) -> str:
@@ -19,7 +25,9 @@ def complaint(box: str, verb: str) -> str:
     said, *others = _paragraphs(box)
     text = " ".join(line.strip() for line in said)
     program = next(iter(re.findall(r"\(applied to (mobilellm [^)]+)\)", text)), None) or _helped(others, verb)
-    if text.startswith("Missing from "):
+    if text.startswith("Missing from ") and _at_the_flags(
+        said
+    ):  # other versions of tyro may draw another box
         what = _missing(said, others)
     elif text.startswith("Unrecognized"):
         what = _unknown(said, others)
@@ -93,6 +101,11 @@ def _in_our_words(text: str) -> str:
     )
     if found := re.match(of_a_number + "[^:]*: (.*)", text):
         return f"{found[1]} {found[4]} must be {_KINDS[found[2] or found[3]]}"
+    of_none_or_more = (
+        r"Error parsing (\S+): no type matching \{None\}\|(.*) could be instantiated from \[(.*?)\]\. "
+    )
+    if (found := re.match(of_none_or_more, text)) and found[2] in _KINDS_OR_NONE:
+        return f"{found[1]} {found[3].replace(', ', ' ')} must be {_KINDS_OR_NONE[found[2]]}"
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", text):
         # tyro keeps them in a set; None stands for leaving the flag out.
         choices = sorted(each for each in re.findall(r"'([^']*)'", found[3]) if each != "None")

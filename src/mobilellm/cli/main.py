@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 from mobilellm import __version__
 from mobilellm.cli.complaints import complaint, perhaps
-from mobilellm.installation import EXTRAS, install_command
+from mobilellm.installation import EXTRAS, extras_with, install_command
 
 VERBS = {
     "quickstart": "train, evaluate and talk to a small model on this machine, in minutes",
@@ -187,11 +187,9 @@ def one_line(error: Exception, verb: str) -> str:
     """What went wrong, as the user reads it."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        if extra := EXTRAS.get(package):
-            return (
-                f"{verb} needs the package {package!r}; install it with: "
-                f"{install_command(_EXTRAS_OF_VERBS.get(verb, extra))}"
-            )
+        if package in EXTRAS:
+            extras = extras_with(package, _EXTRAS_OF_VERBS.get(verb))
+            return f"{verb} needs the package {package!r}; install it with: {install_command(extras)}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__

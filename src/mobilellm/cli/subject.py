@@ -42,8 +42,9 @@ def find_subject(name: str) -> Subject:
         )
     if path.is_file() and path.suffix == ".gguf":
         file = read_gguf(path)
+        config = read_config(file)
         kind = f"{file.metadata['general.architecture']} in gguf"
-        return Subject(name, read_config(file), path, kind, files={path.name: path.stat().st_size})
+        return Subject(name, config, path, kind, files={path.name: path.stat().st_size})
     if path.is_file() and path.suffix != ".json":
         raise FileNotFoundError(f"{name}: is no model; name a model directory, a run or a .gguf file")
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():

@@ -123,7 +123,14 @@ class KVCache(Room):
         tokens = state.keys.shape[1] if state.keys.ndim == 4 else 0
         right = self.empty_state(tokens)
         if not state.keys.dtype == state.values.dtype == right.keys.dtype:
-            other = next(kind for kind in KV_CACHE_TYPES if kind != self.kind)
+            other = next(
+                (kind for kind in KV_CACHE_TYPES if state.keys.dtype == number_type(kind)), self.kind
+            )
+            if other == self.kind:
+                raise ValueError(
+                    f"a cache's state of {state.keys.dtype} and {state.values.dtype} is none of a cache in "
+                    f"{self.kind}; expected {right.keys.dtype}"
+                )
             raise ValueError(
                 f"a state in {state.keys.dtype} is of a cache in {other}, and this one is in {self.kind}; "
                 f"load the model with kv_cache = {other!r}"

@@ -2,7 +2,7 @@
 //
 // One instruction multiplies and adds four positions' signed bytes and unsigned ones in 16 places. Weights times their
 // values' scales are therefore whole numbers below 2^16, in steps of a 65,535th of the largest of the query's span,
-// in two bytes whose products are summed apart: what is lost is below a millionth of the values' own rounding.
+// in two bytes whose products are summed apart: what is lost is a 500th of the values' own rounding.
 #pragma once
 
 constexpr int kTiles = kSpan / 16;

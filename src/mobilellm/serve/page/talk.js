@@ -39,7 +39,7 @@ export class Talk {
     const replaced = turns.splice(from);
     if (text !== "") turns.push({ role: "user", content: this.#backend.isChat ? text : joined(turns, text) });
     const failure = await this.#answer(settings);
-    const isBack = failure?.kind === "refused" && turns.length === from + 1;
+    const isBack = failure?.kind === "refused" && text !== "" && turns.length === from + 1;
     if (isBack) this.#giveBack(text, replaced);
     if (failure) this.#told.failed(failure, isBack);
   }
