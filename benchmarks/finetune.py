@@ -206,7 +206,7 @@ def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None
     from mobilellm.model.adapters import adapt, narrow
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.train.lora import LoraChoice
-    from mobilellm.train.settings import BatchSettings, ComputeSettings, OptimSettings, ScheduleSettings
+    from mobilellm.train.settings import ComputeSettings, OptimSettings
 
     if adapters:
         import peft  # noqa: F401
@@ -226,22 +226,18 @@ def _ours(clock: Clock, data: Path, import_only: bool, **adapters: bool) -> None
         clock.losses.append(record["loss"])
         clock.tick()
 
-    batch = BatchSettings(
-        tokens_per_step=clock.sequences * clock.length,
-        sequence_length=clock.length,
-        micro_batch=clock.sequences,
-    )
     optim = OptimSettings(
         lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP
     )
-    schedule = ScheduleSettings(warmup_steps=0, final_fraction=1.0)
     config, found = _subject(clock, data)
     model = MobileLLM(config, torch.Generator().manual_seed(0))
     if adapters:
         adapt(model, **asdict(LoraChoice(**adapters)), seed=0)
         narrow(model)
     loader = Counting(ChatRows(found, clock.length, 0), clock.sequences)
-    first_steps(model, loader, clock.steps, batch, optim, schedule, ComputeSettings(), on_record)
+    first_steps(
+        model, loader, clock.steps, clock.sequences, clock.length, optim, ComputeSettings(), on_record
+    )
 
 
 def _ours_lora(clock: Clock, data: Path, import_only: bool) -> None:

@@ -29,13 +29,16 @@ def first_steps(
     model: MobileLLM,
     loader: Loader,
     steps: int,
-    batch: BatchSettings,
+    sequences: int,
+    length: int,
     optim: OptimSettings,
-    schedule: ScheduleSettings,
     compute: ComputeSettings,
     on_record: Callable[[dict[str, Any]], None],
 ) -> None:
-    """`on_record` is told of each of the `steps`, of a run that would have ten times as many."""
+    """`on_record` is told of each of the `steps`, of a run that would have ten times as many.
+
+    A step is one micro-batch of `sequences` times `length` tokens, at a constant learning rate.
+    """
     count = 0
 
     def told(record: dict[str, Any]) -> None:
@@ -47,9 +50,11 @@ def first_steps(
 
     settings = TrainSettings(
         steps=10 * steps,
-        batch=batch,
+        batch=BatchSettings(
+            tokens_per_step=sequences * length, sequence_length=length, micro_batch=sequences
+        ),
         optim=optim,
-        schedule=schedule,
+        schedule=ScheduleSettings(warmup_steps=0, final_fraction=1.0),
         compute=compute,
         checkpoint=CheckpointSettings(every=10**9),
     )

@@ -162,7 +162,7 @@ def _ours(clock: Clock, compiled: bool, import_only: bool) -> None:
     from mobilellm.data.loader import Batch
     from mobilellm.model.transformer import MobileLLM
     from mobilellm.presets import preset
-    from mobilellm.train.settings import BatchSettings, ComputeSettings, OptimSettings, ScheduleSettings
+    from mobilellm.train.settings import ComputeSettings, OptimSettings
 
     if import_only:
         return
@@ -189,18 +189,12 @@ def _ours(clock: Clock, compiled: bool, import_only: bool) -> None:
         clock.loss = record["loss"]
         clock.tick()
 
-    batch = BatchSettings(
-        tokens_per_step=clock.sequences * clock.length,
-        sequence_length=clock.length,
-        micro_batch=clock.sequences,
-    )
     optim = OptimSettings(
         lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP
     )
-    schedule = ScheduleSettings(warmup_steps=0, final_fraction=1.0)
     model = MobileLLM(config, torch.Generator().manual_seed(0))
     compute = ComputeSettings(compile=compiled)
-    first_steps(model, Rows(), clock.steps, batch, optim, schedule, compute, on_record)
+    first_steps(model, Rows(), clock.steps, clock.sequences, clock.length, optim, compute, on_record)
 
 
 def _trainer(clock: Clock, compiled: bool, import_only: bool) -> None:

@@ -7,33 +7,18 @@ import io
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+from gloo_processes import run_spread
 
 
 def launch(size: int, folder: Path, commands: Sequence[Sequence[str]]) -> list[list[tuple[int, str]]]:
     """Of every process its exit codes and what it said to stderr, by rank; files go to `folder`."""
     (folder / "commands.json").write_text(json.dumps(list(zip(commands, _ports(len(commands)), strict=True))))
-    common = {"WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=os.environ | common | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    return run_spread(__file__, size, folder, {}, 300)
 
 
 def _ports(count: int) -> list[int]:

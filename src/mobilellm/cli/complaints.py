@@ -25,9 +25,8 @@ def complaint(box: str, verb: str) -> str:
     said, *others = _paragraphs(box)
     text = " ".join(line.strip() for line in said)
     program = next(iter(re.findall(r"\(applied to (mobilellm [^)]+)\)", text)), None) or _helped(others, verb)
-    if text.startswith("Missing from ") and _at_the_flags(
-        said
-    ):  # other versions of tyro may draw another box
+    # Other versions of tyro may draw another box, without flags where they are looked for.
+    if text.startswith("Missing from ") and _at_the_flags(said):
         what = _missing(said, others)
     elif text.startswith("Unrecognized"):
         what = _unknown(said, others)
