@@ -38,7 +38,7 @@ def find_subject(name: str) -> Subject:
     path = Path(name)
     if not path.exists():
         raise FileNotFoundError(
-            f"{name!r} is neither a preset ({', '.join(preset_names())}) nor a directory on this machine"
+            f"{name!r} is neither a preset ({', '.join(preset_names())}) nor a directory or file here"
         )
     if path.is_file() and path.suffix == ".gguf":
         file = read_gguf(path)
