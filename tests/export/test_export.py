@@ -160,7 +160,13 @@ def test_below_the_bar_it_gets_no_name(
 ) -> None:
     monkeypatch.setattr(to_gguf, "interleaved", lambda values, head_dim: -values)  # what the check expects
     assert _main(["export", str(model), str(tmp_path / "m.gguf"), "--tokens", "96"]) == 1
-    assert "Not verified: rotary layout, weights." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Not verified: rotary layout, weights." in said
+    table = said[said.index("check ") : said.index("Not verified")]
+    assert max(map(len, table.splitlines())) <= 100
+    assert "blk.0.attn_q.weight: its rows lie half a head apart; blk.0.attn_k.weight: " in " ".join(
+        table.split()
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "m.gguf.unverified",
         "m.gguf.unverified.verify.json",

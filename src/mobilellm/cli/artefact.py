@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilellm.cli.tables import print_notes, print_sheet, print_table
+from mobilellm.cli.tables import print_notes, print_sheet, print_worded_table
 from mobilellm.export.targets import unverified_name
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def print_exported(exported: Exported, kind: Kind) -> None:
     print_sheet(rows)
     if report is not None:
         print()
-        print_table(("check", "found", "at most", "", ""), [_check_row(check) for check in report.checks])
+        header = ("check", "found", "at most", "", "what was compared")
+        print_worded_table(header, [_check_row(check) for check in report.checks])
     notes = list(exported.notes)
     if report is None:
         notes.append(f"Not compared with its source: mobilellm verify {exported.path} --against MODEL")
