@@ -24,7 +24,7 @@ FLOORS = {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
         "sentencepiece_model", "text_stream",
         "short_text", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
-        "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
+        "git_lfs", "hub_connection", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
         "compiled", "call_syntax", "tool_calls",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},

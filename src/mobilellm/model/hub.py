@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mobilellm.hub_connection import hub_or_cache
 from mobilellm.layouts import LICENCE_FILES
 from mobilellm.model.licence import CARD, stated_licence
 from mobilellm.model.tensor_files import some
@@ -86,27 +87,28 @@ def _download(
         RevisionNotFoundError,
     )
 
-    licence = _licence(repository, revision)
-    if licence is not None:
-        say(f"{repository}: licence {licence}")
-    try:
-        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
-        if licence is None:  # offline, and all of it was downloaded before
-            say(f"{repository}: licence {stated_licence(directory) or 'unknown (no model card)'}")
-        return directory
-    except GatedRepoError:
-        reason = "it is gated; accept its licence on the Hub and log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = "there is no such repository on the Hub, or it is private; check the spelling"
-    except RevisionNotFoundError:
-        reason = f"it has no revision {revision!r}"
-    except LocalEntryNotFoundError:
-        reason = (
-            "the Hub cannot be reached and nothing of it is in the local cache; download it where there is "
-            "a network and name the directory"
-        )
-    except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
+    with hub_or_cache() as unreachable:
+        licence = _licence(repository, revision)
+        if licence is not None:
+            say(f"{repository}: licence {licence}")
+        try:
+            directory = Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
+            if licence is None:  # offline, and all of it was downloaded before
+                say(f"{repository}: licence {stated_licence(directory) or 'unknown (no model card)'}")
+            return directory
+        except GatedRepoError:
+            reason = "it is gated; accept its licence on the Hub and log in with `hf auth login`"
+        except RepositoryNotFoundError:
+            reason = "there is no such repository on the Hub, or it is private; check the spelling"
+        except RevisionNotFoundError:
+            reason = f"it has no revision {revision!r}"
+        except LocalEntryNotFoundError:
+            reason = (
+                f"{unreachable or 'the Hub cannot be reached'}; nothing of it is in the local cache, so "
+                "download it where there is a network and name the directory"
+            )
+        except HfHubHTTPError as error:
+            reason = str(error).splitlines()[0]
     raise FileNotFoundError(f"{repository}: no such directory, and as a Hub id: {reason}")
 
 
