@@ -8,8 +8,7 @@ from pathlib import Path
 
 from mobilellm.hub_connection import hub_or_cache
 from mobilellm.layouts import LICENCE_FILES
-from mobilellm.model.licence import CARD, stated_licence
-from mobilellm.model.tensor_files import some
+from mobilellm.licence import CARD, stated_licence
 
 DESCRIPTION = ("*.json", "tokenizer.model", CARD, *LICENCE_FILES)
 """What tells which model a repository holds, without its weights."""
@@ -44,8 +43,9 @@ def resolve(
         )
     if path.parent.is_dir():
         there = sorted(item.name for item in path.parent.iterdir() if item.is_dir())
+        some = ", ".join([*there[:8], *(["…"] if len(there) > 8 else [])])
         raise FileNotFoundError(
-            f"{source}: no such directory; {path.parent} is here and holds {some(there) or 'none'} (to "
+            f"{source}: no such directory; {path.parent} is here and holds {some or 'none'} (to "
             "download a Hub repository of that name, run this from another directory)"
         )
     return _download(str(source), say, revision, wanted)
