@@ -143,8 +143,8 @@ class Spread:
         if self._sharded:
             _shard(model, world, compute)
         elif world.size > 1:
-            ids = [world.device.index] if world.device.type == "cuda" else None
-            module = nn.parallel.DistributedDataParallel(module, ids, gradient_as_bucket_view=True)
+            # Without device_ids: it would send all of a batch to the GPU, where all but segments are.
+            module = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
         self._model, self._module = model, module
 
     def backward(self, batch: Sequence[Tensor], total: float, last: bool, **options: Any) -> Tensor:
