@@ -1,6 +1,7 @@
 """Whether a GPU computes what it should: each check compares two ways to the same numbers.
 
-For workers of `gpu.py`. Every result has "passed", the figure and the bar it was held to. Models are small, runs a few steps.
+For workers of `gpu.py`. Every result has "passed", the figure and the bar it was held to. Models are small,
+runs a few steps.
 """
 
 from __future__ import annotations

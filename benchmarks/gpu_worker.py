@@ -1,6 +1,6 @@
 """Works through the tasks of `gpu.py`, and prints a line of JSON after each. Its stdout is for nothing else.
 
-python benchmarks/gpu_worker.py '{"tasks": [{"kind": "card"}], "device": "cuda", "sequences": 32, "length": 2048}'
+python benchmarks/gpu_worker.py '{"tasks": [{"kind": "card"}], "device": "cpu", "sequences": 4, "length": 64}'
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from typing import Any
 
 import gpu_attention
@@ -44,6 +45,7 @@ def _done(task: dict[str, Any], shape: Shape) -> dict[str, Any]:
     try:
         result: dict[str, Any] = DOING[task.pop("kind")](shape, **task)
     except Exception as error:
+        traceback.print_exc()
         result = {"failed": told(error)}
     return result | {"seconds": round(time.perf_counter() - started, 1)}
 
