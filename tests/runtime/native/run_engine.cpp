@@ -174,6 +174,21 @@ void feed_in_every_way(const Model& model, const File& file, int cache, const st
   expect(same(states.data(), &right[size_t(77) * hidden], states.size()), "a restored state goes on as the first");
 }
 
+// However many threads a call runs on, and whichever took part before.
+void change_threads(const Model& model, int hidden, const std::vector<int32_t>& tokens,
+                    const std::vector<float>& right) {
+  const Sequence sequence = new_sequence(model);
+  int at = 0;
+  for (int threads : {1, 4, 2, 3, 1, 5, 2, 2, 4, 1, 3}) {
+    expect(mobilellm_use_threads(model.get(), threads) == MOBILELLM_DONE, "so many threads are there");
+    for (int count : {1, 1, 20}) {
+      const std::vector<float> states = fed(model, {{sequence.get(), at, part(tokens, at, at + count)}}, hidden);
+      expect(same(states.data(), &right[size_t(at) * hidden], states.size()), "they change nothing");
+      at += count;
+    }
+  }
+}
+
 void take_logits(const Model& model, const File& file, const std::vector<float>& states) {
   const size_t hidden = size_t(file.shape.hidden_size), vocabulary = size_t(file.shape.vocab_size);
   std::vector<float> all(kContext * vocabulary), few(7 * vocabulary);
@@ -230,6 +245,7 @@ void run(const File& file, const char* isa, bool damaged, int cache = kF16) {
     take_logits(model, file, right);
     refuse(model, file);
     cancel(model, file, tokens);
+    change_threads(model, hidden, tokens, right);
     const Sequence after = new_sequence(model);
     expect(same(fed(model, {{after.get(), 0, tokens}}, hidden).data(), right.data(), right.size()), "as before");
     const std::vector<uint64_t> ones(1 << 17, 1);
