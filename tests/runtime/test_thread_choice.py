@@ -138,18 +138,41 @@ def test_trying_costs_little() -> None:
         assert choice.threads == first
 
 
-def test_kinds_and_numbers_of_tokens_are_measured_apart() -> None:
+def test_each_number_of_tokens_is_measured_by_itself() -> None:
     choices = ThreadChoices.measured(Cores(fast=8, usable=12))
-    one, four, head = choices.of("forward", 1), choices.of("forward", 4), choices.of("logits", 1)
-    assert len({id(one), id(four), id(head)}) == 3
-    assert choices.of("forward", 1) is one
-    assert one.threads == 4
-    assert choices.of("forward", 17).threads == 8
-    assert ThreadChoices.measured(Cores(40, 64)).of("forward", 256).threads == 16
-    assert set(passes(choices.of("forward", 256), bound_by_memory(1), A_WHILE)) == {8}
+    best = {1: bound_by_memory(2), 4: bound_by_memory(12)}
+    for number in range(A_WHILE):
+        for tokens in (1, 20, 4):
+            threads = choices.begin(tokens)
+            if tokens == 20:
+                assert threads == 8
+            else:
+                choices.spend(best[tokens](threads, number))
+    assert (choices.threads(1), choices.threads(4), choices.threads(2)) == (2, 12, 4)
+    assert ThreadChoices.measured(Cores(40, 64)).begin(256) == 16
+
+
+def test_a_pass_and_the_logits_after_it_are_one() -> None:
+    """The states take longer on more threads, the logits, of which there are more, less."""
+    choices = ThreadChoices.measured(Cores(4, 4))
+    for _ in range(A_WHILE):
+        threads = choices.begin(1)
+        choices.spend(1 + 0.1 * threads)
+        choices.spend(8 / threads)
+    assert choices.threads(1) == 4
+
+
+def test_a_pass_that_was_cancelled_does_not_count() -> None:
+    choices = ThreadChoices.measured(Cores(2, 2))
+    for _ in range(A_WHILE):
+        choices.spend(float(choices.begin(1) > 1))
+        choices.drop()
+    assert choices.threads(1) == 2
 
 
 def test_a_number_that_was_named_stays() -> None:
     choices = ThreadChoices.fixed(3)
-    for tokens in (1, 256):
-        assert set(passes(choices.of("forward", tokens), bound_by_memory(1, 1.0), A_WHILE)) == {3}
+    for _ in range(A_WHILE):
+        for tokens in (1, 256):
+            assert choices.begin(tokens) == choices.threads(tokens) == 3
+            choices.spend(1.0)

@@ -147,16 +147,17 @@ class NativeModel:
     @property
     def threads(self) -> int:
         """On how many the next token of a single sequence is computed."""
-        return self._choices.of("forward", 1).threads
+        return self._choices.threads(1)
 
     def use_threads(self, threads: int) -> None:
         """Compute on so many from now on, with the same numbers. Raises ValueError where they cannot be."""
         self._check_usable()
         choices = thread_choices(threads)
         with self._running:
-            if self.library.use_threads(self.handle, threads) != DONE:
+            self._take_threads(threads)
+            if self._threads != threads:
                 raise ValueError(f"threads = {threads} could not be started; take fewer")
-            self._choices, self._threads = choices, threads
+            self._choices = choices
 
     @property
     def arena_bytes(self) -> int:
@@ -181,25 +182,28 @@ class NativeModel:
             _forget(self._file, _head_name(self.config), (piece + 1) / _HEAD_PIECES)
 
     def _call(self, kind: str, tokens: int, *arguments: Any) -> None:
-        """A pass of so many tokens. Raises what became of it, if it did not run to its end."""
+        """A pass of so many tokens, or the logits after it. Raises what it ended with before its end."""
         with self._running:
             self._check_usable()
-            choice = self._choices.of(kind, tokens)
-            if (
-                choice.threads != self._threads
-                and self.library.use_threads(self.handle, choice.threads) == DONE
-            ):
-                self._threads = choice.threads
+            if kind == "forward":
+                self._take_threads(self._choices.begin(tokens))
             start = time.perf_counter()
             result = getattr(self.library, kind)(self.handle, tokens, *arguments)
             if result == DONE:
-                choice.took(time.perf_counter() - start)
+                self._choices.spend(time.perf_counter() - start)
+            else:
+                self._choices.drop()
         if result == CANCELLED:
             raise CancelledError
         if result == NO_MEMORY:
             raise MemoryError("the native engine found no memory for this batch; feed fewer tokens at once")
         if result != DONE:
             raise AssertionError(f"the native engine refused what had been checked ({result})")
+
+    def _take_threads(self, threads: int) -> None:
+        """Those that cannot be started are done without."""
+        if threads != self._threads and self.library.use_threads(self.handle, threads) == DONE:
+            self._threads = threads
 
     def _check_usable(self) -> None:
         if not self.handle:

@@ -53,12 +53,14 @@ class ThreadChoice:
 
 
 class ThreadChoices:
-    """For passes of every kind and number of tokens: few tokens are measured, many take all fast cores."""
+    """For passes of any number of tokens: of few each number is measured, many take all fast cores."""
 
     def __init__(self, counts: Sequence[int], first: int, many: int) -> None:
         """`counts` and `first` of passes of few tokens; `many`: the threads of others."""
         self._counts, self._first, self._many = counts, first, many
-        self._choices: dict[tuple[str, int], ThreadChoice] = {}
+        self._choices: dict[int, ThreadChoice] = {}
+        self._measured: ThreadChoice | None = None
+        self._seconds = 0.0
 
     @classmethod
     def measured(cls, there: Cores) -> ThreadChoices:
@@ -69,13 +71,29 @@ class ThreadChoices:
     def fixed(cls, threads: int) -> ThreadChoices:
         return cls([threads], threads, threads)
 
-    def of(self, kind: str, tokens: int) -> ThreadChoice:
-        alike = (kind, min(tokens, _MOST_ALIKE + 1))
-        if alike not in self._choices:
-            many = tokens > _MOST_ALIKE
-            counts, first = ([self._many], self._many) if many else (self._counts, self._first)
-            self._choices[alike] = ThreadChoice(counts, first)
-        return self._choices[alike]
+    def threads(self, tokens: int) -> int:
+        """For the next pass of so many."""
+        return self._many if tokens > _MOST_ALIKE else self._choice(tokens).threads
+
+    def begin(self, tokens: int) -> int:
+        """A pass of so many begins, on the number of threads that is returned."""
+        if self._measured is not None:
+            self._measured.took(self._seconds)
+        self._measured, self._seconds = self._choice(tokens) if tokens <= _MOST_ALIKE else None, 0.0
+        return self.threads(tokens)
+
+    def spend(self, seconds: float) -> None:
+        """A part of the pass: its states, or logits after it."""
+        self._seconds += seconds
+
+    def drop(self) -> None:
+        """The pass does not count: it was cancelled."""
+        self._measured = None
+
+    def _choice(self, tokens: int) -> ThreadChoice:
+        if tokens not in self._choices:
+            self._choices[tokens] = ThreadChoice(self._counts, self._first)
+        return self._choices[tokens]
 
 
 def counts_up_to(most: int) -> list[int]:
