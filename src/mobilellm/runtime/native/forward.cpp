@@ -191,6 +191,9 @@ class Forward : public AttentionPass {
     });
   }
 
+  static constexpr uint16_t kInfinite = 0x7C00;  // in float16
+
+  // A run that holds what is no number, or more than a scale in float16 can say, is kept as kv_cache.py says.
   void store_run(const float* numbers, const Row& row, int step, int head, int run, bool keys) const {
     int8_t bytes[kBlock];
     float scales[kPanelRows] = {};
@@ -198,6 +201,9 @@ class Forward : public AttentionPass {
     uint16_t halves[kPanelRows];
     m_.kernels.quantise(numbers, kBlock, 0, 1, {bytes, scales, &negated, 1});
     m_.kernels.halve(scales, halves);
+    bool none = halves[0] == kInfinite;  // of the largest a NaN may have been left out
+    for (int i = 0; i < kBlock; ++i) none |= numbers[i] != numbers[i];
+    if (none) halves[0] = kInfinite, std::memset(bytes, 0, sizeof bytes);
     if (keys) {
       row.sequence->key_run(step, head, row.position, run).put(halves, bytes);
     } else {
