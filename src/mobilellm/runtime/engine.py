@@ -28,7 +28,7 @@ from mobilellm.runtime.kv_cache import CacheState, Floats, KVCache, KVCacheType,
 from mobilellm.runtime.native_library import Library, Shape, Tensor
 
 ISA_VARIABLE = "MOBILELLM_ISA"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
+INSTRUCTION_SETS = ("scalar", "avx2", "avxvnni", "avx512vl", "avx512", "neon", "dotprod")
 MOST_THREADS = 256
 _MOST_ROWS = 2**31 - 1
 _HEAD_PIECES = 8
