@@ -12,7 +12,13 @@ namespace mobilellm {
 namespace {
 
 #if defined(__x86_64__)
-bool has_avxvnni() {  // asked of the processor itself, for older compilers have no name for it
+// What older compilers have no name for is asked of the processor itself.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+}
+
+bool has_avxvnni() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
@@ -34,8 +40,8 @@ bool has_dotprod() {
 const Kernels* kernels_for(const char* isa) {
   const auto wanted = [&](const char* name) { return !*isa || !std::strcmp(isa, name); };
 #if defined(__x86_64__)
-  const bool has_avx2 =  // and that the system keeps its registers
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  // The first says, too, that the system keeps these registers.
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   if (has_avx512 && wanted("avx512")) return avx512_kernels();
