@@ -29,7 +29,8 @@ class Recipe:
     folder: str
     """Where the sources lie: a package, and a folder in it ("" for the package's own)."""
     sources: Mapping[str, Sequence[str]]
-    """File names, each with the flags it needs beside the others'."""
+    """File names, each with the flags it needs beside the others'. One that ends in ? is left out where the
+    compiler does not know it."""
     headers: Sequence[str]
     flags: Sequence[str]
     """For compiling every source."""
@@ -98,10 +99,11 @@ def _compile(recipe: Recipe, compiler: list[str], texts: Mapping[str, str], libr
     with tempfile.TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
+        sources = {name: _known(compiler, flags, folder) for name, flags in recipe.sources.items()}
         for target in recipe.targets:
             commands = [
                 [*compiler, *recipe.flags, *target, *own, "-c", name, "-o", f"{name}.o"]
-                for name, own in recipe.sources.items()
+                for name, own in sources.items()
             ]
             try:
                 _run_together(commands, folder)
@@ -113,6 +115,19 @@ def _compile(recipe: Recipe, compiler: list[str], texts: Mapping[str, str], libr
         _run_together(
             [[*compiler, "-shared", *objects, "-o", str(library.absolute()), *recipe.link_flags]], folder
         )
+
+
+def _known(compiler: list[str], flags: Sequence[str], folder: str) -> list[str]:
+    """The flags of one source without those that may be left out and have to be."""
+
+    def is_known(flag: str) -> bool:
+        try:
+            _run_together([[*compiler, flag, "-x", "c", "-fsyntax-only", os.devnull]], folder)
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    return [flag.removesuffix("?") for flag in flags if not flag.endswith("?") or is_known(flag[:-1])]
 
 
 def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:

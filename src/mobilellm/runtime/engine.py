@@ -29,7 +29,7 @@ from mobilellm.runtime.native_library import CANCELLED, DONE, NO_MEMORY, Library
 from mobilellm.runtime.thread_choice import thread_choices
 
 ISA_VARIABLE = "MOBILELLM_ISA"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
+INSTRUCTION_SETS = ("scalar", "avx2", "avxvnni", "avx512vl", "avx512", "neon", "dotprod")
 _MOST_ROWS = 2**31 - 1
 _HEAD_PIECES = 8
 """In which the head is brought to memory, so that the file's bytes and ours are not there twice."""

@@ -98,6 +98,8 @@ struct Kernels {
 
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
+const Kernels* avxvnni_kernels();  // null where the compiler does not know them
+const Kernels* avx512vl_kernels();
 const Kernels* avx512_kernels();
 const Kernels* neon_kernels();
 const Kernels* dotprod_kernels();

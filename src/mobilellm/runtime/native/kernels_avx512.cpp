@@ -115,7 +115,25 @@ void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int firs
   });
 }
 
-#include "attention_avx512_body.h"
+constexpr int kMixTile = 6;
+
+inline ints dot(ints sums, ints some, ints others) {
+  return ints(_mm512_dpbusd_epi32(__m512i(sums), __m512i(some), __m512i(others)));
+}
+
+inline ints nearest(floats v) { return ints(_mm512_cvtps_epi32(__m512(v))); }
+
+inline void write_bytes(const ints* v, uint8_t* low, uint8_t* high) {
+  const __m512i byte = _mm512_set1_epi16(255);
+  const __m512i first = _mm512_packus_epi32(__m512i(v[0]), __m512i(v[1]));
+  const __m512i second = _mm512_packus_epi32(__m512i(v[2]), __m512i(v[3]));
+  const __m512i lows = _mm512_packus_epi16(_mm512_and_si512(first, byte), _mm512_and_si512(second, byte));
+  const __m512i highs = _mm512_packus_epi16(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
+  _mm512_storeu_si512(low, lows);
+  _mm512_storeu_si512(high, highs);
+}
+
+#include "attention_vnni_body.h"
 
 }  // namespace
 
