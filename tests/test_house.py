@@ -25,7 +25,7 @@ FLOORS = {
         "sentencepiece_model", "text_stream",
         "short_text", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
         "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
-        "compiled", "call_syntax", "tool_calls",
+        "compiled", "compiling", "call_syntax", "tool_calls",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},

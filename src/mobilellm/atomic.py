@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -62,7 +60,7 @@ def atomic_directory(
             check_destination(path, overwrite, objection)  # much may have been put there meanwhile
             _swap(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
 
 
@@ -148,7 +146,7 @@ def _swap(new: Path, target: Path) -> None:
         os.rename(new, target)
         sync(target.parent)
         return
-    old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
+    old = target.with_name(f"{target.name}.old-{_random_digits()}")
     try:
         os.rename(target, old)
         os.rename(new, target)
@@ -156,7 +154,7 @@ def _swap(new: Path, target: Path) -> None:
     finally:  # whatever happened, a Ctrl-C included, one of the two has the name
         if not target.exists():
             os.rename(old, target)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 @contextmanager
@@ -177,7 +175,17 @@ def _real(path: str | Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{_random_digits()}")
+
+
+def _random_digits() -> str:
+    return os.urandom(4).hex()
+
+
+def _remove(directory: Path) -> None:
+    import shutil  # here: it brings in every kind of archive, and most who write a file remove no directory
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -11,7 +11,6 @@ Layout: the GGUF specification of ggml-org/ggml (docs/gguf.md).
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import struct
 from dataclasses import dataclass
@@ -75,6 +74,8 @@ class GGUF:
     @cached_property
     def sha256(self) -> str:
         """Of the whole file, in hexadecimal: about a second a gigabyte."""
+        import hashlib  # here, as everywhere on the way to a first token: OpenSSL takes 4 MB
+
         digest = hashlib.sha256()
         for start in range(0, len(self.data), _HASHED_AT_ONCE):
             digest.update(self.data[start : start + _HASHED_AT_ONCE].data)

@@ -13,8 +13,6 @@ is loaded or called with `split_special_tokens=True`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +172,9 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over vocabulary, merges and normaliser: where it is equal, every text has the same ids."""
+        import hashlib
+        import json
+
         content = json.dumps([self.pieces, self.merges, NORMALIZER], separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
