@@ -23,7 +23,7 @@ FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
         "sentencepiece_model", "text_stream",
-        "short_text", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
+        "short_text", "texts", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
         "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
         "compiled", "compiling", "call_syntax", "tool_calls",
     },
