@@ -14,13 +14,10 @@ from pathlib import Path
 from mobilellm.atomic import atomic_write
 from mobilellm.user_cache import user_cache
 
-try:  # hashlib's is OpenSSL's, which takes 4 MB and 8 ms to load: more than these few texts deserve
-    from _sha2 import sha256  # type: ignore[import-not-found]
+try:  # what hashlib takes it from; hashlib itself loads OpenSSL, 4 MB, and 8 ms of every start
+    from _sha3 import sha3_256  # type: ignore[import-not-found]
 except ImportError:
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found]  # Python 3.11
-    except ImportError:
-        from hashlib import sha256
+    from hashlib import sha3_256
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,8 @@ def open_library(recipe: Recipe) -> ctypes.CDLL:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return str(sha256(data).hexdigest())
+    """SHA3-256 in hexadecimal."""
+    return str(sha3_256(data).hexdigest())
 
 
 def _fingerprint(recipe: Recipe, texts: Mapping[str, str]) -> str:
