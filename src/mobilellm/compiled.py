@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilellm.atomic import atomic_write
 from mobilellm.user_cache import user_cache
 
 try:  # what hashlib takes it from; hashlib itself loads OpenSSL, 4 MB, and 8 ms of every start
@@ -60,8 +59,7 @@ def open_library(recipe: Recipe) -> ctypes.CDLL:
             if not file.is_file():
                 from mobilellm.compiling import compile_library
 
-                with atomic_write(file) as temporary:
-                    compile_library(recipe, texts, temporary)
+                compile_library(recipe, texts, file)
             return ctypes.CDLL(str(file))
         except OSError:  # no home, no room, or a mount that nothing may be run from
             from mobilellm.compiling import opened_without_cache

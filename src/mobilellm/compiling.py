@@ -10,23 +10,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mobilellm.atomic import atomic_write
 from mobilellm.compiled import NotCompiledError, Recipe
 
 _LONGEST_SECONDS = 300
 
 
 def compile_library(recipe: Recipe, texts: Mapping[str, str], library: Path) -> None:
-    """Make the file `library` of `texts`. Raises OSError, or NotCompiledError with what the compiler said."""
+    """Make the file `library` of `texts`; it appears whole or not at all.
+
+    Raises NotCompiledError without a compiler or with what it said, OSError where nothing can be written.
+    """
     compiler = os.environ.get(recipe.variable) or next(
         filter(None, map(shutil.which, recipe.compilers)), None
     )
     if compiler is None:
         raise NotCompiledError(f"there is no compiler ({', '.join(recipe.compilers)}); install one of them")
-    with TemporaryDirectory() as folder:
+    with atomic_write(library) as temporary, TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         try:
-            _compile(recipe, compiler.split(), folder, library)
+            _compile(recipe, compiler.split(), folder, temporary)
         except subprocess.SubprocessError as error:
             said = getattr(error, "stderr", None) or str(error)
             raise NotCompiledError(f"{compiler}: {' '.join(said.split())[:300]}") from None
