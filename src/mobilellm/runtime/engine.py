@@ -180,6 +180,7 @@ class NativeModel:
         for piece in range(_HEAD_PIECES):
             self.library.fill(self.handle, self.config.num_layers, piece, _HEAD_PIECES)
             _forget(self._file, _head_name(self.config), (piece + 1) / _HEAD_PIECES)
+        self._file.let_go(0, len(self._file.data))
 
     def _call(self, kind: str, tokens: int, *arguments: Any) -> None:
         """A pass of so many tokens, or the logits after it. Raises what it ended with before its end."""
