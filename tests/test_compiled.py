@@ -61,6 +61,11 @@ def test_targets_are_tried_in_turn(recipe: Recipe) -> None:
     assert open_library(replace(recipe, targets=(("-march=no-such",), ("-DOTHER",)))).one() == 43
 
 
+def test_flags_that_may_be_left_out_are_where_the_compiler_does_not_know_them(recipe: Recipe) -> None:
+    own = ("-DTWICE=20", "-mno-such-instructions?", "-UTWICE?", "-DTWICE=30?")
+    assert open_library(replace(recipe, sources={"one.c": (), "two.c": own})).one() == 63
+
+
 def test_what_the_compiler_says_is_said_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
     (recipe.folder / "number.h").write_text("#define NUMBER no_such_name\n")
     with pytest.raises(NotCompiledError, match="no_such_name") as raised:

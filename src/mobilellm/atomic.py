@@ -1,18 +1,24 @@
 """Files and directories that appear whole or not at all.
 
 Everything is written beside its final name, flushed to the disk, and renamed: a crash at any byte, a full
-disk or a Ctrl-C leaves what was there before. (Only a kill between the two renames that replace a directory
-leaves the old one, whole, under NAME.old-….)
+disk or a Ctrl-C leaves what was there before. What a killed process was writing, NAME.tmp-…, goes when the
+same name is written again, a file an hour later at the earliest. (Only a kill between the two renames that
+replace a directory leaves the old one, whole, under NAME.old-….)
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
+
+_LEFT_BEHIND_SECONDS = 3600
+"""Nothing in here writes so long to a file without a byte that is seen."""
 
 
 @contextmanager
@@ -24,6 +30,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_remains(target)
     temporary = _beside(target)
     try:
         with _errors_name(path, temporary):
@@ -49,10 +56,12 @@ def atomic_directory(
     check_destination(path, overwrite, objection)
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_remains(target)
     temporary = _beside(target)
     try:
-        with _errors_name(path, temporary):
+        with _errors_name(path, temporary), ExitStack() as stack:
             temporary.mkdir()
+            stack.enter_context(hold(temporary, f"{temporary}: another process writes there"))
             yield temporary
             for item in sorted(temporary.rglob("*")):
                 sync(item)
@@ -172,6 +181,34 @@ def _errors_name(path: str | Path, temporary: Path) -> Iterator[None]:
 def _real(path: str | Path) -> Path:
     """Links followed, "." and ".." resolved: a name that has a parent and can be renamed."""
     return Path(os.path.realpath(path))
+
+
+def _clear_remains(target: Path) -> None:
+    """Remove what processes that are gone were writing under a temporary name of `target`.
+
+    A process of another machine may be writing there, too: it holds its directory, and its file is young.
+    """
+    for path in target.parent.glob(f"{escape(target.name)}.tmp-*"):
+        process = path.name.removeprefix(f"{target.name}.tmp-").partition("-")[0]
+        if not process.isdecimal() or _is_running(int(process)):
+            continue
+        with suppress(OSError, ValueError):
+            if not path.is_dir():
+                if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
+                    path.unlink()
+                continue
+            with hold(path, ""):
+                _remove(path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _beside(path: Path) -> Path:

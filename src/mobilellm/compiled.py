@@ -28,7 +28,8 @@ class Recipe:
     folder: Path
     """Where the sources lie."""
     sources: Mapping[str, Sequence[str]]
-    """File names, each with the flags it needs beside the others'."""
+    """File names, each with the flags it needs beside the others'. One that ends in ? is left out where the
+    compiler does not know it."""
     headers: Sequence[str]
     flags: Sequence[str]
     """For compiling every source."""

@@ -46,10 +46,11 @@ def opened_without_cache(recipe: Recipe, texts: Mapping[str, str]) -> ctypes.CDL
 
 def _compile(recipe: Recipe, compiler: list[str], folder: str, library: Path) -> None:
     """Raises OSError or SubprocessError, its stderr what the compiler said."""
+    sources = {name: _known(compiler, flags, folder) for name, flags in recipe.sources.items()}
     for target in recipe.targets:
         commands = [
             [*compiler, *recipe.flags, *target, *own, "-c", name, "-o", f"{name}.o"]
-            for name, own in recipe.sources.items()
+            for name, own in sources.items()
         ]
         try:
             _run_together(commands, folder)
@@ -61,6 +62,19 @@ def _compile(recipe: Recipe, compiler: list[str], folder: str, library: Path) ->
     _run_together(
         [[*compiler, "-shared", *objects, "-o", str(library.absolute()), *recipe.link_flags]], folder
     )
+
+
+def _known(compiler: list[str], flags: Sequence[str], folder: str) -> list[str]:
+    """The flags of one source without those that may be left out and have to be."""
+
+    def is_known(flag: str) -> bool:
+        try:
+            _run_together([[*compiler, flag, "-x", "c", "-fsyntax-only", os.devnull]], folder)
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    return [flag.removesuffix("?") for flag in flags if not flag.endswith("?") or is_known(flag[:-1])]
 
 
 def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:

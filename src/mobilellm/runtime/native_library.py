@@ -46,6 +46,7 @@ _SIGNATURES = {  # name: (result, arguments)
     "sequence_write": (None, [POINTER, INTEGER, POINTER, POINTER]),
     "forward": (INTEGER, [POINTER, INTEGER, POINTER, POINTER, POINTER, POINTER]),
     "logits": (INTEGER, [POINTER, INTEGER, POINTER, POINTER]),
+    "use_threads": (INTEGER, [POINTER, INTEGER]),
     "cancel": (None, [POINTER]),
     "half": (INTEGER, [ctypes.c_char_p, ctypes.c_float]),
     "read": (ctypes.c_uint64, [POINTER, POINTER, SIZE]),

@@ -11,7 +11,7 @@ constexpr int kApart = 2;
 
 }  // namespace
 
-Scratch::Scratch(const Model& model) : own(size_t(model.team.size())) { fit(model, kFewRows, 1); }
+Scratch::Scratch(const Model& model) { fit(model, kFewRows, 1); }
 
 void Scratch::fit(const Model& model, int rows, int longest) {
   const mobilellm_shape& shape = model.shape;
@@ -47,7 +47,9 @@ void Scratch::fit(const Model& model, int rows, int longest) {
     grow(partial_totals, pieces * 2);
   }
   const size_t queries = size_t(rows <= kFewRows ? 1 : kQueryRows) * group;
-  for (Own& each : own) {
+  if (own.size() < size_t(model.team.size())) own.resize(size_t(model.team.size()));
+  for (int thread = 0; thread < model.team.size(); ++thread) {
+    Own& each = own[size_t(thread)];
     each.inputs.fit(std::min(rows, kTokenBlock), widest);
     if (rows >= model.team.size() * kOwnRows) fit_hidden(each.hidden, kTokenBlock);
     grow(each.pair, size_t(kTokenBlock) * kBlock);
