@@ -23,9 +23,9 @@ FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
         "sentencepiece_model", "text_stream",
-        "short_text", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
-        "git_lfs", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
-        "compiled", "call_syntax", "tool_calls",
+        "short_text", "texts", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
+        "git_lfs", "hub", "hub_connection", "licence", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
+        "compiled", "compiling", "call_syntax", "tool_calls",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},
@@ -36,7 +36,7 @@ STRANGERS = {("data", "model"), ("data", "hf"), ("train", "eval"), ("eval", "tra
 """Rooms that must not know each other, though their floors would let them: (importer, imported)."""
 WITHOUT_TORCH = FLOORS[1] | {"data", "runtime"}
 HEAVY = {"torch", "transformers"}
-FLOOR_1_PACKAGES = {"numpy", "tokenizers", "gguf", "jinja2"}
+FLOOR_1_PACKAGES = {"numpy", "tokenizers", "gguf", "jinja2", "huggingface_hub"}
 
 
 # The imports of the package

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mobilellm.cli.main import VERBS, _parse
+from mobilellm.cli.main import VERBS
+from mobilellm.cli.parse import parse
 from mobilellm.data.documents import Document
 from mobilellm.data.shards import write_shards
 from mobilellm.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ def test_every_command_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(commands()) >= 10
     for verb, *rest in commands():
         if verb in VERBS:
-            _parse(verb, import_module(f"mobilellm.cli.{verb}"), rest)
+            parse(verb, import_module(f"mobilellm.cli.{verb}"), rest)
     assert {"train", "report", "generate"} <= {verb for verb, *_ in commands()}
 
 

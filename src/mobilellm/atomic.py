@@ -1,20 +1,24 @@
 """Files and directories that appear whole or not at all.
 
 Everything is written beside its final name, flushed to the disk, and renamed: a crash at any byte, a full
-disk or a Ctrl-C leaves what was there before. (Only a kill between the two renames that replace a directory
-leaves the old one, whole, under NAME.old-….)
+disk or a Ctrl-C leaves what was there before. What a killed process was writing, NAME.tmp-…, goes when the
+same name is written again, a file an hour later at the earliest. (Only a kill between the two renames that
+replace a directory leaves the old one, whole, under NAME.old-….)
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import secrets
-import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
+
+_LEFT_BEHIND_SECONDS = 3600
+"""Nothing in here writes so long to a file without a byte that is seen."""
 
 
 @contextmanager
@@ -26,6 +30,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_remains(target)
     temporary = _beside(target)
     try:
         with _errors_name(path, temporary):
@@ -51,10 +56,12 @@ def atomic_directory(
     check_destination(path, overwrite, objection)
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_remains(target)
     temporary = _beside(target)
     try:
-        with _errors_name(path, temporary):
+        with _errors_name(path, temporary), ExitStack() as stack:
             temporary.mkdir()
+            stack.enter_context(hold(temporary, f"{temporary}: another process writes there"))
             yield temporary
             for item in sorted(temporary.rglob("*")):
                 sync(item)
@@ -62,7 +69,7 @@ def atomic_directory(
             check_destination(path, overwrite, objection)  # much may have been put there meanwhile
             _swap(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
 
 
@@ -148,7 +155,7 @@ def _swap(new: Path, target: Path) -> None:
         os.rename(new, target)
         sync(target.parent)
         return
-    old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
+    old = target.with_name(f"{target.name}.old-{_random_digits()}")
     try:
         os.rename(target, old)
         os.rename(new, target)
@@ -156,7 +163,7 @@ def _swap(new: Path, target: Path) -> None:
     finally:  # whatever happened, a Ctrl-C included, one of the two has the name
         if not target.exists():
             os.rename(old, target)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 @contextmanager
@@ -176,8 +183,46 @@ def _real(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def _clear_remains(target: Path) -> None:
+    """Remove what processes that are gone were writing under a temporary name of `target`.
+
+    A process of another machine may be writing there, too: it holds its directory, and its file is young.
+    """
+    for path in target.parent.glob(f"{escape(target.name)}.tmp-*"):
+        process = path.name.removeprefix(f"{target.name}.tmp-").partition("-")[0]
+        if not process.isdecimal() or _is_running(int(process)):
+            continue
+        with suppress(OSError, ValueError):
+            if not path.is_dir():
+                if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
+                    path.unlink()
+                continue
+            with hold(path, ""):
+                _remove(path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{_random_digits()}")
+
+
+def _random_digits() -> str:
+    return os.urandom(4).hex()
+
+
+def _remove(directory: Path) -> None:
+    import shutil  # here: it brings in every kind of archive, and most who write a file remove no directory
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from mobilellm.cli.complaints import complaint, perhaps
+from mobilellm.cli.complaints import complaint, flags_with_kinds, perhaps
 from mobilellm.cli.main import VERBS, _main
 
 
@@ -46,6 +48,18 @@ from mobilellm.cli.main import VERBS, _main
         ("eval chat m --data x --held-out some", "--held-out 'some' must be a number (mobilellm eval"),
         ("bench decode 125m:Q8_0 --depths 4 x", "--depths '4' 'x' must be whole numbers (mobilellm bench"),
         ("chat m hi there", "chat: 'hi' and 'there' are too many"),
+        ("chat m --json hi", "chat: 'hi' is too many; --json takes no value"),
+        # A value with "=" where none is taken: else it would be the first argument of the verb.
+        (
+            "train tiny-cpu --compute.compile=maybe",
+            "train: --compute.compile 'maybe': it takes no value; type --compute.compile or --compute.no-compile",
+        ),
+        ("export --no-verify=1 m o", "--no-verify '1': it takes no value; type --verify or --no-verify"),
+        ("eval ppl m --no-cache=yes", "--no-cache 'yes': it takes no value; type --no-cache or leave it out"),
+        ("eval --json=3", "eval: --json is not known"),
+        ("quantize m --bitz=4", "quantize: --bitz is not known"),
+        # Of a variable that is not set.
+        ("prepare x --tokenizer=t --out=", "prepare: --out '' must be a path (mobilellm prepare --help"),
         ("finetune", "finetune: name a model first"),
         ("finetun", "'finetun' is not a command, did you mean finetune? commands are quickstart, "),
         ("xyz", "'xyz' is not a command; commands are quickstart, "),
@@ -70,6 +84,59 @@ def test_the_same_at_any_width(
     )
 
 
+_NEEDED = {
+    "train": "tiny-cpu", "tokenizer": "train --out o --vocab-size 9", "data": "show", "quickstart": "",
+    "prepare": "x --tokenizer t --out o", "export": "m o.gguf", "generate": "m p", "verify": "a --against m",
+    "merge": "a --out o", "convert": "m o", "quantize": "m o", "web": "m o",
+    "eval chat": "m --data x", "eval table": "", "eval compare": "a b", "shards merge": "x --out o",
+    "shards import": "x --out o --tokenizer t", "shards export": "x o --nodes 1",
+}  # fmt: skip
+"""What a verb has to be given, where that is not one word."""
+_BELOW = {
+    "eval": ("ppl", "zero-shot", "tools", "chat", "table", "compare"),
+    "bench": ("decode", "prefill", "load"),
+    "shards": ("info", "merge", "import", "export"),
+    "report": ("artefacts",),
+}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(verb for verb in VERBS if verb not in ("eval", "bench", "shards")),
+        *(f"{verb} {word}" for verb, words in _BELOW.items() for word in words),
+    ],
+)
+def test_a_bad_value_after_an_equals_sign(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One flag of every kind that the verb has: told by its name, with the value and what would do."""
+    words = [*command.split(), *_NEEDED.get(command, "m").split()]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("COLUMNS", "120")
+        assert _main([*words, "--help"]) == 0
+    kinds = flags_with_kinds(capsys.readouterr().out)
+    assert kinds.pop("--help") == kinds.pop("-h") == ""
+    one_of_each = {kind.removeprefix("{None}|"): flag for flag, kind in kinds.items()}
+    asked = 0
+    for kind, flag in one_of_each.items():
+        choices = re.sub(r"[\[{]*([^{}]*).*", r"\1", kind).split(",")  # of {a,b}, or of [{a,b} [{a,b} ...]]
+        if kind == "":
+            value, told = "maybe", [f"{flag} 'maybe': it takes no value; type "]
+        elif kind in ("INT", "FLOAT"):
+            value, told = "maybe", [f"{flag} 'maybe' must be a"]
+        elif kind == "PATH":
+            value, told = "", [f"{flag} '' must be a path"]
+        elif len(choices) > 1:
+            value, told = "maybe", [f"{flag} 'maybe'", *(each for each in choices if each != "None")]
+        else:
+            continue  # of text any will do
+        assert _main([*words, f"{flag}={value}"]) == 2
+        said = capsys.readouterr().err
+        assert all(each in said for each in told), said
+        assert said.count("\n") == 1
+        asked += 1
+    assert asked
+
+
 def test_help_of_a_verb_by_either_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert (_main(["help", "merge"]), _main(["merge", "--help"])) == (0, 0)
     first, second = capsys.readouterr().out.split("usage: ")[1:]
@@ -83,6 +150,6 @@ def test_nothing_is_guessed_from_afar() -> None:
 
 def test_a_box_of_another_version_is_told_as_it_is() -> None:
     box = "╭─ Required options ─╮\n│ Missing from mobilellm x: --out PATH │\n╰────────────────────╯\n"
-    assert complaint(box, "x") == (
+    assert complaint(box, "x", []) == (
         "x: Missing from mobilellm x: --out PATH (mobilellm x --help tells the arguments)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from chat_data import records, tokenizer, written
 
+from absent_packages import without
+from mobilellm.chat_template import DEFAULT
 from mobilellm.cli.main import _main
 
 GOOD = {
@@ -92,3 +95,19 @@ def test_refusals(folder: Path, flags: list[str], words: str, capsys: pytest.Cap
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_model_is_looked_at_without_torch(folder: Path) -> None:
+    """Its tokenizer and its template are all that is read, of a run as of a directory."""
+    model = folder / "run" / "model"
+    (folder / "tokenizer").rename(folder / "model")
+    (folder / "run").mkdir()
+    (folder / "model").rename(model)
+    (model / "config.json").write_text("{}")
+    own = DEFAULT.replace("message.role ~ '", "message.role ~ ':").replace("'assistant", "'assistant:")
+    (model / "chat_template.jinja").write_text(own)
+    words = ["data", "show", str(folder / "talks.jsonl"), "--model", str(folder / "run"), "-n", "1"]
+    script = without("torch", "transformers") + f"from mobilellm.cli.main import main; main({words!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "</s> assistant:\n«the sea</s>»" in done.stdout

@@ -20,9 +20,12 @@ import safetensors.numpy
 
 from absent_packages import without
 from mobilellm import installation
+from mobilellm.accounting import stored_parameters
 from mobilellm.atomic import hold
 from mobilellm.cli.main import _main
 from mobilellm.cli.quickstart_folder import what_is_kept
+from mobilellm.config import ModelConfig
+from mobilellm.train.recipe import load_recipe
 
 STEPS = 12
 
@@ -91,6 +94,34 @@ def test_second_time_is_quick_and_trains_nothing(
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_report_knows_it_as_a_run(
+    whole: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one of `mobilellm train`, which can do it again by the recipe that lies there."""
+    results = json.loads((whole[0] / "report.json").read_text())
+    assert _main(["report", str(whole[0]), "--out", str(tmp_path / "report"), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["name"], run["planned_steps"], run["world_size"]) == ("run", STEPS, 1)
+    assert run["parameters"] == stored_parameters(ModelConfig.from_dict(results["config"])).total
+    assert run["device"].startswith("CPU, ")
+    assert run["held_out_last"] == {"step": STEPS, **results["after"]}
+    recipe = load_recipe(str(whole[0] / "recipe.toml"))
+    assert recipe.model.config(results["config"]["vocab_size"]).to_dict() == results["config"]
+    assert (recipe.steps, recipe.data.train) == (STEPS, (whole[0] / "shards",))
+
+
+def test_what_is_refused_is_not_announced(
+    copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "report.json").unlink()
+    state = max((copy / "checkpoints").iterdir()) / "state.json"
+    state.write_text(state.read_text().replace('"optim.lr": 0.02', '"optim.lr": 0.03'))
+    assert _main(command_of(copy, small_text)) == 2
+    shown = capsys.readouterr()
+    assert "optim.lr = 0.03, not 0.02" in shown.err
+    assert "pretraining" not in shown.out
+
+
 def test_run_directory_generates(whole: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert _main(["generate", str(whole[0]), "Return a", "--max-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("Return a")
@@ -112,7 +143,7 @@ def test_ctrl_c_and_going_on_gives_the_same_model(
     assert "goes on" in printed
     assert not (folder / "report.json").exists()
     finish([sys.executable, "-m", "mobilellm", "generate", str(folder), "It", "--max-tokens", "3"])
-    assert "going on from step-" in finish(command)
+    assert "going on after step " in finish(command)
     ours, theirs = (
         safetensors.numpy.load_file(path / "model" / "model.safetensors") for path in (folder, whole[0])
     )
@@ -270,7 +301,7 @@ def test_a_report_is_not_made_of_half_the_metrics(
     assert contents(copy) == before
 
 
-@pytest.mark.parametrize("file", ["quickstart.json", "shards/index.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("file", ["quickstart.json", "shards/index.json", "shards/tokenizer/tokenizer.json"])
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
 def test_damaged_files_are_named(
     copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str], file: str, content: bytes

@@ -56,7 +56,7 @@ def texts_of(directory: Path, split: str, tokenizer: Tokenizer | None = None) ->
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

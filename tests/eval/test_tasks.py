@@ -231,6 +231,7 @@ def test_without_a_network_the_task_and_the_way_out_are_named(monkeypatch: pytes
         raise ConnectionError("Couldn't reach 'baber/piqa'\non the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr("mobilellm.hub_connection.why_unreachable", str)
     with pytest.raises(ValueError, match="piqa: its data cannot be had from lm-eval's source") as caught:
         load_tasks(["piqa"])
     assert "Couldn't reach 'baber/piqa' on the Hub" in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import signal
@@ -16,7 +17,9 @@ from mobilellm.cli.main import _main
 from mobilellm.export import to_gguf
 from mobilellm.export.export import export, verify_artefact
 from mobilellm.export.targets import KINDS, Options, kind_of
+from mobilellm.export.to_gguf import GgufTarget
 from mobilellm.export.verify import Settings, fingerprint, report_path
+from mobilellm.installation import missing_packages
 from mobilellm.model import checkpoint
 from mobilellm.model.api import load
 from mobilellm.model.tensor_files import read_tensors, write_tensors
@@ -104,12 +107,66 @@ def test_verify_gives_the_name(model: Path, tmp_path: Path, capsys: pytest.Captu
     assert not unverified.exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "stop", "code"),
+    [*((kind, KeyboardInterrupt(), 130) for kind in KINDS), ("gguf", ValueError("no such runtime"), 2)],
+)
+def test_what_was_written_and_not_compared_is_told(
+    kind: str,
+    stop: BaseException,
+    code: int,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stays, for to write it may take long, with the word for what it lacks."""
+    if missing := missing_packages(*KINDS[kind].packages):
+        pytest.skip(f"needs {' and '.join(missing)}")
+    out = tmp_path / f"m{KINDS[kind].suffix}"
+
+    def stopped(*arguments: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("mobilellm.export.export.verify", stopped)
+    assert _main(["export", str(model), str(out), "--to", kind]) == code
+    unverified = out.with_name(f"{out.name}.unverified")
+    assert [path.name for path in tmp_path.iterdir()] == [unverified.name]
+    said = capsys.readouterr().err
+    assert f"{unverified} is whole, but was not compared with its source; " in said
+    assert f"verify {unverified} --against {model} does that" in said
+    assert _main(["verify", str(out), "--against", str(model)]) == 2
+    assert f"{out}: no such artefact; {unverified} is there" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_leaves_an_older_one_untold(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _main(["export", str(model), str(tmp_path / "m.gguf"), "--no-verify"]) == 0
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(GgufTarget, "write", full)
+    capsys.readouterr()
+    assert _main(["export", str(model), str(tmp_path / "m.gguf")]) == 2
+    assert "is whole" not in capsys.readouterr().err
+    assert _main(["export", str(model), str(tmp_path / "m.gguf"), "--text", "absent"]) == 2
+    assert "writing" not in capsys.readouterr().err  # what is wrong with the text is seen before
+
+
 def test_below_the_bar_it_gets_no_name(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_gguf, "interleaved", lambda values, head_dim: -values)  # what the check expects
     assert _main(["export", str(model), str(tmp_path / "m.gguf"), "--tokens", "96"]) == 1
-    assert "Not verified: rotary layout, weights." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Not verified: rotary layout, weights." in said
+    table = said[said.index("check ") : said.index("Not verified")]
+    assert max(map(len, table.splitlines())) <= 100
+    assert "blk.0.attn_q.weight: its rows lie half a head apart; blk.0.attn_k.weight: " in " ".join(
+        table.split()
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "m.gguf.unverified",
         "m.gguf.unverified.verify.json",

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilellm.cli.tables import print_notes, print_sheet, print_table
+from mobilellm.cli.tables import print_notes, print_sheet, print_worded_table
+from mobilellm.export.targets import unverified_name
 
 if TYPE_CHECKING:
     from mobilellm.export.check import Check
     from mobilellm.export.export import Exported
     from mobilellm.export.targets import Kind
     from mobilellm.export.verify import Report, Settings
+
+
+@contextlib.contextmanager
+def unverified_told(out: Path, mend: str) -> Iterator[None]:
+    """Where what ends here, Ctrl-C or not, leaves `out` written and not compared, say so, and the mend."""
+    path = unverified_name(out)
+    before = _identity(path)
+    try:
+        yield
+    except BaseException:
+        if _identity(path) not in (None, before):
+            print(
+                f"mobilellm: {path} is whole, but was not compared with its source; {mend}", file=sys.stderr
+            )
+        raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """By which what replaced something is told from it."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def settings_of(text: Path | None, tokens: int | None, runtime: str | None) -> Settings:
@@ -45,7 +72,8 @@ def print_exported(exported: Exported, kind: Kind) -> None:
     print_sheet(rows)
     if report is not None:
         print()
-        print_table(("check", "found", "at most", "", ""), [_check_row(check) for check in report.checks])
+        header = ("check", "found", "at most", "", "what was compared")
+        print_worded_table(header, [_check_row(check) for check in report.checks])
     notes = list(exported.notes)
     if report is None:
         notes.append(f"Not compared with its source: mobilellm verify {exported.path} --against MODEL")

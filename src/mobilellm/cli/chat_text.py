@@ -174,7 +174,7 @@ class ChatText:
 
     @cached_property
     def _source(self) -> Path:
-        from mobilellm.model import hub
+        from mobilellm import hub
 
         assert self._recipe.model.init_from is not None
         return hub.resolve(self._recipe.model.init_from, lambda notice: None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _FLAG_COLUMN = 4
 _KINDS = {"int()": "a whole number", "float": "a number"}
@@ -20,8 +20,8 @@ _KINDS_OR_NONE = {
 }
 
 
-def complaint(box: str, verb: str) -> str:
-    """The box that tyro drew about the arguments of `mobilellm VERB`, in one line."""
+def complaint(box: str, verb: str, typed: Sequence[str]) -> str:
+    """The box that tyro drew about what was typed after `mobilellm VERB`, in one line."""
     said, *others = _paragraphs(box)
     text = " ".join(line.strip() for line in said)
     program = next(iter(re.findall(r"\(applied to (mobilellm [^)]+)\)", text)), None) or _helped(others, verb)
@@ -29,10 +29,36 @@ def complaint(box: str, verb: str) -> str:
     if text.startswith("Missing from ") and _at_the_flags(said):
         what = _missing(said, others)
     elif text.startswith("Unrecognized"):
-        what = _unknown(said, others)
+        what = _unknown(said, others, typed)
     else:
         what = _in_our_words(text)
-    return f"{program.removeprefix('mobilellm ')}: {what} ({program} --help tells the arguments)"
+    return _told(what, program)
+
+
+def misused_flag(typed: Sequence[str], help_text: str) -> str:
+    """Of what was typed, a value given to a flag that takes none, or an empty path; in words, or "".
+
+    The parser would take that value for the next argument (`export --verify=no MODEL`), and an empty path, as
+    of `--out=$UNSET`, for the folder one stands in.
+    """
+    program = re.findall(r"usage: (mobilellm .*?) \[-h\]", help_text)[0]
+    kinds = flags_with_kinds(help_text)
+    for number, word in enumerate(typed):
+        flag, attached, value = word.partition("=")
+        if attached and kinds.get(flag) == "":
+            said = f"{flag} {value!r}: it takes no value; {_instead(flag, kinds)}"
+            return _told(said, program)
+        is_empty = value == "" if attached else list(typed[number + 1 : number + 2]) == [""]
+        if is_empty and re.search("PATH|^OUT", kinds.get(flag, "")):
+            return _told(f"{flag} '' must be a path", program)
+    return ""
+
+
+def flags_with_kinds(help_text: str) -> dict[str, str]:
+    """The flags of a help, each with what has to follow it: PATH, {None}|INT, {a,b}, or "" for nothing."""
+    heads = [line.rstrip(" │")[2:].partition("  ")[0] for line in help_text.splitlines()]
+    named = [each.partition(" ") for head in heads if re.match("--?[a-z]", head) for each in head.split(", ")]
+    return {flag: kind for flag, _, kind in named}
 
 
 def perhaps(typed: str, known: Iterable[str]) -> str:
@@ -41,6 +67,18 @@ def perhaps(typed: str, known: Iterable[str]) -> str:
     begun = [each for each in known if len(typed) > 2 and each.casefold().startswith(typed.casefold())]
     close = begun[:1] or difflib.get_close_matches(typed, known, n=1, cutoff=0.65)
     return f", did you mean {close[0]}?" if close else ""
+
+
+def _instead(flag: str, kinds: Mapping[str, str]) -> str:
+    table, dot, name = flag[2:].rpartition(".")
+    plain = name.removeprefix("no-")
+    pair = [f"--{table}{dot}{plain}", f"--{table}{dot}no-{plain}"]
+    are_both = all(kinds.get(each) == "" for each in pair)
+    return f"type {' or '.join(pair)}" if are_both else f"type {flag} or leave it out"
+
+
+def _told(what: str, program: str) -> str:
+    return f"{program.removeprefix('mobilellm ')}: {what} ({program} --help tells the arguments)"
 
 
 def _paragraphs(box: str) -> list[list[str]]:
@@ -71,7 +109,7 @@ def _missing(said: Sequence[str], others: Sequence[Sequence[str]]) -> str:
     return f"{needed}; {flags[0]} is not known{perhaps(flags[0], [each.split()[0] for each in names])}"
 
 
-def _unknown(said: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+def _unknown(said: Sequence[str], others: Sequence[Sequence[str]], typed: Sequence[str]) -> str:
     applied = [found[1] for line in said if (found := re.match(r" *(\S+) \(applied to ", line))]
     text = " ".join(line.strip() for line in said)
     tokens = applied or text.partition(": ")[2].split(", ")
@@ -83,13 +121,18 @@ def _unknown(said: Sequence[str], others: Sequence[Sequence[str]]) -> str:
     flags = [token for token in tokens if token.startswith("-")]
     if not flags:
         are = "is" if len(tokens) == 1 else "are"
-        return f"{_listed([repr(token) for token in tokens], 'and')} {are} too many"
-    return "; ".join(f"{flag} is not known{_likeliest(flag, others)}" for flag in flags).replace("?;", "?")
+        before = typed[typed.index(tokens[0]) - 1] if tokens[0] in typed[1:] else ""
+        why = f"; {before} takes no value" if before.startswith("--") and "=" not in before else ""
+        return f"{_listed([repr(token) for token in tokens], 'and')} {are} too many{why}"
+    names = [flag.partition("=")[0] for flag in flags]
+    return "; ".join(f"{name} is not known{_likeliest(name, others)}" for name in names).replace("?;", "?")
 
 
 def _likeliest(flag: str, others: Sequence[Sequence[str]]) -> str:
     heads = ("Perhaps you meant:", f"Arguments similar to {flag}:")
-    similar = [name.split()[0] for each in others if each[0] in heads for name in _at_the_flags(each)]
+    similar = [
+        name.split()[0].rstrip(",") for each in others if each[0] in heads for name in _at_the_flags(each)
+    ]
     others_than_it = [each for each in similar if each != flag]
     return perhaps(flag, others_than_it) or (f", did you mean {others_than_it[0]}?" if others_than_it else "")
 

@@ -102,7 +102,7 @@ def _template(arguments: Arguments) -> ChatTemplate:
         raise ValueError("data show: give --model, whose tokenizer and template are used, or --tokenizer")
     source = DEFAULT
     if arguments.model is not None:
-        from mobilellm.model import hub
+        from mobilellm import hub
 
         directory = hub.resolve(arguments.model, lambda notice: print(notice, file=sys.stderr))
         tokenizer, source = Tokenizer.load(directory), stored_template(directory) or DEFAULT

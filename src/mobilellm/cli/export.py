@@ -9,6 +9,7 @@ keeps its blocks once where the target can say so; --unroll stores every step, f
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Annotated
 
 import tyro
 
-from mobilellm.cli.artefact import described, print_exported
-from mobilellm.export.targets import KINDS, Options, kind_for, target_of
+from mobilellm.cli.artefact import described, print_exported, settings_of, unverified_told
+from mobilellm.export.targets import KINDS, Options, kind_for, target_of, unverified_name
+from mobilellm.installation import program
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,22 @@ def run(arguments: Arguments) -> None:
     if arguments.to is not None:
         target_of(arguments.to)
     kind = KINDS[arguments.to] if arguments.to else kind_for(arguments.out)
-    from mobilellm.cli.artefact import settings_of
     from mobilellm.export.export import export
 
-    exported = export(
-        arguments.model,
-        arguments.out,
-        kind,
-        arguments.options,
-        settings_of(arguments.text, arguments.tokens, arguments.runtime),
-        arguments.verify,
-        arguments.overwrite,
-        _say,
-    )
+    settings = settings_of(arguments.text, arguments.tokens, arguments.runtime)
+    unverified = shlex.quote(str(unverified_name(arguments.out)))
+    verify = f"{program()} verify {unverified} --against {shlex.quote(arguments.model)}"
+    with unverified_told(arguments.out, f"{verify} does that"):
+        exported = export(
+            arguments.model,
+            arguments.out,
+            kind,
+            arguments.options,
+            settings,
+            arguments.verify,
+            arguments.overwrite,
+            _say,
+        )
     if arguments.json:
         print(json.dumps(described(exported, kind)))
     else:

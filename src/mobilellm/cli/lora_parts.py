@@ -40,7 +40,7 @@ def keep(
     out: Path, model: MobileLLM, source: str | Path, tokenizer: Tokenizer, chat_template: str | None
 ) -> None:
     """Write out/adapter. It names `source`, the model it is for, by a path that holds anywhere here."""
-    from mobilellm.model import hub
+    from mobilellm import hub
     from mobilellm.model.adapter_files import save_adapter
 
     local = hub.local_path(source).is_dir()

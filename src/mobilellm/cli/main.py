@@ -6,19 +6,17 @@ A verb's module holds a dataclass `Arguments` (its fields are the flags) and `ru
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from types import ModuleType
 from typing import Any, TextIO, cast
 
 from mobilellm import __version__
-from mobilellm.cli.complaints import complaint, perhaps
+from mobilellm.cli.complaints import perhaps
+from mobilellm.cli.parse import parse
 from mobilellm.installation import EXTRAS, extras_with, install_command
 
 VERBS = {
@@ -121,44 +119,7 @@ def _run(verb: str, rest: list[str]) -> None:
             raise ValueError(f"{verb}: needs the word {word} first: mobilellm {verb} {word} …")
         name, verb = verb, f"{verb} {word}"
     module = import_module(f"mobilellm.cli.{name or verb.replace('-', '_')}")
-    module.run(_parse(verb, module, rest))
-
-
-def _parse(verb: str, module: ModuleType, rest: list[str]) -> Any:
-    """The verb's Arguments. tyro boxes its complaints; ours are one line."""
-    import tyro
-
-    # A recipe's values are the defaults of its flags.
-    options = {"default": module.default_arguments(rest)} if hasattr(module, "default_arguments") else {}
-    box, plain = io.StringIO(), io.StringIO()
-    # tyro colours its help on a terminal whatever NO_COLOR says; what is no terminal it does not colour.
-    uncoloured = contextlib.redirect_stdout(plain) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
-    try:
-        with contextlib.redirect_stderr(box), uncoloured, _at_least_columns(40):
-            return tyro.cli(
-                module.Arguments, prog=f"mobilellm {verb}", description=module.__doc__, args=rest, **options
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            print(plain.getvalue(), end="")
-            raise
-    raise ValueError(complaint(box.getvalue(), verb))
-
-
-@contextlib.contextmanager
-def _at_least_columns(count: int) -> Iterator[None]:
-    """tyro never ends on a terminal of a few columns, and takes all memory meanwhile."""
-    before = os.environ.get("COLUMNS")
-    if shutil.get_terminal_size().columns >= count:
-        yield
-        return
-    os.environ["COLUMNS"] = str(count)
-    try:
-        yield
-    finally:
-        del os.environ["COLUMNS"]
-        if before is not None:
-            os.environ["COLUMNS"] = before
+    module.run(parse(verb, module, rest))
 
 
 def _help() -> str:

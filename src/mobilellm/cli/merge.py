@@ -37,11 +37,12 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> None:
+    from mobilellm import hub
     from mobilellm.atomic import check_destination
     from mobilellm.layouts import not_a_model_directory
-    from mobilellm.model import checkpoint, hub
+    from mobilellm.licence import licence_files
+    from mobilellm.model import checkpoint
     from mobilellm.model.adapter_files import merge_adapter
-    from mobilellm.model.licence import licence_files
 
     check_destination(arguments.out, arguments.overwrite, not_a_model_directory)
     dtype = checkpoint.torch_dtype(arguments.dtype)

@@ -154,16 +154,18 @@ def _write(
         save(out, loaded.model, result.stored, loaded.tokenizer, report, arguments.overwrite, directory)
         return out, (out / WEIGHTS).stat().st_size
     from mobilellm.atomic import atomic_write
+    from mobilellm.cli.artefact import unverified_told
     from mobilellm.export.export import export_source
     from mobilellm.export.source import source_of
     from mobilellm.export.targets import KINDS, Options
 
     weights = Weights(loaded.model.config, result.stored.tensors(), "", (), result.stored)
     source = source_of(arguments.model, directory, weights)
-    exported = export_source(
-        source, out, KINDS["gguf"], Options(), overwrite=arguments.overwrite,
-        say=lambda line: print(f"mobilellm: {line}", file=sys.stderr),
-    )  # fmt: skip
+    with unverified_told(out, "the same command makes it again, and compares it"):
+        exported = export_source(
+            source, out, KINDS["gguf"], Options(), overwrite=arguments.overwrite,
+            say=lambda line: print(f"mobilellm: {line}", file=sys.stderr),
+        )  # fmt: skip
     with atomic_write(out.with_suffix(".quantization.json")) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return exported.path, exported.path.stat().st_size

@@ -24,7 +24,7 @@ _WINDOW = 2_048
 
 def load_source(source: str) -> tuple[LoadedModel, Path]:
     """In float32: that holds bfloat16 and float16 exactly, and what is compared is the rounding alone."""
-    from mobilellm.model import hub
+    from mobilellm import hub
     from mobilellm.model.api import load
 
     directory = hub.resolve(source, say)
@@ -38,7 +38,8 @@ def load_source(source: str) -> tuple[LoadedModel, Path]:
 
 def stored_fingerprint(directory: Path, tokenizer: Tokenizer | None) -> str | None:
     """Of the model as it lies there, as an export tells its source; None for what cannot be exported."""
-    from mobilellm.model import checkpoint, hub
+    from mobilellm import hub
+    from mobilellm.model import checkpoint
     from mobilellm.model.tensor_files import fingerprint
 
     if tokenizer is None or hub.is_adapter(directory):

@@ -7,16 +7,16 @@ the same command goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shlex
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mobilellm.cli.quickstart_folder import (
     check_resumable,
@@ -27,16 +27,14 @@ from mobilellm.cli.quickstart_folder import (
 from mobilellm.cli.quickstart_report import print_results, write_report
 from mobilellm.config import ModelConfig
 from mobilellm.data.documents import Document, paragraphs, python_documentation, text_files
-from mobilellm.data.loader import PackedLoader
 from mobilellm.data.shards import ShardIndex, file_sha256, read_index, read_split, verify, write_shards
 from mobilellm.installation import activation, install_command, missing_packages, program
-from mobilellm.presets import preset
 from mobilellm.sampling import Sampling
 from mobilellm.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from mobilellm.model.transformer import MobileLLM
-    from mobilellm.train.settings import TrainSettings
+from mobilellm.train.metrics import Record
+from mobilellm.train.recipe import Recipe
+from mobilellm.train.settings import BatchSettings, CheckpointSettings, OptimSettings, ScheduleSettings
+from mobilellm.train.tables import DataChoice, LogChoice, ModelChoice
 
 _STAGES = 6
 _TEXT = (".txt", ".text")
@@ -70,7 +68,7 @@ def run(arguments: Arguments) -> None:
             f"quickstart needs the {' and '.join(absent)} package{'s' * (len(absent) > 1)}; "
             f"install with: {install_command('train')}"
         )
-    _settings(arguments)  # refuses what cannot be trained with before anything is made
+    _recipe(arguments)  # refuses what cannot be trained with before anything is made
     identity = {
         "text": [_sha256(path) for path in arguments.text] or f"python {platform.python_version()}",
         "steps": arguments.steps,
@@ -96,9 +94,9 @@ def _run(arguments: Arguments) -> None:
     else:
         check_resumable(out)
         tokenizer, index = _prepare(arguments)
-        config = replace(preset("tiny-ls"), vocab_size=tokenizer.vocab_size)
+        config = _recipe(arguments).model.config(tokenizer.vocab_size)
         _check_prompt(arguments, config, tokenizer)
-        _pretrain(arguments, config, tokenizer, index)
+        _pretrain(arguments, config)
         print_results(_report(arguments, config, index, time.perf_counter() - started))
     _talk(arguments)
     _print_next(arguments)
@@ -110,6 +108,7 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
     if (out / "shards").is_dir():
         try:
             verify(out / "shards")
+            tokenizer = Tokenizer.load(out / "shards" / "tokenizer")
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{error} (--fresh does that, and starts over)") from None
     else:
@@ -125,14 +124,12 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
         vocab_size = 2048 if size > 1_000_000 else 1024 if size > 100_000 else 512
         _say(2, f"training a tokenizer of {vocab_size:,} tokens")
         tokenizer = Tokenizer.train((document.text for document in documents), vocab_size)
-        shutil.rmtree(out / "tokenizer", ignore_errors=True)
-        tokenizer.save(out / "tokenizer")
         _say(3, "writing shards")
         of_python = f"the documentation of Python {platform.python_version()}"
         source = "your text" if arguments.text else of_python
         licence = "as your text" if arguments.text else "Python Software Foundation License 2"
         write_shards(out / "shards", documents, tokenizer, source, licence, overwrite=True)
-    index, tokenizer = read_index(out / "shards"), Tokenizer.load(out / "tokenizer")
+    index = read_index(out / "shards")
     print(
         f"      {index.total('train', 'tokens'):,} tokens to train on, {index.total('held-out', 'tokens'):,} "
         f"held out, {index.total('train', 'bytes') / index.total('train', 'tokens'):.2f} bytes a token"
@@ -156,72 +153,65 @@ def _documents(arguments: Arguments) -> Iterator[Document]:
         yield from paragraphs(document, size)
 
 
-def _settings(arguments: Arguments) -> TrainSettings:
-    from mobilellm.train.settings import (
-        BatchSettings,
-        CheckpointSettings,
-        OptimSettings,
-        ScheduleSettings,
-        TrainSettings,
-    )
-
-    return TrainSettings(
+def _recipe(arguments: Arguments) -> Recipe:
+    """The run as `mobilellm train` would be told it."""
+    return Recipe(
         steps=arguments.steps,
         seed=arguments.seed,
+        model=ModelChoice(preset="tiny-ls"),
+        data=DataChoice(train=(arguments.out / "shards",)),
         batch=BatchSettings(tokens_per_step=1024, sequence_length=256, micro_batch=4),
         optim=OptimSettings(name="muon", lr=2e-2),
         schedule=ScheduleSettings(warmup_steps=max(1, arguments.steps // 20)),
         checkpoint=CheckpointSettings(every=max(1, arguments.steps // 8)),
         evaluate_every=max(1, arguments.steps // 4),
+        log=LogChoice(tensorboard=False),
     )
 
 
-def _pretrain(arguments: Arguments, config: ModelConfig, tokenizer: Tokenizer, index: ShardIndex) -> None:
+def _pretrain(arguments: Arguments, config: ModelConfig) -> None:
     """Stage 4. Ends the program when the run was stopped: it can go on."""
-    import torch
-
-    from mobilellm.eval.perplexity import windowed
-    from mobilellm.model import checkpoint
-    from mobilellm.model.transformer import MobileLLM
+    from mobilellm.cli import run_folder, run_parts
     from mobilellm.report.progress import TrainingProgress, say_stopping
-    from mobilellm.train.checkpoint_files import checkpoints, step_of
+    from mobilellm.train.distributed import World
     from mobilellm.train.loop import train
 
-    out, settings = arguments.out, _settings(arguments)
-    held_out = read_split(out / "shards", "held-out", tokenizer)
-    num_bytes = index.total("held-out", "bytes")
-    model = MobileLLM(config, torch.Generator().manual_seed(arguments.seed))
-    loader = PackedLoader(
-        read_split(out / "shards", "train", tokenizer),
-        settings.batch.sequence_length,
-        settings.batch.sequences_per_step,
-        settings.seed,
-    )
+    out, recipe, world = arguments.out, _recipe(arguments), World()
+    text = run_parts.text(recipe)
+    model = run_parts.model(recipe, config, text.tokenizer, world)
+    with contextlib.ExitStack() as stack:
+        watchers: list[Callable[[Record], None]] = []
 
-    def evaluate(model: MobileLLM, step: int) -> Mapping[str, float]:
-        result = windowed(model, held_out, settings.batch.sequence_length)
-        return {
-            "loss": result.loss,
-            "perplexity": result.perplexity,
-            "bits_per_byte": result.bits_per_byte(num_bytes),
-        }
+        def on_start(first: int) -> None:
+            card = run_parts.card(out.name, recipe, config, text, first, world)
+            at = f", going on after step {first:,}" if first else ""
+            _say(
+                4,
+                f"pretraining {card['parameters'] / 1e6:.1f}M parameters: {config.num_layers} blocks of "
+                f"width {config.hidden_size}, each run {config.repeats} times{at}",
+            )
+            bar = stack.enter_context(TrainingProgress(recipe.steps, first))
+            watchers.extend((run_folder.FolderFiles(out, recipe, card), bar.update))
 
-    before = checkpoints(out / "checkpoints")
-    at = f", going on from {before[-1].name}" if before else ""
-    count = sum(p.numel() for p in model.parameters())
-    _say(
-        4,
-        f"pretraining {count / 1e6:.1f}M parameters: {config.num_layers} blocks of width "
-        f"{config.hidden_size}, each run {config.repeats} times{at}",
-    )
-    first = step_of(before[-1]) if before else 0
-    with TrainingProgress(settings.steps, first) as progress:
-        done = train(model, loader, settings, out, evaluate, progress.update, on_stop=say_stopping).steps
-    checkpoint.save(out / "model", model, tokenizer, overwrite=True)
-    if done == settings.steps:
+        def on_record(record: Record) -> None:
+            for watcher in watchers:
+                watcher(record)
+
+        done = train(
+            model,
+            text.loader(world),
+            recipe,
+            out,
+            text.evaluator(world),
+            on_record,
+            on_stop=say_stopping,
+            on_start=on_start,
+        ).steps
+    run_parts.keep_model(out, model, recipe, text, world)
+    if done == recipe.steps:
         return
     print(
-        f"\nStopped after step {done} of {settings.steps}. The model so far is usable:\n"
+        f"\nStopped after step {done} of {recipe.steps}. The model so far is usable:\n"
         f"  {_next_commands(arguments)[0]}\nThe same command goes on from there."
     )
     sys.exit(130)
@@ -235,7 +225,7 @@ def _report(arguments: Arguments, config: ModelConfig, index: ShardIndex, second
     prompt = _prompt(arguments)
     said = generate(arguments.out, prompt, _SAMPLING, max_new_tokens=80)[0].text
     return write_report(
-        arguments.out, config, _settings(arguments), index, seconds, (prompt, said), _next_commands(arguments)
+        arguments.out, config, _recipe(arguments), index, seconds, (prompt, said), _next_commands(arguments)
     )
 
 
@@ -258,7 +248,7 @@ def _prompt(arguments: Arguments) -> str:
         return arguments.prompt
     if not arguments.text or not (arguments.out / "shards").is_dir():
         return _PROMPT
-    tokenizer = Tokenizer.load(arguments.out / "tokenizer")
+    tokenizer = Tokenizer.load(arguments.out / "shards" / "tokenizer")
     held_out = read_split(arguments.out / "shards", "held-out", tokenizer)
     words = tokenizer.decode(held_out[:200].tolist()).split()[:4]
     # On a command line a leading dash would be a flag's. The end of the ids may be half a character.

@@ -15,11 +15,14 @@ from mobilellm.layouts import not_a_model_directory
 from mobilellm.train.checkpoint_files import checkpoints, step_of
 from mobilellm.train.metrics import Record, read_metrics
 
-_FILES = ("loss.png", "metrics.jsonl", "report.html", "report.json", "quickstart.json")  # the claim goes last
+_FILES = (
+    "loss.png", "metrics.jsonl", "recipe.toml", "report.html", "report.json", "run.json",
+    "quickstart.json",  # the claim goes last
+)  # fmt: skip
 _FOLDERS = {  # and what the run puts there
     "checkpoints": ("step-*/*",),
     "model": None,  # of a model directory
-    "shards": ("index.json", "*.bin"),
+    "shards": ("index.json", "*.bin", "tokenizer/*.json"),
     "tokenizer": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
 }  # fmt: skip
 _REMAINS = re.compile(r"(.+)\.(tmp|old)-.+")  # of a process that was killed while it wrote

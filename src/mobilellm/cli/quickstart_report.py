@@ -7,21 +7,20 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mobilellm.atomic import atomic_write
 from mobilellm.cli.quickstart_folder import recorded
 from mobilellm.config import ModelConfig
 from mobilellm.data.shards import ShardIndex
-
-if TYPE_CHECKING:
-    from mobilellm.train.settings import TrainSettings
+from mobilellm.train.recipe import Recipe
+from mobilellm.train.settings import TrainSettings
 
 
 def write_report(
     out: Path,
     config: ModelConfig,
-    settings: TrainSettings,
+    recipe: Recipe,
     index: ShardIndex,
     seconds: float,
     sample: tuple[str, str],
@@ -35,18 +34,21 @@ def write_report(
     from mobilellm.report.page import run_page
     from mobilellm.report.plots import loss_curve
 
-    records = recorded(out, settings.steps)
+    records = recorded(out, recipe.steps)
     evaluations = [record["eval"] for record in records if "eval" in record]
     steps = [record for record in records if "loss" in record]
+    settings, most = asdict(recipe), recipe.data.held_out_tokens
+    is_all = index.total("held-out", "tokens") <= most
+    evaluated = "every held-out token once" if is_all else f"the first {most:,} held-out tokens once"
     rate = steps[-1]["tokens"] / sum(record["seconds"] for record in steps)
     results = {
         "before": evaluations[0],
         "after": evaluations[-1],
         "tokens_per_second": rate,
         "held_out_bytes": index.total("held-out", "bytes"),
-        "protocol": f"every held-out token once, windows of {settings.batch.sequence_length}",
+        "protocol": f"{evaluated}, windows of {recipe.batch.sequence_length}",
         "config": config.to_dict(),
-        "settings": asdict(settings),
+        "settings": {name: settings[name] for name in TrainSettings.__dataclass_fields__},
         "source": index.source,
         "version": __version__,
     }

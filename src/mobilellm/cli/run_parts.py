@@ -131,7 +131,8 @@ def first_weights(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer | No
     Raises ValueError for a quantised model, for one of another shape or, where that of the data is known, of
     another tokenizer: its embedding would be shuffled.
     """
-    from mobilellm.model import checkpoint, hub
+    from mobilellm import hub
+    from mobilellm.model import checkpoint
     from mobilellm.model.api import read_tokenizer
 
     source = recipe.model.init_from
@@ -231,8 +232,9 @@ def keep_model(out: Path, model: MobileLLM, recipe: Recipe, text: RunText, world
 
     What comes of another model stays under its licence, whose texts go along.
     """
-    from mobilellm.model import checkpoint, hub
-    from mobilellm.model.licence import licence_files
+    from mobilellm import hub
+    from mobilellm.licence import licence_files
+    from mobilellm.model import checkpoint
     from mobilellm.train.distributed import is_sharded, whole_model
 
     plain = whole_model(model) if world.size > 1 and is_sharded(model) else model

@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+_PAGE = 100  # columns
 _UNLIMITED = 100_000  # rich would assume 80 columns for a pipe, and cut
 
 
@@ -31,6 +32,19 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         grid = _grid(header, rows, [0, *rest[:count]])
         _show(console if _fits(console, grid) else _console(_UNLIMITED), grid)
         rest = rest[count:]
+
+
+def print_worded_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """As `print_table`, with words in the last column, which are broken into lines.
+
+    It is no wider than a page, in a pipe too, and nothing is cut."""
+    table = _grid(header, rows, range(len(header)))
+    for column in table.columns:
+        column.vertical, column.overflow = "top", "fold"
+    table.columns[-1].justify = "left"
+    console = _console()
+    console.width = min(_PAGE, console.width)
+    _show(console, table)
 
 
 def print_sheet(rows: Sequence[tuple[str, str]]) -> None:

@@ -36,9 +36,9 @@ def open_teacher(
     """
     if source.endswith(".gguf"):
         return _gguf(source, dtype, tokenizer, say)
+    from mobilellm import hub
     from mobilellm.config import ConfigError
     from mobilellm.layouts import read_config_file
-    from mobilellm.model import hub
 
     dtype = dtype or "float32"
     directory = hub.resolve(source, say)
@@ -59,9 +59,10 @@ def look_at_teacher(source: str, dtype: str | None, tokenizer: Tokenizer | None,
     """
     if source.endswith(".gguf"):
         return _look_at_gguf(source, dtype, tokenizer)
+    from mobilellm import hub
     from mobilellm.config import ConfigError
     from mobilellm.layouts import read_config_file
-    from mobilellm.model import checkpoint, hub
+    from mobilellm.model import checkpoint
 
     directory = hub.resolve(source, say)
     theirs = _tokenizer(source, directory)

@@ -25,7 +25,6 @@ from mobilellm.cli.complaints import perhaps
 from mobilellm.cli.qat_parts import Qat
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
-from mobilellm.train.checkpoint_files import checkpoints, step_of
 from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, with_steps, with_tables
 
 if TYPE_CHECKING:
@@ -141,21 +140,21 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
     qat = None if recipe.qat is None else Qat(recipe.qat, model)
     evaluate, speak = run_parts.evaluator(recipe, text, world), run_parts.speaker(recipe, text)
     loader = run_parts.loader(recipe, text, world, quiet=arguments.json)  # a teacher may take hours: the last
-    done = checkpoints(out / "checkpoints")
-    first = step_of(done[-1]) if done else 0
     with contextlib.ExitStack() as stack:
         watchers: list[Callable[[dict[str, Any]], None]] = []
-        if world.is_first:
+
+        def on_start(first: int) -> None:
             card = run_parts.card(out.name, recipe, config, text, first, world)
             trackers = stack.enter_context(Trackers(out, recipe.log, card, first))
-            watchers = [run_folder.FolderFiles(out, recipe, card, text.left_out), trackers.update]
-            if not arguments.json:
-                print(_opening(recipe, card, first), flush=True)
-                if qat is not None:
-                    print(qat.described, flush=True)
-                peak = card["peak_flops"] and card["peak_flops"] * world.size
-                bar = TrainingProgress(recipe.steps, first, card["flops_per_token"], peak)
-                watchers.append(stack.enter_context(bar).update)
+            watchers.extend((run_folder.FolderFiles(out, recipe, card, text.left_out), trackers.update))
+            if arguments.json:
+                return
+            print(_opening(recipe, card, first), flush=True)
+            if qat is not None:
+                print(qat.described, flush=True)
+            peak = card["peak_flops"] and card["peak_flops"] * world.size
+            bar = TrainingProgress(recipe.steps, first, card["flops_per_token"], peak)
+            watchers.append(stack.enter_context(bar).update)
 
         def on_record(record: dict[str, Any]) -> None:
             for watcher in watchers:
@@ -175,6 +174,7 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             speak,
             say_stopping if world.is_first else None,
             None if qat is None else qat.passes,
+            on_start if world.is_first else None,
         )
     run_parts.keep_model(out, model, recipe, text, world)
     if qat is not None and world.is_first:

@@ -173,11 +173,11 @@ def write_shards(
     held_out: float = 0.05,
     overwrite: bool = False,
 ) -> ShardIndex:
-    """Tokenise documents into `directory`, whole or not at all. Raises ShardError if nothing is left.
+    """Tokenise documents into `directory`, tokenizer and all, whole or not at all.
 
     For texts that fit in memory; `mobilellm.data.prepare` takes any amount. A document is held out by the
     hash of its text, so the split does not depend on order, and a text never stands on both sides. Of two or
-    more texts each side has at least one, however small `held_out` is.
+    more texts each side has at least one, however small `held_out` is. Raises ShardError if nothing is left.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out = {held_out} must lie between 0 and 1; it is a share of the documents")
@@ -196,6 +196,7 @@ def write_shards(
             shards = writer.finish()
         index = make_index(tokenizer.vocab_size, tokenizer.fingerprint, source, licence, rejected, shards)
         write_index(temporary, index)
+        tokenizer.save(temporary / "tokenizer")
     return index
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import tempfile
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +12,7 @@ from typing import Any, BinaryIO
 from mobilellm.data.chunks import CHUNK_BYTES, Chunk, Place
 from mobilellm.data.compression import DamagedFileError, open_blocks
 from mobilellm.data.inputs import Source
+from mobilellm.hub_connection import why_unreachable
 
 _MOST_ROWS = 4096
 
@@ -127,40 +125,28 @@ def _hub_chunk(source: int, values: list[Any], number: int, missing: tuple[str, 
 
 def _stream(name: str, place: Place, config: str | None, split: str) -> Iterator[Any]:
     import datasets
-    import huggingface_hub
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of six attempts
-    if not Path(name).is_dir():
-        _check_network(huggingface_hub.constants.ENDPOINT, name)
+    if not Path(name).is_dir() and (reason := why_unreachable()):
+        raise _unreachable(name, reason)
     try:
         data = datasets.load_dataset(name, config, split=split, streaming=True)
         return iter(data.skip(place.offset) if place.offset else data)
     except Exception as error:
-        raise _unreachable(name, error) from error
-
-
-def _check_network(endpoint: str, name: str) -> None:
-    """Without a network say so at once and not after half a minute of attempts."""
-    host = urllib.parse.urlsplit(endpoint).hostname
-    if urllib.request.getproxies() or not host:
-        return  # a proxy looks names up itself
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError as error:
-        raise _unreachable(name, error) from error
+        raise _unreachable(name, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def _next(rows: Iterator[Any], name: str) -> Any:
     try:
         return next(rows, None)
     except Exception as error:
-        raise _unreachable(name, error) from error
+        raise _unreachable(name, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
-def _unreachable(name: str, error: Exception) -> OSError:
+def _unreachable(name: str, reason: str) -> OSError:
     return OSError(
-        f"{name}: cannot be streamed from the Hub ({type(error).__name__}: {_first_line(error)}); check the "
-        "name (no such file or folder is here), --hub-config, --hub-split and the network"
+        f"{name}: cannot be streamed from the Hub ({reason}); check the name (no such file or folder is "
+        "here), --hub-config, --hub-split and the network"
     )
 
 

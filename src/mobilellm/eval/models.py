@@ -11,12 +11,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from mobilellm import hub
 from mobilellm.artefacts.opening import artefact_directory
 from mobilellm.config import ConfigError
 from mobilellm.eval.interface import LanguageModel
 from mobilellm.installation import install_command, missing_packages
 from mobilellm.layouts import read_config_file
-from mobilellm.model import hub
 from mobilellm.model.api import load
 from mobilellm.model.checkpoint import check_fit
 from mobilellm.runtime.kv_cache import KVCacheType

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mobilellm.eval.task_files import TaskFile, read_task_file
+from mobilellm.hub_connection import hub_or_cache
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -94,11 +95,12 @@ def load_tasks(names: Sequence[str] = (), data_dir: str | Path | None = None) ->
     if others and data_dir is not None:
         raise ValueError(f"tasks: {', '.join(others)} is not one of {', '.join(BY_NAME)}")
     ours = [BY_NAME[name] for name in BY_NAME if name in wanted]
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    connection = hub_or_cache() if data_dir is None else contextlib.nullcontext("")
+    with quiet(), connection as unreachable, tempfile.TemporaryDirectory() as folder:
         files = {} if data_dir is None else {t.name: _local(t, Path(data_dir), Path(folder)) for t in ours}
         local = {name: Path(folder) / f"{name}.yaml" for name in files}
-        tasks = {task.name: _load_file(task, local.get(task.name)) for task in ours}
-        return LoadedTasks(tasks | _load_others(others), files)
+        tasks = {task.name: _load_file(task, local.get(task.name), unreachable) for task in ours}
+        return LoadedTasks(tasks | _load_others(others, unreachable), files)
 
 
 @contextlib.contextmanager
@@ -157,7 +159,7 @@ def _local(task: ZeroShotTask, source: Path, folder: Path) -> TaskFile:
     return file
 
 
-def _load_file(task: ZeroShotTask, local: Path | None) -> Task:
+def _load_file(task: ZeroShotTask, local: Path | None, unreachable: str) -> Task:
     """One of the eight, from lm-eval's own file or from one that includes it."""
     import lm_eval.tasks
 
@@ -168,10 +170,10 @@ def _load_file(task: ZeroShotTask, local: Path | None) -> Task:
     except Exception as error:
         if local is not None:
             raise
-        raise _no_data(task.name, error) from error
+        raise _no_data(task.name, unreachable or error) from error
 
 
-def _load_others(names: Sequence[str]) -> dict[str, Task]:
+def _load_others(names: Sequence[str], unreachable: str) -> dict[str, Task]:
     if not names:
         return {}
     from lm_eval.tasks import TaskManager
@@ -187,11 +189,11 @@ def _load_others(names: Sequence[str]) -> dict[str, Task]:
         try:
             tasks[name] = manager.load([name])["tasks"][name]
         except Exception as error:
-            raise _no_data(name, error) from error
+            raise _no_data(name, unreachable or error) from error
     return tasks
 
 
-def _no_data(task: str, error: Exception) -> ValueError:
+def _no_data(task: str, error: Exception | str) -> ValueError:
     """Of the many ways in which datasets says that it has neither a network nor a copy."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(

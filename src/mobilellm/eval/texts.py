@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobilellm.hub_connection import hub_or_cache
+
 WIKITEXT2 = "wikitext2"
 _ROWS = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
 """Repository, configuration and split on the Hub."""
@@ -128,12 +130,14 @@ def _wikitext2() -> Text:
     from huggingface_hub.errors import HfHubHTTPError
 
     repository, configuration, split = _ROWS
-    try:
-        rows = datasets.load_dataset(repository, configuration, split=split)["text"]
-    except (OSError, ConnectionError, HfHubHTTPError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{WIKITEXT2}: {repository} ({configuration}) is neither in the local cache nor to be had: "
-            f"{str(error).splitlines()[0]}; name a file instead: --data wiki.test.raw"
-        ) from None
+    with hub_or_cache() as unreachable:
+        try:
+            rows = datasets.load_dataset(repository, configuration, split=split)["text"]
+        except (OSError, ConnectionError, HfHubHTTPError, ValueError) as error:
+            reason = unreachable or str(error).splitlines()[0]
+            raise FileNotFoundError(
+                f"{WIKITEXT2}: {repository} ({configuration}) is neither in the local cache nor to be had: "
+                f"{reason}; name a file instead: --data wiki.test.raw"
+            ) from None
     # The file: on the Hub a row of white space only lost its line " \n".
     return Text(WIKITEXT2, "".join(row or " \n" for row in rows))

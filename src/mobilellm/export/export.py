@@ -19,6 +19,7 @@ from mobilellm.export.targets import (
     target_of,
     unverified_name,
 )
+from mobilellm.export.text import sample_text
 from mobilellm.export.verify import Report, Settings, report_path, verify, write_report
 
 Say = Callable[[str], None]
@@ -50,6 +51,8 @@ def export(
     check_options(kind, options)
     target_of(kind.name)
     check_out(out, kind, overwrite)
+    if compare and settings is not None and settings.text is not None:
+        sample_text(settings.text)  # a mistake there is told before a large file is written
     return export_source(open_source(source, say), out, kind, options, settings, compare, overwrite, say)
 
 

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobilellm import hub
 from mobilellm.chat_template import stored_template
 from mobilellm.config import ModelConfig
 from mobilellm.export.targets import Options
-from mobilellm.model import api, checkpoint, hub
+from mobilellm.model import api, checkpoint
 from mobilellm.model.quantized import Origin, Quantized
 from mobilellm.model.tensor_files import fingerprint
 from mobilellm.model.transformer import MobileLLM

@@ -186,7 +186,9 @@ def kind_for(out: Path) -> Kind:
 def kind_of(path: Path) -> Kind:
     """The kind of an artefact that is there. Raises FileNotFoundError, or ValueError for none we know."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such artefact")
+        unverified = unverified_name(path)
+        there = f"; {unverified} is there, which was not compared or failed" if unverified.exists() else ""
+        raise FileNotFoundError(f"{path}: no such artefact{there}")
     for kind in KINDS.values():
         if path.is_dir() and kind.marker and (path / kind.marker).is_file():
             return kind

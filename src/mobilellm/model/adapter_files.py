@@ -16,9 +16,10 @@ import safetensors
 import torch
 from torch import Tensor
 
+from mobilellm import hub
 from mobilellm.atomic import atomic_directory, made_of
 from mobilellm.chat_template import TEMPLATE_FILE, stored_template
-from mobilellm.model import checkpoint, hub
+from mobilellm.model import checkpoint
 from mobilellm.model.adapters import fingerprint, merged
 from mobilellm.model.tensor_files import CheckpointError, read_safetensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from mobilellm import hub
 from mobilellm.chat_template import stored_template
 from mobilellm.completion import Completion, NewToken, Piece, Until, completions, stream_text
 from mobilellm.config import ModelConfig
-from mobilellm.model import checkpoint, hub
+from mobilellm.model import checkpoint
 from mobilellm.model.generate import generate_tokens
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.sampling import Sampling

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mobilellm import hub
 from mobilellm.chat_template import stored_template
-from mobilellm.model import checkpoint, hub
+from mobilellm.licence import licence_files, stated_licence
+from mobilellm.model import checkpoint
 from mobilellm.model.api import read_tokenizer
-from mobilellm.model.licence import licence_files, stated_licence
 from mobilellm.model.tensor_files import CheckpointError
 
 

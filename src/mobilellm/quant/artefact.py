@@ -12,9 +12,9 @@ import torch
 
 from mobilellm.atomic import atomic_directory
 from mobilellm.layouts import config_json, not_a_model_directory
+from mobilellm.licence import licence_files
 from mobilellm.model import checkpoint, quantized
 from mobilellm.model.checkpoint import Weights
-from mobilellm.model.licence import licence_files
 from mobilellm.model.quantized import Matrix, Quantized
 from mobilellm.model.tensor_files import CheckpointError, write_tensors
 from mobilellm.model.transformer import MobileLLM

@@ -29,7 +29,7 @@ from mobilellm.runtime.native_library import CANCELLED, DONE, NO_MEMORY, Library
 from mobilellm.runtime.thread_choice import thread_choices
 
 ISA_VARIABLE = "MOBILELLM_ISA"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
+INSTRUCTION_SETS = ("scalar", "avx2", "avxvnni", "avx512vl", "avx512", "neon", "dotprod")
 _MOST_ROWS = 2**31 - 1
 _HEAD_PIECES = 8
 """In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
@@ -180,6 +180,7 @@ class NativeModel:
         for piece in range(_HEAD_PIECES):
             self.library.fill(self.handle, self.config.num_layers, piece, _HEAD_PIECES)
             _forget(self._file, _head_name(self.config), (piece + 1) / _HEAD_PIECES)
+        self._file.let_go(0, len(self._file.data))
 
     def _call(self, kind: str, tokens: int, *arguments: Any) -> None:
         """A pass of so many tokens, or the logits after it. Raises what it ended with before its end."""

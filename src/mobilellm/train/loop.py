@@ -59,9 +59,11 @@ def train(
     speak: Speaker | None = None,
     on_stop: Callable[[], None] | None = None,
     passes: Passes | None = None,
+    on_start: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Train `model` in place up to `settings.steps`, going on from the newest checkpoint in `directory`.
 
+    `on_start` is told once the steps that are done: nothing of what was found refuses the run any more.
     SIGINT, SIGTERM and SIGUSR1 stop it after a step, with a checkpoint; `on_stop` is called as soon as one
     comes, in the signal's handler. Metrics go to `directory/metrics.jsonl` and, a record at a time, to
     `on_record`: every step's loss (nats a token, the z-loss included), learning rate, gradient norm, tokens,
@@ -83,7 +85,8 @@ def train(
         stop_requests(on_stop) as requests,
     ):
         run = _Run(model, loader, settings, directory, world, loss_function, requests)
-        run.evaluate, run.speak, run.on_record, run.passes = evaluate, speak, on_record, passes
+        run.evaluate, run.speak, run.passes = evaluate, speak, passes
+        run.on_start, run.on_record = on_start, on_record
         return run()
 
 
@@ -92,6 +95,7 @@ class _Run:
 
     evaluate: Evaluator | None
     speak: Speaker | None
+    on_start: Callable[[int], None] | None
     on_record: Callable[[Record], None] | None
     passes: Passes | None
 
@@ -124,6 +128,8 @@ class _Run:
         if self.world.is_first:
             self.log = MetricsLog(self.metrics, self.saved)
         try:
+            if self.on_start is not None:
+                self.on_start(self.done)
             if self.saved < 0:
                 self._evaluate()
             stopped = None
@@ -173,7 +179,7 @@ class _Run:
             numbers = {name: float(value) for name, value in self.evaluate(self.model, self.done).items()}
             self._record({"step": self.done, "eval": numbers})
         if self.speak is not None:
-            sharded = self.world.size > 1 and is_sharded(self.model)
+            sharded = self.world.is_spread and is_sharded(self.model)
             plain = whole_model(self.model) if sharded else self.model
             if plain is not None and self.world.is_first:
                 said = [list(pair) for pair in self.speak(plain, self.done)]

@@ -111,7 +111,7 @@ class LogChoice:
 
 
 def _stored_config(source: Path) -> ModelConfig:
+    from mobilellm import hub
     from mobilellm.layouts import read_config_file
-    from mobilellm.model import hub
 
     return read_config_file(hub.resolve(source, lambda notice: None)).config

@@ -287,7 +287,7 @@ int main(int count, char** arguments) {
     return 0;
   }
   const std::pair<int, int> types[] = {{kF32, kF32}, {kF16, kBF16}, {kBF16, kQ4}, {kQ8, kF16}, {kQ4, kQ8}};
-  for (const char* isa : {"scalar", "avx2", "avx512", "neon", "dotprod"}) {
+  for (const char* isa : {"scalar", "avx2", "avxvnni", "avx512vl", "avx512", "neon", "dotprod"}) {
     if (mobilellm_half(isa, 1) < 0) continue;
     for (const auto& [type, head] : types) {
       run(File(even, {0, 0, 1, 1}, type, head, false), isa, false);

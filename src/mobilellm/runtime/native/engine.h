@@ -18,7 +18,7 @@ struct mobilellm_shape {
 };
 
 struct mobilellm_tensor {
-  const void* data;  // as in the file; read until the part it belongs to is filled, the embedding always
+  const void* data;  // as in the file; read until its part is filled, an embedding that is not the head always
   int32_t type;      // ggml's number
   int32_t rows, columns;
 };

@@ -9,6 +9,7 @@ model/                            an ONNX export, and card.json: its name and wh
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -63,7 +64,8 @@ def write_folder(
             )
         return _written(Path(model), Path(model).resolve().name, out, libraries, overwrite, [])
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{out.name}.tmp-", dir=out.resolve().parent) as temporary:
+    beside = f"{out.name}.tmp-{os.getpid()}-"  # by which atomic_directory clears what a killed process left
+    with tempfile.TemporaryDirectory(prefix=beside, dir=out.resolve().parent) as temporary:
         exported = export(model, Path(temporary) / "onnx", KINDS["onnx"], Options(type=kind), say=say)
         assert exported.report is not None
         if not exported.report.passed:

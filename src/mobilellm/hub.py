@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mobilellm.hub_connection import hub_or_cache
 from mobilellm.layouts import LICENCE_FILES
-from mobilellm.model.licence import CARD, stated_licence
-from mobilellm.model.tensor_files import some
+from mobilellm.licence import CARD, stated_licence
 
 DESCRIPTION = ("*.json", "tokenizer.model", CARD, *LICENCE_FILES)
 """What tells which model a repository holds, without its weights."""
@@ -43,8 +43,9 @@ def resolve(
         )
     if path.parent.is_dir():
         there = sorted(item.name for item in path.parent.iterdir() if item.is_dir())
+        some = ", ".join([*there[:8], *(["…"] if len(there) > 8 else [])])
         raise FileNotFoundError(
-            f"{source}: no such directory; {path.parent} is here and holds {some(there) or 'none'} (to "
+            f"{source}: no such directory; {path.parent} is here and holds {some or 'none'} (to "
             "download a Hub repository of that name, run this from another directory)"
         )
     return _download(str(source), say, revision, wanted)
@@ -86,27 +87,28 @@ def _download(
         RevisionNotFoundError,
     )
 
-    licence = _licence(repository, revision)
-    if licence is not None:
-        say(f"{repository}: licence {licence}")
-    try:
-        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
-        if licence is None:  # offline, and all of it was downloaded before
-            say(f"{repository}: licence {stated_licence(directory) or 'unknown (no model card)'}")
-        return directory
-    except GatedRepoError:
-        reason = "it is gated; accept its licence on the Hub and log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = "there is no such repository on the Hub, or it is private; check the spelling"
-    except RevisionNotFoundError:
-        reason = f"it has no revision {revision!r}"
-    except LocalEntryNotFoundError:
-        reason = (
-            "the Hub cannot be reached and nothing of it is in the local cache; download it where there is "
-            "a network and name the directory"
-        )
-    except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
+    with hub_or_cache() as unreachable:
+        licence = _licence(repository, revision)
+        if licence is not None:
+            say(f"{repository}: licence {licence}")
+        try:
+            directory = Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
+            if licence is None:  # offline, and all of it was downloaded before
+                say(f"{repository}: licence {stated_licence(directory) or 'unknown (no model card)'}")
+            return directory
+        except GatedRepoError:
+            reason = "it is gated; accept its licence on the Hub and log in with `hf auth login`"
+        except RepositoryNotFoundError:
+            reason = "there is no such repository on the Hub, or it is private; check the spelling"
+        except RevisionNotFoundError:
+            reason = f"it has no revision {revision!r}"
+        except LocalEntryNotFoundError:
+            reason = (
+                f"{unreachable or 'the Hub cannot be reached'}; nothing of it is in the local cache, so "
+                "download it where there is a network and name the directory"
+            )
+        except HfHubHTTPError as error:
+            reason = str(error).splitlines()[0]
     raise FileNotFoundError(f"{repository}: no such directory, and as a Hub id: {reason}")
 
 
