@@ -11,6 +11,8 @@ import pytest
 
 from mobilellm.cli import report_artefacts
 from mobilellm.cli.main import _main
+from mobilellm.export import speed
+from mobilellm.export.engine_runtime import engine_runtime
 from mobilellm.export.export import export
 from mobilellm.export.targets import KINDS, Options
 from mobilellm.export.verify import Settings
@@ -60,6 +62,30 @@ def test_a_table_of_what_was_verified(
     assert (tmp_path / "r" / "artefacts.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_artefacts_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The medians count, and one that fails in a later round is told once and left out."""
+    rates = {"a": [1.0, 9.0, 2.0], "b": [4.0, 4.0, 5.0], "c": [1.0]}
+    asked: list[str] = []
+
+    def measure(opener: object, context: int, path: Path) -> speed.Speed:
+        assert context == 7
+        asked.append(path.name)
+        if not rates[path.name]:
+            raise ValueError("gone")
+        rate = rates[path.name].pop(0)
+        return speed.Speed("r", 1 / rate, rate, round(rate))
+
+    monkeypatch.setattr(speed, "measure", measure)
+    told: list[str] = []
+    artefacts = {tmp_path / name: (engine_runtime, 7) for name in rates}
+    found = speed.measure_in_turns(artefacts, 3, lambda path, error: told.append(f"{path.name}: {error}"))
+    assert "".join(asked) == "abcabcab"
+    assert told == ["c: gone"]
+    assert {path.name: each for path, each in found.items()} == {
+        "a": speed.Speed("r", 0.5, 2.0, 2), "b": speed.Speed("r", 0.25, 4.0, 4),
+    }  # fmt: skip
+
+
 def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
@@ -75,7 +101,7 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
 def test_what_was_quantised_from_a_model_is_in_its_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_artefacts, "_speed", lambda *given: None)
+    monkeypatch.setattr(report_artefacts, "_speeds", lambda *given: {})
     out = tmp_path / "all"
     shutil.copytree(folder, out)
     text = tmp_path / "text.txt"
@@ -106,7 +132,7 @@ def test_what_was_quantised_from_a_model_is_in_its_table(
 def test_reports_of_older_versions_are_read(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_artefacts, "_speed", lambda *given: None)
+    monkeypatch.setattr(report_artefacts, "_speeds", lambda *given: {})
     shutil.copytree(folder, tmp_path / "old")
     for file in (tmp_path / "old").glob("*.verify.json"):
         report = json.loads(file.read_text())
