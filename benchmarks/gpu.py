@@ -1,40 +1,47 @@
-"""Tokens/s and MFU of pretraining on one GPU, ours (the real loop) against the Hugging Face Trainer.
+"""What only a GPU can tell: correctness, attention by each way, tokens/s and MFU of all five sizes.
 
     benchmarks/gpu.sh docs/results/gpu.json
     python benchmarks/gpu.py --device cpu --sizes test --sequences 4 --length 64   # a trial
 
-A step is 32 sequences of 2,048 tokens, as one GPU of the official run had; micro-batches of several sizes
-are tried, the best counts. bfloat16 products, fused AdamW, clipping at 1.0, random tokens. MFU counts 6N
-and causal attention (accounting.training_flops_per_token) against the dense bf16 peak of the data sheet.
-What does not fit in the budget of seconds is left out, and said.
+A step of training is 32 sequences of 2,048 tokens, as one GPU of the official run had; the largest
+micro-batch that should fit is tried, then half of it, and the best counts; one that does not fit is said, and
+its half is tried. bfloat16 products, fused AdamW, clipping at 1.0, random tokens. MFU counts 6N and causal
+attention (accounting.training_flops_per_token) against the dense bf16 peak of the data sheet.
+The file is written after every measurement. What does not fit in the budget of seconds is left out, and said;
+what fails or hangs costs its own figure only.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
-import statistics
+import queue
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import machine
-from rival_llama import llama_of
 
-SIZES = {  # micro-batches to try, the likeliest best first
-    "125m": (32, 16),
-    "350m": (16, 32),
-    "600m": (16, 8),
-    "1b": (8, 16),
-    "1.5b": (8, 4),
-}
-WARM_UP, MEASURED = 3, 6
+from mobilellm.atomic import atomic_write
+
+SIZES = ("125m", "350m", "600m", "1b", "1.5b")
+CHECKS = (
+    "as_on_the_cpu", "muon_as_on_the_cpu", "as_transformers", "documents_by_varlen", "documents_by_flex",
+    "compiled_as_plain", "resumed_as_uninterrupted", "ddp_as_alone", "fsdp_as_alone",
+    "generates_as_on_the_cpu",
+)  # fmt: skip
+LIMITS = {"card": 90.0, "check": 75.0, "attention": 75.0, "train": 120.0}
+"""Seconds of one task of a kind: a hanging compiler must not take all."""
+START = 60.0
+"""Seconds more for the first task of a process, which imports torch."""
+Task = dict[str, Any]
 
 
 def main() -> None:
@@ -45,182 +52,173 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--budget", type=float, default=470, help="seconds for everything")
     parser.add_argument("--no-rival", action="store_true")
+    parser.add_argument("--only", choices=("checks", "attention", "train"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", nargs=3, metavar=("SYSTEM", "SIZE", "MICRO"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        print(json.dumps(_work(arguments)))
-        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child is left behind
+    report = _Report(arguments)
     deadline = time.monotonic() + arguments.budget
-    results: dict[str, Any] = {"sequences": arguments.sequences, "length": arguments.length, "sizes": {}}
-    # First a run of each system and size, then the other micro-batches: a short budget loses the least.
-    runs = [(system, size, 0) for size in arguments.sizes for system in ("ours", "trainer")]
-    runs += [("ours", size, 1) for size in arguments.sizes if len(_candidates(size, arguments)) > 1]
-    for system, size, number in runs:
-        if system == "trainer" and arguments.no_rival:
-            continue
-        micro = _candidates(size, arguments)[number]
-        entry = results["sizes"].setdefault(size, {"ours": [], "trainer": []})
-        left = deadline - time.monotonic()
-        entry[system].append({"micro_batch": micro} | _spawn(system, size, micro, arguments, left))
-        print(f"{size} {system} {entry[system][-1]}", file=sys.stderr, flush=True)
-    for entry in results["sizes"].values():
-        best = {
-            system: max(
-                (run["tokens_per_second"] for run in entry[system] if "tokens_per_second" in run), default=0
-            )
-            for system in ("ours", "trainer")
-        }
-        if all(best.values()):
-            entry["ratio_of_speed"] = round(best["ours"] / best["trainer"], 2)
-    machine.write(arguments.json, results)
+    for tasks in _tasks(arguments):
+        _run(tasks, arguments, deadline, report)
+    report.write(complete=True)
+    print(json.dumps(report.content, indent=2))
+    report.print_summary()
 
 
-def _candidates(size: str, arguments: argparse.Namespace) -> tuple[int, ...]:
-    return tuple(min(micro, arguments.sequences) for micro in SIZES.get(size, (2,)))
+def _tasks(arguments: argparse.Namespace) -> list[list[Task]]:
+    """What to do, the most telling first; each list in a process of its own."""
+    sizes, only = arguments.sizes, arguments.only
+    checks = [{"kind": "card"}, *({"kind": "check", "name": name} for name in CHECKS)]
+    attention = [{"kind": "attention", "size": size} for size in sizes if size in ("125m", "1b", "test")]
+    systems = ("ours",) if arguments.no_rival else ("ours", "trainer")
+    train = [_train(size, system) for system in systems for size in sizes]
+    ways = ("varlen", "flex", "dense") if arguments.device != "cpu" else ("dense",)
+    others = [_train(sizes[0], documents=way) for way in ways]
+    others += [_train(sizes[0], compile=False), _train(sizes[0], checkpointing=True)]
+    halves = [_train(size, system, half=True) for system in systems for size in sizes]
+    parts = {"checks": [checks], "attention": [attention], "train": [train, others, halves]}
+    return [tasks for name, several in parts.items() if only in (None, name) for tasks in several]
 
 
-def _spawn(system: str, size: str, micro: int, arguments: argparse.Namespace, left: float) -> dict[str, Any]:
-    if left < 10:
-        return {"left_out": "the budget of seconds was spent"}
-    command = [
-        sys.executable, __file__, "--worker", system, size, str(micro), "--device", arguments.device,
-        "--sequences", str(arguments.sequences), "--length", str(arguments.length),
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=left, env=os.environ, check=False
+def _train(size: str, system: str = "ours", **options: Any) -> Task:
+    """`half`: of the largest micro-batch; `documents`: by which way they are kept apart; see `training`."""
+    return {"kind": "train", "system": system, "size": size} | options
+
+
+def _run(tasks: list[Task], arguments: argparse.Namespace, deadline: float, report: _Report) -> None:
+    """All tasks, in as few processes as crashes and hangs allow."""
+    while tasks:
+        if deadline - time.monotonic() < 20:
+            for task in tasks:
+                report.add(task, {"left_out": "the budget of seconds was spent"})
+            return
+        with _Child(tasks, arguments) as child:
+            first = True
+            while tasks:
+                limit = LIMITS[tasks[0]["kind"]] + (START if first else 0)
+                left = deadline - time.monotonic()
+                result = child.result(min(limit, left))
+                if result is None:  # it died, or hangs
+                    spent = "the budget of seconds was spent" if limit > left else f"none after {limit:.0f} s"
+                    result = {"failed": child.last_words()} if child.is_dead() else {"left_out": spent}
+                    report.add(tasks.pop(0), result)
+                    break
+                report.add(tasks.pop(0), result)
+                first = False
+
+
+class _Child:
+    """A process that works through tasks and prints a line of JSON after each."""
+
+    def __init__(self, tasks: list[Task], arguments: argparse.Namespace) -> None:
+        common = {"device": arguments.device, "sequences": arguments.sequences, "length": arguments.length}
+        worker = Path(__file__).with_name("gpu_worker.py")
+        # Deterministic algorithms of cuBLAS need this before there is a context; only checks ask for them.
+        checking = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if tasks[0]["kind"] in ("card", "check") else {}
+        self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, str(worker), json.dumps({"tasks": tasks, **common})],
+            stdout=subprocess.PIPE, stderr=self._words, text=True, env=os.environ | checking,
+            start_new_session=True,
+        )  # fmt: skip
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # compilers that it started, too
+        self._process.wait()
+        self._words.close()
+
+    def result(self, seconds: float) -> dict[str, Any] | None:
+        try:
+            line = self._lines.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            return None
+        return None if line is None else json.loads(line)
+
+    def is_dead(self) -> bool:
+        try:
+            self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def last_words(self) -> str:
+        self._words.seek(0)
+        lines = self._words.read().strip().splitlines()
+        return f"exit code {self._process.returncode}: {lines[-1][:300] if lines else 'no reason given'}"
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+
+class _Report:
+    """What is known so far, in the file after every addition."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._path: Path | None = arguments.json
+        self._started = time.monotonic()
+        self.content: dict[str, Any] = {
+            "machine": machine.describe(), "card": {}, "sequences": arguments.sequences,
+            "length": arguments.length, "complete": False, "seconds": 0.0, "checks": {}, "attention": {},
+            "sizes": {}, "variants": [],
+        }  # fmt: skip
+
+    def add(self, task: Task, result: dict[str, Any]) -> None:
+        content, kind = self.content, task["kind"]
+        described = {name: value for name, value in task.items() if name != "kind"}
+        if kind == "card":
+            content["card"] = result
+        elif kind == "check":
+            content["checks"][task["name"]] = result
+        elif kind == "attention":
+            content["attention"][task["size"]] = result
+        elif described.keys() <= {"system", "size", "half"}:
+            entry = content["sizes"].setdefault(task["size"], {"ours": [], "trainer": []})
+            entry[task["system"]].append(result)
+            _compare(entry)
+        else:
+            content["variants"].append(described | result)
+        words = json.dumps(result)
+        print(f"{' '.join(map(str, task.values()))}: {words[:400]}", file=sys.stderr, flush=True)
+        self.write()
+
+    def write(self, complete: bool = False) -> None:
+        self.content |= {"complete": complete, "seconds": round(time.monotonic() - self._started, 1)}
+        if self._path is not None:
+            with atomic_write(self._path) as beside:
+                beside.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+    def print_summary(self) -> None:
+        checks = self.content["checks"]
+        done = {name: result for name, result in checks.items() if "left_out" not in result}
+        failed = [name for name, result in done.items() if not result.get("passed")]
+        print(
+            f"checks: {len(done) - len(failed)} passed, {len(checks) - len(done)} left out,",
+            f"{len(failed)} failed: {', '.join(failed)}" if failed else "none failed",
+            file=sys.stderr,
         )
-    except subprocess.TimeoutExpired:
-        return {"left_out": "the budget of seconds was spent"}
-    if done.returncode:
-        return {
-            "failed": done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else "no reason given"
-        }
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+        for size, entry in self.content["sizes"].items():
+            best = {system: _best(entry[system]) for system in ("ours", "trainer")}
+            ratio = entry.get("ratio_of_speed", "-")
+            print(f"{size}: ours {best['ours']} trainer {best['trainer']} ratio {ratio}", file=sys.stderr)
 
 
-# In the child
+def _compare(entry: dict[str, Any]) -> None:
+    best = {system: _best(entry[system]) for system in ("ours", "trainer")}
+    if all(best.values()):
+        entry["ratio_of_speed"] = round(best["ours"] / best["trainer"], 2)
 
 
-def _work(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from mobilellm.accounting import training_flops_per_token
-    from mobilellm.hardware import peak_flops
-    from mobilellm.presets import preset
-
-    system, size, micro = arguments.worker[0], arguments.worker[1], int(arguments.worker[2])
-    started = time.perf_counter()
-    config = preset(size)
-    seconds = (_ours if system == "ours" else _trainer)(config, micro, arguments)
-    cuda = arguments.device == "cuda"
-    peak = peak_flops(torch.cuda.get_device_name()) if cuda else None
-    rate = arguments.sequences * arguments.length / statistics.median(seconds[WARM_UP:])
-    out = {
-        "tokens_per_second": round(rate),
-        "seconds_a_step": [round(each, 4) for each in seconds],
-        "seconds_in_all": round(time.perf_counter() - started, 1),
-    }
-    if cuda:
-        out["peak_gigabytes"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
-    if peak:
-        out["mfu"] = round(rate * training_flops_per_token(config, arguments.length) / peak, 3)
-        out["mfu_6n"] = round(
-            rate * training_flops_per_token(config, arguments.length, attention=False) / peak, 3
-        )
-    return out
-
-
-def _ours(config: Any, micro: int, arguments: argparse.Namespace) -> list[float]:
-    import numpy as np
-    import torch
-
-    from mobilellm.data.loader import PackedLoader
-    from mobilellm.model.transformer import MobileLLM
-    from mobilellm.train.loop import train
-    from mobilellm.train.settings import (
-        BatchSettings,
-        CheckpointSettings,
-        ComputeSettings,
-        ScheduleSettings,
-        TrainSettings,
-    )  # fmt: skip
-
-    steps, length = WARM_UP + MEASURED, arguments.length
-    settings = TrainSettings(
-        steps=steps,
-        batch=BatchSettings(
-            tokens_per_step=arguments.sequences * length, sequence_length=length, micro_batch=micro
-        ),
-        schedule=ScheduleSettings(warmup_steps=0),
-        compute=ComputeSettings(compile=arguments.device == "cuda"),
-        checkpoint=CheckpointSettings(every=10 * steps),
-    )
-    model = MobileLLM(config, torch.Generator().manual_seed(0)).to(arguments.device)
-    count = arguments.sequences * length * steps
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, count, dtype=np.uint16)
-    records: list[dict[str, Any]] = []
-
-    class Enough(Exception):  # noqa: N818
-        """Raised after the last step, so that no checkpoint is written."""
-
-    def on_record(record: dict[str, Any]) -> None:
-        records.append(record)
-        if len(records) == steps:
-            raise Enough
-
-    with tempfile.TemporaryDirectory() as folder:
-        loader = PackedLoader(tokens, length, arguments.sequences, 0)
-        with contextlib.suppress(Enough):
-            train(model, loader, settings, Path(folder), on_record=on_record)
-    return [record["seconds"] for record in records]
-
-
-def _trainer(config: Any, micro: int, arguments: argparse.Namespace) -> list[float]:
-    import numpy as np
-    import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    steps, length = WARM_UP + MEASURED, arguments.length
-    model = llama_of(config)
-    marks: list[float] = []
-
-    class Ticking(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-
-    shape = (arguments.sequences * steps, length)
-    rows = torch.from_numpy(np.random.default_rng(0).integers(0, config.vocab_size, shape, dtype=np.int64))
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            model=model,
-            args=TrainingArguments(
-                folder,
-                max_steps=steps,
-                per_device_train_batch_size=micro,
-                gradient_accumulation_steps=max(1, arguments.sequences // micro),
-                lr_scheduler_type="constant",
-                optim="adamw_torch_fused",
-                bf16=True,
-                use_cpu=arguments.device == "cpu",
-                logging_strategy="no",
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-            ),
-            train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-            callbacks=[Ticking()],
-        ).train()
-    return [later - earlier for earlier, later in itertools.pairwise(marks)]
+def _best(runs: list[dict[str, Any]]) -> float:
+    return max((run["tokens_per_second"] for run in runs if "tokens_per_second" in run), default=0)
 
 
 if __name__ == "__main__":

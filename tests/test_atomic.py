@@ -283,18 +283,22 @@ def test_a_killed_process_leaves_the_old(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"old"
     assert everything(tmp_path / "directory") == {"old": b"old"}
     assert len(list(tmp_path.iterdir())) == 4
+    for left in tmp_path.glob("file.tmp-*"):
+        os.utime(left, (0, 0))
     with atomic_write(tmp_path / "file") as one, atomic_directory(tmp_path / "directory", True):
         one.write_bytes(b"new")
     assert everything(tmp_path) == {"file": b"new", "directory": None}  # the remains are gone
 
 
 def test_what_may_still_be_written_is_no_remains(tmp_path: Path) -> None:
-    """By another writer of the same names, in this process or, of a directory, on another machine."""
+    """By another writer of the same names, in this process or on another machine."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     far = tmp_path / f"directory.tmp-{gone.pid}-0a"
     far.mkdir()
     (tmp_path / "file.tmp-mine").write_bytes(b"mine")
+    far_file = tmp_path / f"file.tmp-{gone.pid}-0a"
+    far_file.write_bytes(b"far")
     with (
         hold(far, ""),
         atomic_write(tmp_path / "file") as one,
@@ -306,7 +310,7 @@ def test_what_may_still_be_written_is_no_remains(tmp_path: Path) -> None:
         one.write_bytes(b"1")
         three.write_bytes(b"3")
     assert everything(tmp_path) == {
-        "file": b"1", "file.tmp-mine": b"mine", "directory": None, far.name: None,
+        "file": b"1", "file.tmp-mine": b"mine", far_file.name: b"far", "directory": None, far.name: None,
     }  # fmt: skip
     with atomic_directory(tmp_path / "directory"):
         assert not far.exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilellm import compiled
+from mobilellm import compiling
 from mobilellm.compiled import NotCompiledError, Recipe, open_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -14,22 +14,19 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C co
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """Two sources and a header in a package of their own, and an empty cache."""
-    package = tmp_path / f"package_{tmp_path.name}"
-    (package / "native").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "native" / "number.h").write_text("#define NUMBER 3\n")
-    (package / "native" / "one.c").write_text(
+    """Two sources and a header in a folder of their own, and an empty cache."""
+    folder = tmp_path / "native"
+    folder.mkdir()
+    (folder / "number.h").write_text("#define NUMBER 3\n")
+    (folder / "one.c").write_text(
         '#include "number.h"\nint two(void);\nint one(void) { return NUMBER + two(); }\n'
     )
-    (package / "native" / "two.c").write_text("int two(void) { return TWICE * 2; }\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    (folder / "two.c").write_text("int two(void) { return TWICE * 2; }\n")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     return Recipe(
         "sample",
-        package.name,
-        "native",
+        folder,
         {"one.c": (), "two.c": ("-DTWICE=20",)},
         ("number.h",),
         ("-O1", "-fPIC"),
@@ -46,7 +43,7 @@ def test_every_source_gets_its_own_flags_and_the_library_is_kept(
     assert open_library(recipe).one() == 43
     (name,) = cached(tmp_path)
     assert name.startswith("sample-")
-    monkeypatch.setattr(compiled, "_run_together", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(compiling, "_run_together", lambda *_: pytest.fail("compiled again"))
     assert open_library(recipe).one() == 43
 
 
@@ -55,7 +52,7 @@ def test_whatever_changes_makes_a_new_library(recipe: Recipe, tmp_path: Path) ->
     assert open_library(replace(recipe, sources={"one.c": (), "two.c": ("-DTWICE=30",)})).one() == 63
     assert open_library(replace(recipe, flags=("-O2", "-fPIC"))).one() == 43
     assert open_library(replace(recipe, made_for="another processor")).one() == 43
-    (tmp_path / recipe.package / "native" / "number.h").write_text("#define NUMBER 4\n")
+    (recipe.folder / "number.h").write_text("#define NUMBER 4\n")
     assert open_library(recipe).one() == 44
     assert len(cached(tmp_path)) == 5
 
@@ -64,8 +61,13 @@ def test_targets_are_tried_in_turn(recipe: Recipe) -> None:
     assert open_library(replace(recipe, targets=(("-march=no-such",), ("-DOTHER",)))).one() == 43
 
 
+def test_flags_that_may_be_left_out_are_where_the_compiler_does_not_know_them(recipe: Recipe) -> None:
+    own = ("-DTWICE=20", "-mno-such-instructions?", "-UTWICE?", "-DTWICE=30?")
+    assert open_library(replace(recipe, sources={"one.c": (), "two.c": own})).one() == 63
+
+
 def test_what_the_compiler_says_is_said_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / recipe.package / "native" / "number.h").write_text("#define NUMBER no_such_name\n")
+    (recipe.folder / "number.h").write_text("#define NUMBER no_such_name\n")
     with pytest.raises(NotCompiledError, match="no_such_name") as raised:
         open_library(recipe)
     assert "\n" not in str(raised.value)

@@ -23,9 +23,9 @@ FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
         "sentencepiece_model", "text_stream",
-        "short_text", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
+        "short_text", "texts", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
         "git_lfs", "hub", "hub_connection", "licence", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
-        "compiled", "call_syntax", "tool_calls",
+        "compiled", "compiling", "call_syntax", "tool_calls",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},

@@ -2,21 +2,23 @@
 
 Everything is written beside its final name, flushed to the disk, and renamed: a crash at any byte, a full
 disk or a Ctrl-C leaves what was there before. What a killed process was writing, NAME.tmp-…, goes when the
-same name is written again. (Only a kill between the two renames that replace a directory leaves the old one,
-whole, under NAME.old-….)
+same name is written again, a file an hour later at the earliest. (Only a kill between the two renames that
+replace a directory leaves the old one, whole, under NAME.old-….)
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import secrets
-import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
+
+_LEFT_BEHIND_SECONDS = 3600
+"""Nothing in here writes so long to a file without a byte that is seen."""
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def atomic_directory(
             check_destination(path, overwrite, objection)  # much may have been put there meanwhile
             _swap(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
 
 
@@ -153,7 +155,7 @@ def _swap(new: Path, target: Path) -> None:
         os.rename(new, target)
         sync(target.parent)
         return
-    old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
+    old = target.with_name(f"{target.name}.old-{_random_digits()}")
     try:
         os.rename(target, old)
         os.rename(new, target)
@@ -161,7 +163,7 @@ def _swap(new: Path, target: Path) -> None:
     finally:  # whatever happened, a Ctrl-C included, one of the two has the name
         if not target.exists():
             os.rename(old, target)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def _real(path: str | Path) -> Path:
 def _clear_remains(target: Path) -> None:
     """Remove what processes that are gone were writing under a temporary name of `target`.
 
-    A directory may be written by a process of another machine: that one holds it.
+    A process of another machine may be writing there, too: it holds its directory, and its file is young.
     """
     for path in target.parent.glob(f"{escape(target.name)}.tmp-*"):
         process = path.name.removeprefix(f"{target.name}.tmp-").partition("-")[0]
@@ -192,10 +194,11 @@ def _clear_remains(target: Path) -> None:
             continue
         with suppress(OSError, ValueError):
             if not path.is_dir():
-                path.unlink()
+                if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
+                    path.unlink()
                 continue
             with hold(path, ""):
-                shutil.rmtree(path)
+                _remove(path)
 
 
 def _is_running(process: int) -> bool:
@@ -209,7 +212,17 @@ def _is_running(process: int) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{_random_digits()}")
+
+
+def _random_digits() -> str:
+    return os.urandom(4).hex()
+
+
+def _remove(directory: Path) -> None:
+    import shutil  # here: it brings in every kind of archive, and most who write a file remove no directory
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -1,22 +1,22 @@
-"""C and C++ of this package: compiled on first use, kept in the user's cache, and opened with ctypes."""
+"""C and C++ of this package: compiled on first use, kept in the user's cache, and opened with ctypes.
+
+Most starts find the library in the cache: compiling.py is imported only where it is not there.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from mobilellm.atomic import atomic_write
 from mobilellm.user_cache import user_cache
 
-_LONGEST_SECONDS = 300
+try:  # what hashlib takes it from; hashlib itself loads OpenSSL, 4 MB, and 8 ms of every start
+    from _sha3 import sha3_256  # type: ignore[import-not-found]
+except ImportError:
+    from hashlib import sha3_256
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Recipe:
 
     name: str
     """Of the file in the cache, before its fingerprint."""
-    package: str
-    folder: str
-    """Where the sources lie: a package, and a folder in it ("" for the package's own)."""
+    folder: Path
+    """Where the sources lie."""
     sources: Mapping[str, Sequence[str]]
-    """File names, each with the flags it needs beside the others'."""
+    """File names, each with the flags it needs beside the others'. One that ends in ? is left out where the
+    compiler does not know it."""
     headers: Sequence[str]
     flags: Sequence[str]
     """For compiling every source."""
@@ -49,84 +49,39 @@ class NotCompiledError(Exception):
 
 def open_library(recipe: Recipe) -> ctypes.CDLL:
     """The library, compiled if the cache has none of these sources and flags. Raises NotCompiledError."""
-    compiler = os.environ.get(recipe.variable) or next(
-        filter(None, map(shutil.which, recipe.compilers)), None
-    )
-    if compiler is None:
-        raise NotCompiledError(f"there is no compiler ({', '.join(recipe.compilers)}); install one of them")
-    texts = _texts(recipe)
-    name = f"{recipe.name}-{_fingerprint(recipe, compiler, texts)}.so"
+    texts = {
+        name: (recipe.folder / name).read_text(encoding="utf-8")
+        for name in (*recipe.sources, *recipe.headers)
+    }
+    name = f"{recipe.name}-{_fingerprint(recipe, texts)}.so"
     try:
         try:
             file = user_cache() / name
             if not file.is_file():
-                with atomic_write(file) as temporary:
-                    _compile(recipe, compiler.split(), texts, temporary)
+                from mobilellm.compiling import compile_library
+
+                compile_library(recipe, texts, file)
             return ctypes.CDLL(str(file))
         except OSError:  # no home, no room, or a mount that nothing may be run from
-            with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is no longer needed
-                _compile(recipe, compiler.split(), texts, Path(folder) / name)
-                return ctypes.CDLL(str(Path(folder) / name))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        raise NotCompiledError(f"{compiler}: {' '.join(str(detail).split())[:300]}") from None
+            from mobilellm.compiling import opened_without_cache
+
+            return opened_without_cache(recipe, texts)
+    except OSError as error:
+        raise NotCompiledError(f"{recipe.name}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _texts(recipe: Recipe) -> dict[str, str]:
-    folder = resources.files(recipe.package)
-    if recipe.folder:
-        folder = folder.joinpath(recipe.folder)
-    return {
-        name: folder.joinpath(name).read_text(encoding="utf-8") for name in (*recipe.sources, *recipe.headers)
-    }
+def digest(data: bytes) -> str:
+    """SHA3-256 in hexadecimal."""
+    return str(sha3_256(data).hexdigest())
 
 
-def _fingerprint(recipe: Recipe, compiler: str, texts: Mapping[str, str]) -> str:
+def _fingerprint(recipe: Recipe, texts: Mapping[str, str]) -> str:
     def parts() -> Iterator[str]:
-        yield compiler
+        yield os.environ.get(recipe.variable, "")
         yield recipe.made_for
         for name, text in texts.items():
             yield from (name, text, *recipe.sources.get(name, ()), "")
         for flags in (recipe.flags, recipe.link_flags, *recipe.targets):
             yield from (*flags, "")
 
-    return hashlib.sha256("\0".join(parts()).encode()).hexdigest()[:16]
-
-
-def _compile(recipe: Recipe, compiler: list[str], texts: Mapping[str, str], library: Path) -> None:
-    """Raises OSError or SubprocessError, its stderr what the compiler said."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in texts.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        for target in recipe.targets:
-            commands = [
-                [*compiler, *recipe.flags, *target, *own, "-c", name, "-o", f"{name}.o"]
-                for name, own in recipe.sources.items()
-            ]
-            try:
-                _run_together(commands, folder)
-                break
-            except subprocess.CalledProcessError:
-                if target == recipe.targets[-1]:
-                    raise
-        objects = [f"{name}.o" for name in recipe.sources]
-        _run_together(
-            [[*compiler, "-shared", *objects, "-o", str(library.absolute()), *recipe.link_flags]], folder
-        )
-
-
-def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
-    running = [
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for command in commands
-    ]
-    try:
-        for process, command in zip(running, commands, strict=True):
-            _, errors = process.communicate(timeout=_LONGEST_SECONDS)
-            if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, list(command), stderr=errors)
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    return digest("\0".join(parts()).encode())[:16]

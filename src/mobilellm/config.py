@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -91,10 +90,14 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """Canonical text: `ModelConfig.from_json(text).to_json() == text`, byte for byte."""
+        import json
+
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str = "model config") -> ModelConfig:
+        import json
+
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -11,9 +11,9 @@ Layout: the GGUF specification of ggml-org/ggml (docs/gguf.md).
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import struct
+from array import array
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.gguf_blocks import TYPES, BlockType
+from mobilellm.texts import LENGTH_BYTES, Texts
 
 _MAGIC = b"GGUF"
 _VERSION = 3
@@ -60,6 +61,7 @@ class GGUF:
 
     path: Path
     metadata: dict[str, Any]
+    """Numbers and texts as Python's own, arrays of numbers as numpy's, arrays of texts as Texts."""
     tensors: dict[str, TensorInfo]
     data: NDArray[np.uint8]
     """The whole file, mapped."""
@@ -75,6 +77,8 @@ class GGUF:
     @cached_property
     def sha256(self) -> str:
         """Of the whole file, in hexadecimal: about a second a gigabyte."""
+        import hashlib  # here, as everywhere on the way to a first token: OpenSSL takes 4 MB
+
         digest = hashlib.sha256()
         for start in range(0, len(self.data), _HASHED_AT_ONCE):
             digest.update(self.data[start : start + _HASHED_AT_ONCE].data)
@@ -140,7 +144,7 @@ def read_gguf(path: str | Path) -> GGUF:
 
 def shown(value: Any) -> str:
     """A value of a file in a few words of one line, whatever it is."""
-    if isinstance(value, list | np.ndarray):
+    if isinstance(value, Texts | np.ndarray):
         return f"an array of {len(value):,}"
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
@@ -193,19 +197,21 @@ class _Reader:
         numbers = np.frombuffer(self.take(count * layout.itemsize), dtype=layout)
         return numbers.astype(bool) if kind == _BOOL else numbers
 
-    def _texts(self, count: int, what: str) -> list[str]:
-        """As `text` for each of `count`, in a fifth of the time: a vocabulary has tens of thousands."""
-        texts, data, length_at = [], self._data, struct.Struct("<Q").unpack_from
+    def _texts(self, count: int, what: str) -> Texts:
+        """As `text` for each of `count`, in a fraction of the time: a vocabulary has tens of thousands."""
+        first, data, length_at = self.place, self._data, struct.Struct("<Q").unpack_from
+        bounds, last = array("q", [0]), self._size - LENGTH_BYTES
         for _ in range(count):
-            start = self.place + 8
-            end = start + length_at(data, self.place)[0] if start <= self._size else self._size + 1
-            if end > self._size:
+            length = length_at(data, self.place)[0] if self.place <= last else self._size
+            if length > last - self.place:
                 self.text(what)  # which says what is wrong
-            try:
-                texts.append(data[start:end].decode())
-            except UnicodeDecodeError:
+            self.place += LENGTH_BYTES + length
+            bounds.append(self.place - first)
+        texts = Texts(data[first : self.place], bounds)
+        if not texts.are_utf8():
+            self.place = first
+            for _ in range(count):
                 self.text(what)
-            self.place = end
         return texts
 
     def tensor(self) -> tuple[str, tuple[int, ...], BlockType, int]:

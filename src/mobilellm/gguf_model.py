@@ -22,6 +22,7 @@ from mobilellm.config import ConfigError, ModelConfig
 from mobilellm.gguf import GGUF, shown
 from mobilellm.gguf_blocks import TYPES, BlockType
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPECIAL_PIECES
+from mobilellm.texts import Texts
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
 PLAIN, SHARED = "llama", "mobilellm"
@@ -184,7 +185,7 @@ def stated_config(file: GGUF) -> ModelConfig:
         if _has(file, architecture, key)
     }
     tokens = file.metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list):
+    if isinstance(tokens, Texts):
         values.setdefault("vocab_size", len(tokens))
     hidden, heads = values.get("hidden_size"), values.get("num_heads")
     if isinstance(hidden, int) and isinstance(heads, int) and heads:
@@ -217,19 +218,20 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
     if not isinstance(kind, str) or kind != "llama":
         raise ValueError(f"{path}: its tokenizer is {shown(kind)}; only 'llama' (SentencePiece BPE) is read")
     pieces, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
-    if not isinstance(pieces, list) or not isinstance(scores, np.ndarray) or len(scores) != len(pieces):
+    if not isinstance(pieces, Texts) or not isinstance(scores, np.ndarray) or len(scores) != len(pieces):
         raise ValueError(f"{path}: the tokenizer's tokens and scores are missing or not equally many")
-    pieces = [str(piece) for piece in pieces]
-    while len(pieces) > len(LAYOUT_HEAD) and pieces[-1] == _padding(len(pieces) - 1):
-        pieces.pop()  # rows of the embedding that no piece uses
-    falling = np.argsort(-scores[len(LAYOUT_HEAD) : len(pieces)].astype(np.float64), kind="stable")
-    ranked = [pieces[len(LAYOUT_HEAD) + index] for index in falling]  # of equal scores, the lower id
+    used = len(pieces)
+    while used > len(LAYOUT_HEAD) and pieces[used - 1] == _padding(used - 1):
+        used -= 1  # rows of the embedding that no piece uses
+    pieces = pieces.first(used)
+    ranked = np.argsort(-scores[len(LAYOUT_HEAD) : used].astype(np.float64), kind="stable")
+    ranked += len(LAYOUT_HEAD)  # of equal scores, the lower id
     embedding = file.tensors.get("token_embd.weight")
     if embedding is not None and len(pieces) > embedding.shape[0]:
         raise ValueError(
             f"{path}: its tokenizer has {len(pieces):,} pieces and its embedding {embedding.shape[0]:,} rows"
         )
-    longest = max(map(len, pieces), default=0)
+    longest = max(map(len, pieces.of_more_than(_LONGEST_PIECE)), default=0)
     if longest > _LONGEST_PIECE:  # every way to cut a piece in two is looked at
         raise ValueError(f"{path}: a piece has {longest:,} characters, of {_LONGEST_PIECE} at most")
     try:
@@ -307,7 +309,7 @@ def _has(file: GGUF, architecture: str, key: str) -> bool:
 
 def _of(file: GGUF, key: str) -> Any:
     value = file.metadata.get(key)
-    if value is None or isinstance(value, np.ndarray | list) or (isinstance(value, str) and len(value) > 80):
+    if value is None or isinstance(value, np.ndarray | Texts) or (isinstance(value, str) and len(value) > 80):
         raise ValueError(f"{file.path}: the metadata has no single value {key!r}; the file is incomplete")
     return value
 
@@ -339,10 +341,10 @@ def _check_rope(file: GGUF, architecture: str, config: ModelConfig) -> None:
     for key, value in file.metadata.items():
         if not key.startswith(f"{architecture}.rope.scaling"):
             continue
-        if isinstance(value, np.ndarray | list) or value not in ("none", 0, 1, 1.0):
+        if isinstance(value, np.ndarray | Texts) or value not in ("none", 0, 1, 1.0):
             raise ValueError(f"{file.path}: {shown(key)} = {shown(value)} is not implemented")
     turned = file.metadata.get(f"{architecture}.rope.dimension_count", config.head_dim)
-    if isinstance(turned, np.ndarray | list) or turned != config.head_dim:
+    if isinstance(turned, np.ndarray | Texts) or turned != config.head_dim:
         raise ValueError(
             f"{file.path}: rotates {shown(turned)} of {config.head_dim} numbers of a head; all or none is run"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +58,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, history: Sequence[int] = (), row: int = 0) -> None:
         self.sampling = sampling
-        entropy = None if sampling.seed is None else [sampling.seed, row]
-        self._random = np.random.Generator(np.random.PCG64(entropy))
-        self._seen = set(history)
+        self._row, self._seen = row, set(history)
 
     def __call__(self, logits: Floats) -> int:
         """The next token id for logits (V,); remembers it for the repetition penalty.
@@ -78,6 +77,12 @@ class Sampler:
             token = self._draw(logits)
         self._seen.add(token)
         return token
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """Made for the first draw: numpy.random takes 7 MB, and greedy decoding draws nothing."""
+        seed = self.sampling.seed
+        return np.random.Generator(np.random.PCG64(None if seed is None else [seed, self._row]))
 
     def _draw(self, logits: Floats) -> int:
         ids, probabilities = distribution(logits, self.sampling)

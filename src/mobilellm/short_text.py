@@ -9,8 +9,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from mobilellm.sentencepiece_model import BYTE_PIECES, SPACE
+from mobilellm.texts import Texts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _NEVER = 1 << 62
 
@@ -18,18 +24,21 @@ _NEVER = 1 << 62
 class ShortTexts:
     """For vocabularies whose merges are all that make a piece of `ranked`: see `tokenizer.merges_of`."""
 
-    def __init__(self, pieces: Sequence[str], ranked: Sequence[str]) -> None:
-        self._ids = {piece: index for index, piece in enumerate(pieces)}
-        self._keys = array("q", [_NEVER]) * len(pieces)
-        for rank, piece in enumerate(ranked):
-            self._keys[self._ids[piece]] = rank << 32
+    def __init__(self, pieces: Texts, ranked: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """`ranked`: ids, the piece that is to be made first before the others."""
+        import numpy as np
+
+        keys = np.full(len(pieces), _NEVER, np.int64)
+        keys[np.asarray(ranked, np.int64)] = np.arange(len(ranked)) << 32
+        self._pieces, self._keys = pieces, array("q", keys.tobytes())
 
     def encode(self, text: str) -> list[int]:
         """Time grows with the square of the length. Raises UnicodeEncodeError for a lone surrogate."""
-        symbols: list[str] = []
+        symbols: list[bytes] = []
         for character in (SPACE + text.replace(" ", SPACE)) if text else "":
-            known = character in self._ids
-            symbols += [character] if known else [BYTE_PIECES[byte] for byte in character.encode()]
+            data = character.encode()
+            known = self._pieces.find(data) is not None
+            symbols += [data] if known else [BYTE_PIECES[byte].encode() for byte in data]
         keys = [self._key(left, right) for left, right in pairwise(symbols)]
         while keys and (best := min(keys)) != _NEVER:
             at = keys.index(best)  # of equal ones the first
@@ -39,9 +48,9 @@ class ShortTexts:
                 keys[at - 1] = self._key(symbols[at - 1], symbols[at])
             if at < len(keys):
                 keys[at] = self._key(symbols[at], symbols[at + 1])
-        return [self._ids[symbol] for symbol in symbols]
+        return [index for symbol in symbols if (index := self._pieces.find(symbol)) is not None]
 
-    def _key(self, left: str, right: str) -> int:
+    def _key(self, left: bytes, right: bytes) -> int:
         """Lower is earlier: by the rank of what is made; of two ways to make it, the shorter left side."""
-        index = self._ids.get(left + right)
+        index = self._pieces.find(left + right)
         return _NEVER if index is None else min(_NEVER, self._keys[index] + len(left))

@@ -13,8 +13,6 @@ is loaded or called with `split_special_tokens=True`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE, SPECIAL_PIECES, read_sentencepiece_model
 from mobilellm.short_text import ShortTexts
+from mobilellm.texts import Texts
 from mobilellm.tokenizer_files import (
     NORMALIZER,
     Merge,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 PAD_ID = UNK_ID  # never eos: masking the padding must not mask the end of a text; <unk> never appears in one
 
+_SPACE_BYTES = SPACE.encode()
 _MOST_SHORT_CHARACTERS = 2000
 """Encoded without the library: more would take longer than it takes to get ready."""
 
@@ -63,7 +63,6 @@ _PROBES = (
 class Tokenizer:
     """Text to ids and back. Make one with `load`, `from_sentencepiece` or `train`.
 
-    `pieces` are in id order.
     `repairs` says in words what was wrong with the files it was loaded from and what was done about it.
     """
 
@@ -72,17 +71,17 @@ class Tokenizer:
         pieces: Sequence[str],
         merges: Sequence[Merge] = (),
         repairs: Sequence[str] = (),
-        ranked: Sequence[str] | None = None,
+        ranked: Sequence[int] | NDArray[np.integer[Any]] | None = None,
     ) -> None:
-        """With `ranked` in place of `merges`: the pieces that are made of others, in all ways there are.
+        """With `ranked` in place of `merges`: ids of pieces that are made of others, in all ways there are.
 
         Then the library takes the vocabulary up only when more than a few short texts have been encoded.
         """
-        _check_vocabulary(pieces)
-        self.pieces = tuple(pieces)
+        self._texts = pieces if isinstance(pieces, Texts) else Texts.of(pieces)
+        _check_vocabulary(self._texts)
         self.repairs = tuple(repairs)
         self._ranked, self._merges = ranked, tuple(merges) if ranked is None else None
-        self._short = None if ranked is None else ShortTexts(self.pieces, ranked)
+        self._short = None if ranked is None else ShortTexts(self._texts, ranked)
         self._short_left = _MOST_SHORT_CHARACTERS
         if ranked is None:
             _ = self._backend
@@ -128,7 +127,8 @@ class Tokenizer:
     def from_sentencepiece(cls, path: str | Path) -> Tokenizer:
         """From a Llama-style BPE tokenizer.model. Raises FileNotFoundError or ValueError (one line)."""
         model = read_sentencepiece_model(path)
-        return cls(model.pieces, ranked=model.ranked)
+        ids = {piece: index for index, piece in enumerate(model.pieces)}
+        return cls(model.pieces, ranked=[ids[piece] for piece in model.ranked])
 
     @classmethod
     def train(
@@ -145,14 +145,20 @@ class Tokenizer:
         ranked, characters = train_pieces(
             texts, vocab_size, character_coverage, min_frequency, max_piece_length
         )
-        return cls(LAYOUT_HEAD + ranked + characters, ranked=ranked)
+        first = len(LAYOUT_HEAD)
+        return cls(LAYOUT_HEAD + ranked + characters, ranked=range(first, first + len(ranked)))
+
+    @cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """All pieces, in the order of their ids."""
+        return tuple(self._texts)
 
     @property
     def merges(self) -> tuple[Merge, ...]:
         """Pairs of pieces, the pair to be joined first before the others."""
         if self._merges is None:
             assert self._ranked is not None
-            self._merges = tuple(merges_of(self._ranked, self.pieces))
+            self._merges = tuple(merges_of([self.pieces[index] for index in self._ranked], self.pieces))
         return self._merges
 
     @cached_property
@@ -165,15 +171,18 @@ class Tokenizer:
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        return [_token_bytes(index, piece) for index, piece in enumerate(self.pieces)]
+        return [self.token_bytes(index) for index in range(self.vocab_size)]
 
     @property
     def vocab_size(self) -> int:
-        return len(self.pieces)
+        return len(self._texts)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over vocabulary, merges and normaliser: where it is equal, every text has the same ids."""
+        import hashlib
+        import json
+
         content = json.dumps([self.pieces, self.merges, NORMALIZER], separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -233,7 +242,11 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """The bytes a token adds to running text: a space for ▁, one byte for <0xNN>, none for specials."""
         index = self._checked(id)
-        return _token_bytes(index, self.pieces[index])
+        if index < len(SPECIAL_PIECES):
+            return b""
+        if index < len(LAYOUT_HEAD):
+            return bytes([index - len(SPECIAL_PIECES)])
+        return self._texts.utf8(index).replace(_SPACE_BYTES, b" ")
 
     def num_bytes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> int:
         """UTF-8 bytes of the text of whole documents, each with the BOS before it, in a stream of ids."""
@@ -280,14 +293,14 @@ class Tokenizer:
 
     def _all_checked(self, ids: Iterable[int]) -> list[int]:
         ids = list(ids)
-        if ids and not (min(ids) >= 0 and max(ids) < len(self.pieces)):
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
             for index in ids:
                 self._checked(index)
         return ids
 
     def _checked(self, index: int) -> int:
-        if not 0 <= index < len(self.pieces):
-            raise ValueError(f"token id {index} is outside the vocabulary of {len(self.pieces)} pieces")
+        if not 0 <= index < self.vocab_size:
+            raise ValueError(f"token id {index} is outside the vocabulary of {self.vocab_size} pieces")
         return index
 
 
@@ -306,23 +319,14 @@ def merges_of(ranked: Iterable[str], pieces: Iterable[str]) -> list[Merge]:
     ]
 
 
-def _token_bytes(index: int, piece: str) -> bytes:
-    if index < len(SPECIAL_PIECES):
-        return b""
-    if index < len(LAYOUT_HEAD):
-        return bytes([index - len(SPECIAL_PIECES)])
-    return piece.replace(SPACE, " ").encode()
-
-
-def _check_vocabulary(pieces: Sequence[str]) -> None:
+def _check_vocabulary(pieces: Texts) -> None:
     for index, expected in enumerate(LAYOUT_HEAD):
         if index >= len(pieces) or pieces[index] != expected:
             found = f"is {pieces[index]!r}" if index < len(pieces) else "is missing"
             raise ValueError(f"token {index} {found}; a Llama-style vocabulary has {expected!r} there")
-    known = frozenset(pieces)
-    if len(known) != len(pieces):
+    if pieces.repeats():
         raise ValueError("the vocabulary holds a piece twice")
-    if SPACE not in known:
+    if pieces.find(_SPACE_BYTES) is None:
         raise ValueError(f"the vocabulary has no piece {SPACE!r} for a space")
 
 

@@ -6,7 +6,6 @@ was read encodes exactly as the file says. Written so that stock transformers ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +111,8 @@ def write_tokenizer_files(
     directory: Path, pieces: Sequence[str], merges: Sequence[Merge], model_max_length: int | None
 ) -> None:
     """Each file appears whole or not at all. `model_max_length` is in tokens."""
+    import json
+
     names = _SPECIAL_TOKENS | {"pad_token": _UNK}
     config = {
         "add_bos_token": True,
@@ -154,6 +155,8 @@ def _complete_backend(pieces: Sequence[str], merges: Sequence[Merge]) -> tokeniz
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    import json  # here: a .gguf file is opened without any
+
     if problem := pointer_problem(path):
         raise ValueError(f"{path}: {problem}")
     try:

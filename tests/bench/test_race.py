@@ -43,7 +43,7 @@ class Clockwork:
 def clockwork(monkeypatch: pytest.MonkeyPatch) -> None:
     Clockwork.turns.clear()
     monkeypatch.setattr(race, "Worker", Clockwork)
-    monkeypatch.setattr(race, "_REST", 0)
+    monkeypatch.setattr(race, "REST", 0)
     monkeypatch.setattr(Entry, "described", {})
 
 

@@ -42,6 +42,7 @@ def test_both_caches_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
             assert small["cache_bytes"] * 32 == plain["cache_bytes"] * 17
     for wrong, told in (
         ([str(wide), "--kv-cache", "f16", "f16"], "--kv-cache f16 f16: name each type once"),
+        ([str(wide), "--kv-cache"], "--kv-cache needs a value: f16, q8_0 or both"),
         ([str(tmp_path / "model"), "--kv-cache", "q8_0"], "--kv-cache q8_0 is for .gguf files"),
     ):
         assert _main(["bench", "decode", *wrong]) == 2
@@ -107,6 +108,57 @@ def test_peers_that_are_not_installed_are_named(
     assert notes[0].startswith("llama.cpp is not installed; to measure it: ")
     assert "[peers]" in notes[0]
     assert notes[1].startswith("transformers is not installed; to measure it: ")
+    assert _main([*command[:-2], "transformers", "--json", "-"]) == 0
+    (only,) = json.loads(capsys.readouterr().out)["notes"]
+    assert only == notes[1]
+
+
+def test_threads(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, picture = tmp_path / "threads.json", tmp_path / "threads.png"
+    command = ["bench", "threads", str(file), "--counts", "1", "3", "--tokens", "6", "--rounds", "2"]
+    assert _main([*command, "--json", str(out), "--png", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{file}, mobilellm: best for decoding " in printed
+    assert "; 2 rounds." in printed
+    written = json.loads(out.read_text(encoding="utf-8"))
+    (best,) = written["best_threads"]
+    assert {best["decode"], best["prefill"]} <= {1, 3}
+    assert (best["model"], written["measured"]) == (str(file), "threads")
+    tests = written["tests"]
+    assert [(test["n_threads"], test["n_gen"], test["n_prompt"]) for test in tests] == [
+        (1, 6, 0), (3, 6, 0), (1, 0, 96), (3, 0, 96),
+    ]  # fmt: skip
+    rates = {test["n_threads"]: test["median_ts"] for test in tests if test["n_gen"]}
+    assert rates[best["decode"]] > 0.94 * max(rates.values())
+    assert tests[0]["read_gb_per_second"] > 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_threads_up_to_the_cores_there_are(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mobilellm.cli import bench
+    from mobilellm.runtime.cores import Cores
+
+    monkeypatch.setattr(bench, "cores", lambda: Cores(fast=2, usable=3))
+    command = [
+        "bench",
+        "threads",
+        str(file),
+        "--tokens",
+        "2",
+        "--prompt",
+        "4",
+        "--rounds",
+        "1",
+        "--json",
+        "-",
+    ]
+    assert _main(command) == 0
+    tests = json.loads(capsys.readouterr().out)["tests"]
+    assert [test["n_threads"] for test in tests if test["n_gen"]] == [1, 2, 3]
+    assert _main(["bench", "threads", str(file.parent / "model")]) == 2  # what the file was made of
+    assert "model: threads are measured of .gguf files alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -122,6 +174,11 @@ def test_peers_that_are_not_installed_are_named(
         (["load", "FILE", "--context", "1"], "--context 1 must be at least 2"),
         (["load", "FILE", "--rounds", "0"], "--rounds 0 must be at least 1"),
         (["load", "FILE", "--threads", "0"], "--threads 0 must lie in 1 … 256"),
+        (["decode", "FILE", "--depths"], "--depths needs a value"),
+        (["prefill", "FILE", "--peers", "llama"], "--peers 'llama' must be llama.cpp or transformers, did you mean llama.cpp?"),
+        (["threads", "FILE", "--counts", "2", "0"], "--counts 0 must be at least 1"),
+        (["threads", "FILE", "--counts", "300"], "threads = 300 must lie in 1 … 256"),
+        (["threads", "FILE", "--prompt", "97"], "--prompt 97 do not fit FILE, whose context is 96; take fewer"),
         (["load", "FILE", "--png", "a.svg"], "a.svg: the name of the picture must end in .png"),
     ],
 )  # fmt: skip

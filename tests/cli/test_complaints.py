@@ -32,7 +32,10 @@ from mobilellm.cli.main import VERBS, _main
             "eval table --size 125",
             "--size '125' must be 1.5b, 125m, 1b, 350m, 600m or all, did you mean 125m?",
         ),
-        ("bench decod x", "bench: 'decod' is not one of decode, prefill, load, did you mean decode?"),
+        (
+            "bench decod x",
+            "bench: 'decod' is not one of decode, prefill, load, threads, did you mean decode?",
+        ),
         (
             "train tiny-cpu --model.hidden 64 --stepz 3",
             "--model.hidden is not known, did you mean --model.hidden-size? "

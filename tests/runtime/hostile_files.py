@@ -20,6 +20,7 @@ import numpy as np
 from mobilellm import gguf_model
 from mobilellm.gguf import read_gguf
 from mobilellm.runtime.engine import NativeModel
+from mobilellm.texts import Texts
 
 ROOM = 2**28
 """Bytes of memory that using a file of less than a megabyte may take beside what Python has."""
@@ -67,7 +68,10 @@ class Parts:
             (info.name, tuple(reversed(info.shape)), info.type.number, info.offset - start)
             for info in file.tensors.values()
         ]
-        return cls(file.metadata, tensors, file.data[start:].tobytes())
+        metadata = {
+            key: list(value) if isinstance(value, Texts) else value for key, value in file.metadata.items()
+        }
+        return cls(metadata, tensors, file.data[start:].tobytes())
 
     def together(self) -> bytes:
         pairs = b"".join(_text(key) + _value(value) for key, value in self.metadata.items())

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import mobilellm.runtime
 from mobilellm.config import ModelConfig
 from mobilellm.gguf_blocks import TYPES
-from mobilellm.runtime import engine, native_library, reference
+from mobilellm.runtime import engine, native_library, reference, thread_choice
+from mobilellm.runtime.cores import Cores
 from mobilellm.runtime.kv_cache import CacheState
 
 if (fault := engine.missing()) is not None:
@@ -143,6 +144,50 @@ def test_threads_and_chunks_change_no_bit(tmp_path: Path, kind: str, config: Mod
         cache = native.new_cache()
         parts = [native.forward(part, cache) for part in np.split(tokens, [1, 2, 4, 9, 26, 59])]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_threads_that_change_from_pass_to_pass_change_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = exported(tmp_path, "Q8_0", SHAPE)
+    expected = logits(engine.load(file, 1))
+    monkeypatch.setattr(thread_choice, "cores", lambda: Cores(fast=2, usable=4))
+    native, tried = engine.load(file), set()
+    for _ in range(2):
+        cache = native.new_cache()
+        for token, right in zip(TOKENS, expected, strict=True):
+            tried.add(native.threads)
+            np.testing.assert_array_equal(native.logits(native.forward(token[None], cache))[0], right)
+    assert {1, 2, 3} <= tried <= {1, 2, 3, 4}
+    np.testing.assert_array_equal(logits(native), expected)
+
+
+def test_threads_that_are_named_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = engine.load(exported(tmp_path, "F32")[0], 1)
+    before = threading_count()
+    native.use_threads(3)
+    assert (native.threads, threading_count()) == (3, before + 2)
+    native.use_threads(2)
+    assert {native.threads for _ in range(100) if native.forward(TOKENS[:1], native.new_cache()).any()} == {2}
+    with pytest.raises(ValueError, match="threads = 257 must lie in 1 … 256"):
+        native.use_threads(257)
+    monkeypatch.setattr(native.library, "use_threads", lambda *_: native_library.REFUSED)
+    with pytest.raises(ValueError, match="threads = 4 could not be started; take fewer"):
+        native.use_threads(4)
+    assert native.threads == 2
+
+
+def test_threads_that_cannot_be_started_are_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_choice, "cores", lambda: Cores(fast=8, usable=8))
+    native = engine.load(exported(tmp_path, "F32")[0])
+    monkeypatch.setattr(native.library, "use_threads", lambda *_: native_library.REFUSED)
+    before = threading_count()
+    for _ in range(100):
+        native.forward(TOKENS[:20], native.new_cache())
+        native.forward(TOKENS[:1], native.new_cache())
+    assert threading_count() == before
 
 
 @pytest.mark.parametrize("isa", engine.INSTRUCTION_SETS)
@@ -366,30 +411,44 @@ model.forward(np.array([5]), cache)
     assert done.returncode == 0
 
 
-def test_another_thread_cancels_a_call(tmp_path: Path) -> None:
-    native = engine.load(
-        exported(tmp_path, "F32", replace(SHAPE, max_position_embeddings=8192))[0], 2, "scalar"
-    )
-    cache = native.new_cache()
-    tokens = np.resize(TOKENS, 8192)
+def test_another_thread_cancels_a_call_within_a_pass(tmp_path: Path) -> None:
+    """The last step's keys were not written: a pass that had run to its end would have written all."""
+    long = replace(SHAPE, num_layers=12, max_position_embeddings=8192)
+    native = engine.load(exported(tmp_path, "F32", long)[0], 2, "scalar")
+    tokens = np.resize(TOKENS, 256)  # of one pass
     done = threading.Event()
 
     def cancel() -> None:
-        while not done.wait(0.02):
+        while not done.wait(0.001):
             native.cancel()
 
     thread = threading.Thread(target=cancel)
     thread.start()
     try:
-        with pytest.raises(engine.CancelledError):
-            native.forward(tokens, cache)
+        for _ in range(100):  # on a busy machine the other thread may come too late
+            cache = native.new_cache(len(tokens))
+            try:
+                native.forward(tokens, cache)
+            except engine.CancelledError:
+                assert cache.length == 0
+                written = keys_written(native, cache, len(tokens))
+                if written[0] and not written[-1]:
+                    break
+        else:
+            pytest.fail("no pass was left before its last step")
     finally:
         done.set()
         thread.join()
-    assert cache.length == 0
     native.cancel()  # nothing runs: nothing happens
     alone = native.forward(tokens[:40], cache)
     np.testing.assert_array_equal(alone, native.forward(tokens[:40], native.new_cache()))
+
+
+def keys_written(native: engine.NativeModel, cache: engine.NativeCache, tokens: int) -> np.ndarray:
+    """Of every step (steps,): whether there are keys of so many tokens, whatever the cache's length."""
+    state = cache.empty_state(tokens)
+    native.library.sequence_read(cache.handle, tokens, *(array.ctypes.data for array in state))
+    return state.keys.any(axis=(1, 2, 3))
 
 
 # Memory

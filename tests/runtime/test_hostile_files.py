@@ -104,9 +104,7 @@ def test_a_file_taken_apart_and_put_together_is_the_same(files: list[Path], tmp_
     path = tmp_path / "same.gguf"
     path.write_bytes(Parts.of(files[3]).together())
     assert use(path)
-    assert {key: str(value) for key, value in read_gguf(path).metadata.items()} == {
-        key: str(value) for key, value in read_gguf(files[3]).metadata.items()
-    }
+    assert str(Parts.of(path).metadata) == str(Parts.of(files[3]).metadata)
     assert len({hostile(Parts.of(files[3]), case) for case in range(50)}) == 50
 
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import mobilellm.runtime
+from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES
 from mobilellm.runtime import engine, reference
 from mobilellm.runtime.batch import ContinuousBatch
 from mobilellm.runtime.kv_cache import (
+    KV_CACHE_TYPES,
     CacheState,
     KVCache,
     bytes_per_token,
@@ -73,12 +75,13 @@ def test_halves_go_to_the_even_number_and_nothing_stays_nothing() -> None:
     assert not codes[1].any()
 
 
-def test_what_is_no_number_is_refused() -> None:
-    for fault in (np.inf, np.nan):
-        with pytest.raises(ValueError, match="infinite or no numbers, which q8_0 cannot keep; choose f16"):
-            rounded("q8_0", np.full((1, 32), fault, np.float32))
-    with pytest.raises(ValueError, match="too large for blocks with scales in float16"):
-        rounded("q8_0", np.full((1, 32), 1e7, np.float32))
+@pytest.mark.parametrize("fault", [np.inf, -np.inf, np.nan, 1e7])
+def test_a_run_with_what_is_no_number_stays_none(fault: float) -> None:
+    numbers = np.ones((3, 32), np.float32)
+    numbers[1, 7] = fault
+    kept = numbers_of("q8_0", rounded("q8_0", numbers))
+    assert np.isnan(kept[1]).all()
+    np.testing.assert_allclose(kept[[0, 2]], 1, rtol=1e-3)
 
 
 def test_a_token_takes_17_of_32_bytes() -> None:
@@ -172,6 +175,36 @@ def test_several_sequences_in_a_batch_are_each_alone(native: engine.NativeModel,
 @pytest.fixture(scope="module")
 def native(file: Path) -> engine.NativeModel:
     return engine.load(file, 2, kv_cache="q8_0")
+
+
+@needs_engine
+@pytest.mark.parametrize("isa", engine.INSTRUCTION_SETS)
+@pytest.mark.parametrize("which", ["k", "v"])
+@pytest.mark.parametrize("fault", [np.inf, np.nan, 1e12])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_damaged_weight_is_told_when_a_token_is_drawn(
+    tmp_path: Path, isa: str, which: str, fault: float
+) -> None:
+    """In either engine and in either type of cache: what follows are no numbers."""
+    path, _ = exported(tmp_path, "F32", replace(SHAPE, head_dim=32))
+    weight = read_gguf(path).tensors[f"blk.0.attn_{which}.weight"]
+    with path.open("r+b") as open_file:
+        open_file.seek(weight.offset)
+        open_file.write(np.float32(fault).tobytes())
+    try:
+        models = [engine.load(path, 2, isa, kind) for kind in KV_CACHE_TYPES]
+    except ValueError as error:
+        pytest.skip(str(error))
+    kept = []
+    for each in (*models, *(reference.load(path, kind) for kind in KV_CACHE_TYPES)):
+        cache = each.new_cache()
+        logits = each.logits(each.forward(TOKENS[:20], cache))  # type: ignore[arg-type]
+        assert np.isnan(logits).all()
+        kept.append(cache.state())
+    for ours, right in zip(kept[1], kept[3], strict=True):  # in q8_0: from the first step on that was damaged
+        np.testing.assert_array_equal(ours[1:], right[1:])
+    with pytest.raises(ValueError, match="the logits hold nan: the model's arithmetic overflowed or its"):
+        mobilellm.runtime.load(path, kv_cache="q8_0").generate("some words")
 
 
 # Text

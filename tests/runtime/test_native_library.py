@@ -8,13 +8,14 @@ import pytest
 from mobilellm.runtime import native_library
 
 SOURCES = Path(native_library.__file__).with_name("native")
+X86_64 = [f"kernels_{isa}.cpp" for isa in ("avx2", "avxvnni", "avx512vl", "avx512")]
 
 
 @pytest.mark.parametrize(
     ("machine", "own"),
     [
-        ("x86_64", {"kernels_avx2.cpp": "-mavx2", "kernels_avx512.cpp": "-mavx512vnni"}),
-        ("AMD64", {"kernels_avx2.cpp": "-mfma", "kernels_avx512.cpp": "-mavx512bw"}),
+        ("x86_64", dict(zip(X86_64, ("-mavx2", "-mavxvnni?", "-mavx512vl", "-mavx512vnni"), strict=True))),
+        ("AMD64", dict(zip(X86_64, ("-mfma", "-mavx2", "-mavx512vnni", "-mavx512bw"), strict=True))),
         ("aarch64", {"kernels_neon.cpp": None, "kernels_dotprod.cpp": "-march=armv8.2-a+dotprod"}),
         ("arm64", {"kernels_neon.cpp": None, "kernels_dotprod.cpp": "-march=armv8.2-a+dotprod"}),
         ("riscv64", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from mobilellm.config import ModelConfig
 from mobilellm.data.loader import Batch, PackedLoader
 from mobilellm.eval.perplexity import Perplexity, windowed
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.train import distributed
 from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.distributed import World, is_sharded, join, whole_model
 from mobilellm.train.loop import train
@@ -33,9 +36,16 @@ CONFIGS: dict[str, ModelConfig] = {"shared": LS, "untied": replace(ORDINARY, tie
 OTHERWISE: dict[str, dict[str, Any]] = {
     "ddp bfloat16": {"precision": "bfloat16"},
     "fsdp bfloat16": {"precision": "bfloat16", "strategy": "fsdp"},
+    "fsdp in half": {"precision": "bfloat16", "strategy": "fsdp", "half": True},
+    "fsdp in half again": {
+        "precision": "bfloat16",
+        "strategy": "fsdp",
+        "half": True,
+        "activation_checkpointing": True,
+    },
     "ddp muon": {"optim.name": "muon"},
 }
-"""Arithmetic that rounds more: compared less closely."""
+"""Arithmetic that rounds more: compared less closely. In `half` weights are exchanged in bfloat16, as on GPUs."""
 TARGETS = 99
 """Of the evaluation: no multiple of window, batch or ranks."""
 
@@ -67,9 +77,11 @@ def spread_run(
     config: str = "shared",
     loss_function: Callable[..., Tensor] = weighted_loss,
     speaking: bool = True,
+    half: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """What this process sees of a run, to compare with what another number of them sees."""
+    gathers = mock.patch.object(distributed, "gathers_in_half", lambda world, compute: world.size > 1)
     settings, model, records = spread_settings(**changes), tiny_model(CONFIGS[config]), list[Record]()
     batch = settings.batch
     loader = UnequalLoader(
@@ -91,17 +103,18 @@ def spread_run(
         with torch.no_grad():
             return [("sum", str(model(torch.arange(9)[None]).logsumexp(-1).sum().item()))]
 
-    outcome = train(
-        model,
-        loader,
-        settings,
-        directory,
-        evaluate,
-        records.append,
-        loss_function,
-        world,
-        speak if speaking else None,
-    )
+    with gathers if half else contextlib.nullcontext():
+        outcome = train(
+            model,
+            loader,
+            settings,
+            directory,
+            evaluate,
+            records.append,
+            loss_function,
+            world,
+            speak if speaking else None,
+        )
     sharded = world.size > 1 and is_sharded(model)
     plain = whole_model(model) if sharded else model
     if plain is not None and world.is_first:

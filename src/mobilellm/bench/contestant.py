@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from mobilellm.runtime.kv_cache import KVCacheType
 
@@ -55,7 +55,8 @@ KINDS = {
 }
 RUNTIME: dict[KVCacheType, str] = {"f16": "runtime", "q8_0": "runtime q8_0"}
 """This package's engine, by the type of its cache."""
-PEERS = ("llama.cpp", "transformers")
+Peer = Literal["llama.cpp", "transformers"]
+PEERS: tuple[Peer, ...] = get_args(Peer)
 """Who can be given the weights of a .gguf file."""
 
 

@@ -19,7 +19,7 @@ from mobilellm.bench.contestant import RUNTIME
 from mobilellm.bench.entries import Entry
 from mobilellm.bench.worker import Worker, WorkerError
 
-_REST = 0.03
+REST = 0.03
 """Seconds between two turns: threads that still wait for work go to sleep."""
 
 Progress = Callable[[int, int, str], None]
@@ -157,7 +157,7 @@ def _race(
                 if reader is not None:
                     memory.append(reader.call("read_memory"))
                 for own, (entry, worker) in zip(seconds, workers, strict=True):
-                    time.sleep(_REST)
+                    time.sleep(REST)
                     if n_gen:
                         own.append(worker.call("decode", depth=n_depth, tokens=n_gen))
                     else:

@@ -19,21 +19,23 @@ from typing import Annotated, Any
 import tyro
 
 from mobilellm.atomic import atomic_write
-from mobilellm.bench.contestant import KINDS, PEERS
+from mobilellm.bench.contestant import KINDS, PEERS, Peer
 from mobilellm.bench.entries import Entry, entries
 from mobilellm.bench.race import Progress, race_decode, race_prefill
 from mobilellm.bench.starts import cold_starts
-from mobilellm.cli.bench_output import Results, of_starts, of_timings
+from mobilellm.bench.thread_race import race_threads
+from mobilellm.cli.bench_output import Results, of_starts, of_threads, of_timings
 from mobilellm.cli.tables import print_notes, print_table
 from mobilellm.environment import environment
 from mobilellm.installation import install_command, missing_packages
 from mobilellm.report.live_bar import LiveBar
-from mobilellm.runtime.cores import default_threads
-from mobilellm.runtime.engine import MOST_THREADS
+from mobilellm.runtime.cores import cores, default_threads
 from mobilellm.runtime.kv_cache import KVCacheType
+from mobilellm.runtime.thread_choice import counts_up_to, thread_choices
 
 _PACKAGES = ("mobilellm", "numpy", "torch", "transformers", "llama-cpp-python")
-_DEPTHS, _PROMPTS = (0, 512, 1024, 1900), (128, 512)
+_DEPTHS, _PROMPTS, _PROMPT = (0, 512, 1024, 1900), (128, 512), (256,)
+_LEAST = {"rounds": 1, "depths": 0, "tokens": 1, "prompts": 1, "prompt": 1, "context": 2, "counts": 1}
 
 Models = Annotated[
     tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(name="models", metavar="MODEL [MODEL ...]")
@@ -44,16 +46,20 @@ Models = Annotated[
 class Options:
     rounds: int = 5
     """How often each is measured; the median counts. One round more, the first, warms up."""
-    threads: int | None = None
-    """Of every runtime; by default one a fast core, four at most."""
     kv_cache: tuple[KVCacheType, ...] = ("f16",)
     """In which type .gguf files keep keys and values; f16 q8_0 measures both."""
-    peers: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Measure llama.cpp and transformers on the same weights; one that is not installed is named."""
     json: Path | None = None
     """Write all numbers here, under llama-bench's names; - prints them instead of the table."""
     png: Path | None = None
     """Draw bars into this file."""
+
+
+@dataclass(frozen=True)
+class RaceOptions(Options):
+    threads: int | None = None
+    """Of every runtime, always so many; by default one a fast core, four at most."""
+    peers: Annotated[tuple[Peer, ...] | None, tyro.conf.arg(metavar="[{llama.cpp,transformers} ...]")] = None
+    """Measure these on the same weights, without a name both; one that is not installed is named."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Decode:
     """Tokens already in the sequence. Default: 0 512 1024 1900, as far as the models' context goes."""
     tokens: int = 32
     """Tokens of one measurement."""
-    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    options: Annotated[RaceOptions, tyro.conf.arg(name="")] = field(default_factory=RaceOptions)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Prefill:
     models: Models
     prompts: tuple[int, ...] | None = None
     """Lengths of prompts. Default: 128 512, as far as the models' context goes."""
-    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    options: Annotated[RaceOptions, tyro.conf.arg(name="")] = field(default_factory=RaceOptions)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,20 @@ class Load:
     models: Models
     context: int = 512
     """Tokens that the sequence is filled with for the peak of memory."""
+    options: Annotated[RaceOptions, tyro.conf.arg(name="")] = field(default_factory=RaceOptions)
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Decoding and a prompt on 1, 2, 3 … threads, and the best of these numbers, of .gguf files."""
+
+    models: Models
+    counts: tuple[int, ...] | None = None
+    """Numbers of threads. Default: 1 2 3 4 6 8 12 …, as far as the cores that this process may use go."""
+    tokens: int = 32
+    """Tokens that are decoded in one measurement."""
+    prompt: int | None = None
+    """Tokens of the prompt. Default: 256, or as many as the models' context has."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
@@ -92,51 +112,68 @@ Arguments = (
     Annotated[Decode, tyro.conf.subcommand("decode")]
     | Annotated[Prefill, tyro.conf.subcommand("prefill")]
     | Annotated[Load, tyro.conf.subcommand("load")]
+    | Annotated[Threads, tyro.conf.subcommand("threads")]
 )
 
 
-def run(arguments: Decode | Prefill | Load) -> None:
+def run(arguments: Decode | Prefill | Load | Threads) -> None:
     options = arguments.options
     _check(arguments)
-    threads = options.threads or default_threads()
-    peers, notes = _peers(options.peers)
+    peers, notes = _peers(options.peers if isinstance(options, RaceOptions) else None)
 
     with tempfile.TemporaryDirectory(prefix="mobilellm-bench-") as folder:
         taking_part = entries(arguments.models, peers, Path(folder), _say, options.kv_cache)
-        results = _measured(arguments, taking_part, threads)
+        results = _measured(arguments, taking_part)
     notes += results.notes
+    machine = environment(())["cpu"]
+    ran = [_counted(options.rounds, "round")]
+    if isinstance(options, RaceOptions):
+        ran.insert(0, _counted(_threads(options), "thread"))
     if options.json is not None:
-        _write_json(options.json, arguments, threads, results, notes)
+        _write_json(options.json, arguments, results, notes)
     if options.png is not None:
         with atomic_write(options.png) as temporary:
-            temporary.write_bytes(results.picture(f"{environment(())['cpu']}, {threads} threads"))
+            temporary.write_bytes(results.picture(", ".join([machine, *ran[:-1]])))
     if options.json != Path("-"):
         print_table(results.header, results.rows)
         written = [f"Written: {path}" for path in (options.json, options.png) if path is not None]
-        counted = ", ".join(
-            f"{count} {name}{'s' * (count != 1)}"
-            for count, name in ((threads, "thread"), (options.rounds, "round"))
-        )
-        print_notes([f"{environment(())['cpu']}; {counted}.", *notes, *written])
+        print_notes([f"{machine}; {', '.join(ran)}.", *notes, *written])
 
 
-def _measured(arguments: Decode | Prefill | Load, taking_part: Sequence[Entry], threads: int) -> Results:
+def _measured(arguments: Decode | Prefill | Load | Threads, taking_part: Sequence[Entry]) -> Results:
     rounds = arguments.options.rounds
     match arguments:
         case Decode():
             depths = _fitting("depths", arguments.depths, _DEPTHS, taking_part, arguments.tokens)
+            threads = _threads(arguments.options)
             with _bar() as progress:
                 outcome = race_decode(taking_part, depths, arguments.tokens, rounds, threads, progress)
             return of_timings(outcome)
         case Prefill():
             prompts = _fitting("prompts", arguments.prompts, _PROMPTS, taking_part, 0)
             with _bar() as progress:
-                outcome = race_prefill(taking_part, prompts, rounds, threads, progress)
+                outcome = race_prefill(taking_part, prompts, rounds, _threads(arguments.options), progress)
             return of_timings(outcome)
         case Load():
             _fitting("context", (arguments.context,), (), taking_part, 0)
+            threads = _threads(arguments.options)
             with _bar() as progress:
                 return of_starts(*cold_starts(taking_part, arguments.context, rounds, threads, progress))
+        case Threads(tokens=tokens, prompt=prompt):
+            _fitting("tokens", (tokens,), (), taking_part, 0)
+            asked = None if prompt is None else (prompt,)
+            (prompt,) = _fitting("prompt", asked, _PROMPT, taking_part, 0)
+            counts = arguments.counts or counts_up_to(cores().usable)
+            with _bar() as progress:
+                return of_threads(race_threads(taking_part, counts, tokens, prompt, rounds, progress))
+
+
+def _threads(options: RaceOptions) -> int:
+    return options.threads or default_threads()
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _fitting(
@@ -157,10 +194,10 @@ def _fitting(
     return asked
 
 
-def _peers(wanted: bool) -> tuple[list[str], list[str]]:
-    """The peers that are installed, and a line for each that is not."""
+def _peers(named: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Those that are installed of the peers named, of all where there is no name; a line for each other."""
     installed, notes = [], []
-    for peer in PEERS if wanted else ():
+    for peer in () if named is None else dict.fromkeys(named or PEERS):
         kind = KINDS[peer]
         if missing_packages(*kind.packages):
             notes.append(f"{kind.label} is not installed; to measure it: {install_command(kind.extra)}")
@@ -180,16 +217,18 @@ def _bar() -> Iterator[Progress]:
 
 
 def _write_json(
-    path: Path, arguments: Decode | Prefill | Load, threads: int, results: Results, notes: Sequence[str]
+    path: Path, arguments: Decode | Prefill | Load | Threads, results: Results, notes: Sequence[str]
 ) -> None:
+    options = arguments.options
     machine = environment(_PACKAGES)
     here = {"build_commit": machine["commit"], "cpu_info": machine["cpu"]}
     written: dict[str, Any] = {
         "measured": type(arguments).__name__.lower(),
         "machine": machine,
-        "threads": threads,
-        "rounds": arguments.options.rounds,
+        **({"threads": _threads(options)} if isinstance(options, RaceOptions) else {}),
+        "rounds": options.rounds,
         "tests": [here | record for record in results.records],
+        **({"best_threads": results.best_threads} if results.best_threads else {}),
         "notes": list(notes),
     }
     text = json.dumps(written, indent=2)
@@ -200,28 +239,23 @@ def _write_json(
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _check(arguments: Decode | Prefill | Load) -> None:
+def _check(arguments: Decode | Prefill | Load | Threads) -> None:
     """Refuse before anything is measured what could not be done or written."""
     options = arguments.options
     if not arguments.models:
         raise ValueError("bench: name at least one model, e.g. 125m:Q8_0")
-    counts: dict[str, tuple[int, ...]] = {"rounds": (options.rounds,)}
-    match arguments:
-        case Decode():
-            counts["tokens"] = (arguments.tokens,)
-            if any(depth < 0 for depth in arguments.depths or ()):
-                raise ValueError(f"depths = {min(arguments.depths or ())} must be at least 0")
-        case Prefill():
-            counts["prompts"] = arguments.prompts or ()
-        case Load():
-            if arguments.context < 2:
-                raise ValueError(f"context = {arguments.context} must be at least 2")
-    for name, values in counts.items():
-        for value in values:
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be at least 1")
-    if options.threads is not None and not 1 <= options.threads <= MOST_THREADS:
-        raise ValueError(f"threads = {options.threads} must lie in 1 … {MOST_THREADS}")
+    given = vars(options) | vars(arguments)
+    for name, least in _LEAST.items():
+        values = given.get(name)
+        if values == ():
+            raise ValueError(f"--{name} needs a value")
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None and value < least:
+                raise ValueError(f"{name} = {value} must be at least {least}")
+    if not options.kv_cache:
+        raise ValueError("--kv-cache needs a value: f16, q8_0 or both")
+    for count in (given.get("threads"), *(given.get("counts") or ())):
+        thread_choices(count)
     if options.png is not None:
         if options.png.suffix != ".png":
             raise ValueError(f"{options.png}: the name of the picture must end in .png")

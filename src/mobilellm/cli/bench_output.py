@@ -9,7 +9,9 @@ from typing import Any
 
 from mobilellm.bench.race import Outcome, Timing, times_faster
 from mobilellm.bench.starts import Start
+from mobilellm.bench.thread_race import ThreadTimings
 from mobilellm.report.speed import Bar, Panel, speed_picture
+from mobilellm.runtime.thread_choice import MARGIN
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Results:
     records: Sequence[dict[str, Any]]
     panels: Sequence[Panel]
     notes: Sequence[str]
+    best_threads: Sequence[dict[str, Any]] = ()
+    """For decoding and for prompts, by model, where that was measured."""
 
     def picture(self, title: str) -> bytes:
         return speed_picture(self.panels, title)
@@ -65,6 +69,47 @@ def of_timings(outcome: Outcome) -> Results:
     return Results(
         [*header, "mobilellm is faster"], rows, records, [Panel(what, "tokens a second, median", bars)], notes
     )
+
+
+def of_threads(measured: Sequence[ThreadTimings]) -> Results:
+    """Of numbers of threads: a row each, models in the order they were named."""
+    header = ["model", "runtime", "threads", "decode, tokens/s", "±", "GB/s read", "of memory's"]
+    header += ["prefill, tokens/s", "±"]
+    decode_bars: list[Bar] = []
+    prefill_bars: list[Bar] = []
+    rows, notes = [], []
+    for each in measured:
+        group = f"{each.entry.model}\n{each.entry.label}"
+        for count, decode in each.decode.items():
+            prefill = each.prefill[count]
+            rows.append(
+                [
+                    each.entry.model, each.entry.label, str(count), f"{decode.tokens_per_second:.1f}",
+                    f"{decode.deviation:.1f}", _gigabytes(decode.read_per_second),
+                    _percent(decode.share_of_bandwidth), f"{prefill.tokens_per_second:.1f}",
+                    f"{prefill.deviation:.1f}",
+                ]
+            )  # fmt: skip
+            for bars, timing in ((decode_bars, decode), (prefill_bars, prefill)):
+                bars.append(Bar(group, _threads(count), timing.tokens_per_second, _written(timing, None)))
+        notes.append(
+            f"{each.entry.model}, {each.entry.label}: best for decoding {_threads(each.best_decode)}, for "
+            f"prompts {_threads(each.best_prefill)}, which are the fewest within {MARGIN:.0%} of the fastest."
+        )
+    records = [
+        timing.record() for each in measured for timing in (*each.decode.values(), *each.prefill.values())
+    ]
+    best = [
+        {"model": each.entry.model, "engine": each.entry.label, "decode": each.best_decode,
+         "prefill": each.best_prefill} for each in measured
+    ]  # fmt: skip
+    notes.append("Without --threads, the runtime finds out for itself while it decodes.")
+    unit = "tokens a second, median"
+    panels = [
+        Panel("Decoding, one token at a time", unit, decode_bars),
+        Panel("A prompt at once", unit, prefill_bars),
+    ]
+    return Results(header, rows, records, panels, notes, best)
 
 
 def of_starts(starts: Sequence[Start], failures: Sequence[str]) -> Results:
@@ -137,6 +182,10 @@ def _written(timing: Timing, ratio: float | None) -> str:
     if ratio is not None:
         parts.append(f"mobilellm {ratio:.2f} times")
     return ", ".join(parts)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _gigabytes(value: float | None) -> str:

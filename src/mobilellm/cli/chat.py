@@ -21,7 +21,7 @@ from mobilellm.chat.settings import SAMPLING, ContextEnd, Settings
 from mobilellm.chat.speakers import open_speaker
 from mobilellm.chat.talk import Answer, Talk
 from mobilellm.chat.visible import visible
-from mobilellm.runtime.kv_cache import KVCacheType
+from mobilellm.cli.engine_flags import KVCache, Threads
 from mobilellm.sampling import Sampling
 
 
@@ -45,10 +45,8 @@ class Arguments:
     """Where not all fits the model's context: leave out the oldest messages (slide), or refuse to go on."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End an answer at this text and leave it out; may be given several times."""
-    threads: int | None = None
-    """Of a .gguf file: by default one a fast core, four at most."""
-    kv_cache: KVCacheType = "f16"
-    """Of a .gguf file: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
+    threads: Threads = None
+    kv_cache: KVCache = "f16"
     json: bool = False
     """Print one JSON object for every answer instead of streaming."""
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from mobilellm.cli.engine_flags import KVCache
 from mobilellm.report.live_bar import LiveBar
-from mobilellm.runtime.kv_cache import KVCacheType
 
 if TYPE_CHECKING:
     from mobilellm.eval.interface import LanguageModel
@@ -35,8 +35,7 @@ class ModelOptions:
     """Run code that comes with the model (transformers)."""
     tokens_at_once: int | None = None
     """Tokens in one forward pass: fewer take less memory."""
-    kv_cache: KVCacheType = "f16"
-    """Of a .gguf file: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
+    kv_cache: KVCache = "f16"
     cache: Path | None = None
     """Folder of answers by model and request: what is in it is not asked again. Default: the user's cache."""
     no_cache: tyro.conf.FlagCreatePairsOff[bool] = False

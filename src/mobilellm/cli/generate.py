@@ -21,10 +21,10 @@ import tyro
 from mobilellm.artefacts.opening import artefact_directory
 from mobilellm.artefacts.text_model import open_text_model
 from mobilellm.chat.visible import visible
+from mobilellm.cli.engine_flags import KVCache, Threads
 from mobilellm.completion import Piece
 from mobilellm.completion import completions as put_together
 from mobilellm.runtime.decoding import Decoding
-from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.sampling import Sampling
 
 
@@ -44,10 +44,8 @@ class Arguments:
     device: str = "cpu"
     """torch device, e.g. cpu or cuda."""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
-    threads: int | None = None
-    """By default one a fast core, four at most."""
-    kv_cache: KVCacheType = "f16"
-    """Of a .gguf file: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
+    threads: Threads = None
+    kv_cache: KVCache = "f16"
     session: Path | None = None
     """Keep what was read in this file; of a later prompt that begins alike, only the rest is computed."""
     json: bool = False

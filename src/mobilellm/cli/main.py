@@ -158,13 +158,15 @@ def one_line(error: Exception, verb: str) -> str:
 
 def _with_flags(message: str, typed: Sequence[str]) -> str:
     """The library names its own parameters ("top_k = -5"); who typed --top-k -5 is told of --top-k."""
-    for argument, following in itertools.pairwise([*typed, ""]):
+    for place, argument in enumerate(typed, 1):
         if argument.startswith("--"):
             flag, _, value = argument.partition("=")
+            following = itertools.takewhile(lambda each: not each.startswith("--"), typed[place:])
             name = flag[2:].replace("-", "_")
             names = "|".join(re.escape(each) for each in (name, name.rpartition(".")[2]))
             found = re.search(rf"(?<![\w.-])(?:{names}) = (\S+)", message)
-            if found and _same_value(found[1].rstrip(";,.)"), value or following):
+            shown = found[1].rstrip(";,.)") if found else ""
+            if found and any(_same_value(shown, each) for each in ([value] if value else following)):
                 message = f"{message[: found.start()]}{flag} {message[found.start(1) :]}"
     return message
 

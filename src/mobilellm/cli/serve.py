@@ -15,7 +15,7 @@ from typing import Annotated, TextIO
 
 import tyro
 
-from mobilellm.runtime.kv_cache import KVCacheType
+from mobilellm.cli.engine_flags import KVCache, Threads
 from mobilellm.serve.settings import Access, Limits
 
 KEY_VARIABLE = "MOBILELLM_API_KEY"
@@ -40,10 +40,8 @@ class Arguments:
     allow_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Origin (https://name:port) of a site whose pages may ask; may be given several times."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
-    threads: int | None = None
-    """Of .gguf files: by default one a fast core, four at most."""
-    kv_cache: KVCacheType = "f16"
-    """Of .gguf files: type of keys and values; q8_0 takes half the memory, and less time in long texts."""
+    threads: Threads = None
+    kv_cache: KVCache = "f16"
     log: Path | None = None
     """Write the access log to this file, added to what is there, in place of standard error."""
     log_text: bool = False

@@ -102,8 +102,7 @@ def load() -> Kernels | str:
 def _recipe() -> Recipe:
     return Recipe(
         name="cpu-kernels",
-        package="mobilellm.model",
-        folder="",
+        folder=Path(__file__).parent,
         sources=dict.fromkeys(_SOURCES, ()),
         headers=("cpu_bf16.h", "cpu_exponential.h"),
         flags=(

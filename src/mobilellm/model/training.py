@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from mobilellm.model import cpu_kernels
 from mobilellm.model.adapted import adapted_linear, has_hooks
 from mobilellm.model.cpu_kernels import LONGEST, Kernels
-from mobilellm.model.document_mask import document_starts
+from mobilellm.model.document_mask import document_starts, segmented_view
 from mobilellm.model.products import products
 from mobilellm.model.projection import Projection
 from mobilellm.model.rope import angles
 from mobilellm.model.training_steps import Attention, EmbeddingAndHead, FeedForward, Norm, Setting
-from mobilellm.model.transformer import Block, Linear, MobileLLM
+from mobilellm.model.transformer import Block, Linear, MobileLLM, products_dtype
 
 
 def training_hidden(
@@ -36,13 +36,19 @@ def training_hidden(
 
     Those of `MobileLLM.hidden`, rounded where the model rounds what goes into its head.
     `segments` (B, T) numbers the documents of every row in order: no token attends outside its own, and
-    positions begin at 0 in each. With `activation_checkpointing` blocks keep their inputs only and run again
-    in backward. Where the faster way is taken the hidden states are bfloat16, and the gradient of the head's
-    weight is changed in place: it must come from nothing but one function that made it.
+    positions begin at 0 in each. They may lie on the CPU whatever the device of the tokens. With
+    `activation_checkpointing` blocks keep their inputs only and run again in backward. Where the faster way
+    is taken the hidden states are bfloat16, and the gradient of the head's weight is changed in place: it
+    must come from nothing but one function that made it.
     """
     kernels = None if why_plain(model) else cpu_kernels.load()
     if not isinstance(kernels, Kernels) or tokens.shape[1] > LONGEST:
-        hidden = model.hidden(tokens, segments=segments, activation_checkpointing=activation_checkpointing)
+        view: dict[str, Any] = {}
+        if segments is not None:  # made out here: fully_shard would send the segments to the GPU first
+            dtype = products_dtype(model.head_weight)
+            positions, mask = segmented_view(segments, tokens.device, dtype)
+            view = {"positions": positions, "mask": mask}
+        hidden = model.hidden(tokens, activation_checkpointing=activation_checkpointing, **view)
         rounding = model.head_rounding
         return hidden if rounding is None else rounding(hidden), model.head_weight
     runner = Runner(kernels, model, tokens, segments)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mobilellm.config import ModelConfig
 from mobilellm.model.cache import KVCache
-from mobilellm.model.document_mask import attend_in_blocks, segmented_view
+from mobilellm.model.document_mask import Documents, attend_apart, segmented_view
 from mobilellm.model.rope import Rotation, rotate, rotation
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class MobileLLM(nn.Module):
         tokens: Tensor,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | Documents | None = None,
         fused: FusedWeights | None = None,
         *,
         segments: Tensor | None = None,
@@ -73,8 +73,9 @@ class MobileLLM(nn.Module):
 
         Without a mask attention is causal. `positions` (T,) or (B, T) and the boolean `mask`, broadcastable
         to (B, 1, T, S) with True where a query may look, serve left padding and the like; `segments` (B, T)
-        numbers the documents of packed rows, each of which then stands alone and begins at position 0. With a
-        cache all of these follow from it, and must be left out. `fused` holds the same weights in the layout
+        numbers the documents of packed rows, each of which then stands alone and begins at position 0
+        (`document_mask.segmented_view` makes positions and mask of them). With a cache all of these follow
+        from it, and must be left out. `fused` holds the same weights in the layout
         of `model/fused.py`, for inference. For training, `activation_checkpointing` runs blocks again in
         backward instead of keeping what they made, and `runner` is a faster way through them
         (`model/training.py`).
@@ -82,7 +83,7 @@ class MobileLLM(nn.Module):
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (batch, length), not empty")
         T = tokens.shape[1]
-        view: Tensor | BlockMask | None = mask
+        view = mask
         if cache is not None:
             if positions is not None or mask is not None or segments is not None:
                 raise ValueError("positions and mask follow from the cache; leave them and segments out")
@@ -91,7 +92,7 @@ class MobileLLM(nn.Module):
         elif segments is not None:
             if positions is not None or mask is not None:
                 raise ValueError("positions and mask follow from segments; leave them out")
-            positions, view = segmented_view(segments)
+            positions, view = segmented_view(segments, tokens.device, products_dtype(self.head_weight))
         elif positions is None:
             positions = torch.arange(T, device=tokens.device)
         weight = self.model.embed_tokens.weight
@@ -163,7 +164,7 @@ class Block(nn.Module):
         self,
         x: Tensor,  # (B, T, E)
         rope: Rotation,
-        mask: Tensor | BlockMask | None,
+        mask: Tensor | BlockMask | Documents | None,
         cache: KVCache | None = None,
         step: int = 0,
         fused: FusedBlock | None = None,
@@ -194,7 +195,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rope: Rotation,
-        mask: Tensor | BlockMask | None,
+        mask: Tensor | BlockMask | Documents | None,
         cache: KVCache | None,
         step: int,
         fused: FusedBlock | None,
@@ -256,14 +257,20 @@ class Embedding(nn.Embedding):
         """Draw nothing, as in Linear."""
 
 
+def products_dtype(x: Tensor) -> torch.dtype:
+    """In which matrix products with x run: autocast's dtype where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def _rounded(x: Tensor, rounding: Rounding | None) -> Tensor:
     return x if rounding is None else rounding(x)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | Documents | None) -> Tensor:
     """Scaled dot-product attention of q (B, H, T, D) over k, v (B, K, S, D)."""
     if mask is not None and not isinstance(mask, Tensor):
-        return attend_in_blocks(q, k, v, mask)
+        return attend_apart(q, k, v, mask)
     B, H, T, D = q.shape
     K = k.shape[1]
     if T == 1:

@@ -72,6 +72,10 @@ class RuntimeContestant(EngineContestant):
             "type_v": self._model.kv_cache,
         }
 
+    def use_threads(self, threads: int) -> None:
+        """On how many all that follows runs."""
+        self._model.use_threads(threads)
+
     def read_memory(self) -> float:
         """Bytes a second that the engine's threads read of memory that no cache of the processor holds.
 

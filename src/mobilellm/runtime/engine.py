@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +24,12 @@ from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.gguf_blocks import TYPES
 from mobilellm.runtime import native_library
-from mobilellm.runtime.cores import default_threads
 from mobilellm.runtime.kv_cache import CacheState, Floats, KVCache, KVCacheType, check_cache_type
-from mobilellm.runtime.native_library import Library, Shape, Tensor
+from mobilellm.runtime.native_library import CANCELLED, DONE, NO_MEMORY, Library, Shape, Tensor
+from mobilellm.runtime.thread_choice import thread_choices
 
 ISA_VARIABLE = "MOBILELLM_ISA"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon", "dotprod")
-MOST_THREADS = 256
+INSTRUCTION_SETS = ("scalar", "avx2", "avxvnni", "avx512vl", "avx512", "neon", "dotprod")
 _MOST_ROWS = 2**31 - 1
 _HEAD_PIECES = 8
 """In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
@@ -51,13 +51,14 @@ class NativeModel:
         isa: str | None = None,
         kv_cache: KVCacheType = "f16",
     ) -> None:
-        """`threads`: by default as many as cores.py says. `isa`: by default the best; a name for tests."""
+        """`threads`: by default what thread_choice.py finds best. `isa`: by default the best there is."""
         library = native_library.load()
         if isinstance(library, str):
             raise ValueError(f"the native engine was not compiled: {library}; use engine='reference'")
         self.config = gguf_model.read_config(file)
         self.kv_cache = check_cache_type(kv_cache, self.config)
-        self.threads = _checked_threads(threads)
+        self._choices = thread_choices(threads)
+        self._threads = self.threads
         isa = _checked_isa(isa)
         self.library, self._file, self._process = library, file, os.getpid()
         tensors = [_tensor(file, name) for name in _tensor_names(self.config)]
@@ -66,7 +67,7 @@ class NativeModel:
         shape, schedule = _shape(self.config), np.array(self.config.schedule, np.int32)
         self.handle = library.create(
             ctypes.byref(shape), _address(schedule), (Tensor * len(tensors))(*tensors), _address(norms),
-            TYPES[kv_cache.upper()].number, self.threads, isa.encode(), error, len(error),
+            TYPES[kv_cache.upper()].number, self._threads, isa.encode(), error, len(error),
         )  # fmt: skip
         if not self.handle:
             raise ValueError(f"{file.path}: {error.value.decode(errors='replace')}")
@@ -114,7 +115,7 @@ class NativeModel:
         sequences = np.repeat(np.array([cache.handle for _, cache in feeds], np.uintp), counts)
         states = np.empty((len(tokens), self.config.hidden_size), np.float32)
         self._call(
-            self.library.forward, len(tokens), _address(tokens), _address(sequences), _address(positions),
+            "forward", len(tokens), _address(tokens), _address(sequences), _address(positions),
             _address(states),
         )  # fmt: skip
         for (_, cache), count in zip(feeds, counts, strict=True):
@@ -128,7 +129,7 @@ class NativeModel:
             raise ValueError(f"states have shape {states.shape}; expected (T, {self.config.hidden_size})")
         states = np.ascontiguousarray(states, np.float32)
         logits = np.empty((len(states), self.config.vocab_size), np.float32)
-        self._call(self.library.logits, len(states), _address(states), _address(logits))
+        self._call("logits", len(states), _address(states), _address(logits))
         return logits
 
     def cancel(self) -> None:
@@ -142,6 +143,21 @@ class NativeModel:
         with self._running, self._open:
             self.handle = None
             self._finalizer()
+
+    @property
+    def threads(self) -> int:
+        """On how many the next token of a single sequence is computed."""
+        return self._choices.threads(1)
+
+    def use_threads(self, threads: int) -> None:
+        """Compute on so many from now on, with the same numbers. Raises ValueError where they cannot be."""
+        self._check_usable()
+        choices = thread_choices(threads)
+        with self._running:
+            self._take_threads(threads)
+            if self._threads != threads:
+                raise ValueError(f"threads = {threads} could not be started; take fewer")
+            self._choices = choices
 
     @property
     def arena_bytes(self) -> int:
@@ -164,17 +180,31 @@ class NativeModel:
         for piece in range(_HEAD_PIECES):
             self.library.fill(self.handle, self.config.num_layers, piece, _HEAD_PIECES)
             _forget(self._file, _head_name(self.config), (piece + 1) / _HEAD_PIECES)
+        self._file.let_go(0, len(self._file.data))
 
-    def _call(self, function: Any, *arguments: Any) -> None:
+    def _call(self, kind: str, tokens: int, *arguments: Any) -> None:
+        """A pass of so many tokens, or the logits after it. Raises what it ended with before its end."""
         with self._running:
             self._check_usable()
-            result = function(self.handle, *arguments)
-        if result == native_library.CANCELLED:
+            if kind == "forward":
+                self._take_threads(self._choices.begin(tokens))
+            start = time.perf_counter()
+            result = getattr(self.library, kind)(self.handle, tokens, *arguments)
+            if result == DONE:
+                self._choices.spend(time.perf_counter() - start)
+            else:
+                self._choices.drop()
+        if result == CANCELLED:
             raise CancelledError
-        if result == native_library.NO_MEMORY:
+        if result == NO_MEMORY:
             raise MemoryError("the native engine found no memory for this batch; feed fewer tokens at once")
-        if result != native_library.DONE:
+        if result != DONE:
             raise AssertionError(f"the native engine refused what had been checked ({result})")
+
+    def _take_threads(self, threads: int) -> None:
+        """Those that cannot be started are done without."""
+        if threads != self._threads and self.library.use_threads(self.handle, threads) == DONE:
+            self._threads = threads
 
     def _check_usable(self) -> None:
         if not self.handle:
@@ -223,14 +253,6 @@ def missing() -> str | None:
     """Why the engine cannot be used here, or None. Compiles it where that has not been done."""
     library = native_library.load()
     return library if isinstance(library, str) else None
-
-
-def _checked_threads(threads: int | None) -> int:
-    if threads is None:
-        return default_threads()
-    if not 1 <= threads <= MOST_THREADS:
-        raise ValueError(f"threads = {threads} must lie in 1 … {MOST_THREADS}")
-    return threads
 
 
 def _checked_isa(isa: str | None) -> str:

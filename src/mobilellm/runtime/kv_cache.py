@@ -2,7 +2,9 @@
 
     f16     every number in float16
     q8_0    every run of 32 numbers as a block of Q8_0: scale * q, with scale = max|x| / 127 in float16 and
-            q = x / scale to the nearest whole number, halves to even (0 where scale <= 1e-30)
+            q = x / scale to the nearest whole number, halves to even (0 where scale <= 1e-30);
+            a run with a number that is infinite or none, or too large for that scale, has an infinite scale
+            and q = 0: what reads it is no number, as what reads such numbers in float16 is none
 
 A key or value is rounded by itself, when it is stored: how a prompt is cut changes nothing.
 """
@@ -21,6 +23,7 @@ from mobilellm.gguf_blocks import BLOCK, TYPES, join_q8_0
 Floats = NDArray[np.float32]
 KVCacheType = Literal["f16", "q8_0"]
 KV_CACHE_TYPES: tuple[KVCacheType, ...] = get_args(KVCacheType)
+_INFINITE = np.array([np.inf], "<f2").view(np.uint8)
 
 
 class CacheState(NamedTuple):
@@ -54,15 +57,17 @@ def bytes_per_token(kind: KVCacheType, config: ModelConfig) -> int:
 
 
 def rounded(kind: KVCacheType, numbers: Floats) -> NDArray[np.generic]:
-    """Keys or values (…, D) as they are kept. Raises ValueError for what q8_0 cannot keep."""
-    if kind == "f16":
-        return numbers.astype(np.float16)
-    runs = numbers.reshape(-1, BLOCK)
-    scale = np.abs(runs).max(axis=1) / np.float32(127)
-    if not np.isfinite(scale).all():
-        raise ValueError("keys or values are infinite or no numbers, which q8_0 cannot keep; choose f16")
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 1e-30)
-    blocks = join_q8_0(scale, np.rint(runs * inverse[:, None]).astype(np.int8))
+    """Keys or values (…, D) as they are kept."""
+    with np.errstate(over="ignore"):
+        if kind == "f16":
+            return numbers.astype(np.float16)
+        runs = numbers.reshape(-1, BLOCK)
+        scale = np.abs(runs).max(axis=1) / np.float32(127)
+        known = np.isfinite(scale.astype(np.float16))
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=known & (scale > 1e-30))
+    codes = np.rint(np.where(known[:, None], runs, 0) * inverse[:, None]).astype(np.int8)
+    blocks = join_q8_0(np.where(known, scale, 0), codes)
+    blocks[~known, :2] = _INFINITE
     return blocks.reshape(*numbers.shape[:-1], -1)
 
 
@@ -71,7 +76,8 @@ def numbers_of(kind: KVCacheType, kept: NDArray[np.generic]) -> Floats:
     if kind == "f16":
         return kept.astype(np.float32)
     numbers = kept.shape[-1] // TYPES["Q8_0"].block_bytes * BLOCK
-    return TYPES["Q8_0"].decode(np.ascontiguousarray(kept, np.uint8), (*kept.shape[:-1], numbers))
+    with np.errstate(invalid="ignore"):  # an infinite scale times 0
+        return TYPES["Q8_0"].decode(np.ascontiguousarray(kept, np.uint8), (*kept.shape[:-1], numbers))
 
 
 class Room:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import platform
 from pathlib import Path
 
-from mobilellm.compiled import NotCompiledError, Recipe, open_library
+from mobilellm.compiled import NotCompiledError, Recipe, digest, open_library
 
 POINTER, INTEGER, SIZE = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
 _NAME = "native-engine"
@@ -47,6 +46,7 @@ _SIGNATURES = {  # name: (result, arguments)
     "sequence_write": (None, [POINTER, INTEGER, POINTER, POINTER]),
     "forward": (INTEGER, [POINTER, INTEGER, POINTER, POINTER, POINTER, POINTER]),
     "logits": (INTEGER, [POINTER, INTEGER, POINTER, POINTER]),
+    "use_threads": (INTEGER, [POINTER, INTEGER]),
     "cancel": (None, [POINTER]),
     "half": (INTEGER, [ctypes.c_char_p, ctypes.c_float]),
     "read": (ctypes.c_uint64, [POINTER, POINTER, SIZE]),
@@ -92,8 +92,7 @@ def recipe() -> Recipe:
             sources[what] = tuple(flags)
     return Recipe(
         name=_NAME,
-        package="mobilellm.runtime",
-        folder="native",
+        folder=_SOURCES,
         sources=sources,
         headers=[file.name for file in sorted(_SOURCES.glob("*.h"))],
         flags=shared["all"],
@@ -105,9 +104,10 @@ def recipe() -> Recipe:
 
 def _packaged() -> ctypes.CDLL | None:
     """The library that came with the package, if it was made of these very sources and opens here."""
-    file = Path(__file__).with_name(f"{_NAME}-{fingerprint()}.so")
+    files = list(Path(__file__).parent.glob(f"{_NAME}-*.so"))
     try:
-        return ctypes.CDLL(str(file)) if file.is_file() else None
+        right = f"{_NAME}-{fingerprint()}.so" if files else None
+        return next((ctypes.CDLL(str(file)) for file in files if file.name == right), None)
     except OSError:
         return None
 
@@ -115,5 +115,5 @@ def _packaged() -> ctypes.CDLL | None:
 def fingerprint() -> str:
     """Of everything the library is made of, as native/CMakeLists.txt computes it too."""
     texts = sorted(file for file in _SOURCES.iterdir() if file.suffix in (".cpp", ".h", ".txt"))
-    listing = "".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in texts)
-    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+    listing = "".join(f"{file.name} {digest(file.read_bytes())}\n" for file in texts)
+    return digest(listing.encode())[:16]

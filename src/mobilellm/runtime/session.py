@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,9 @@ from mobilellm.runtime import engine as native
 from mobilellm.runtime.decoding import Decoding, Limit, limits
 from mobilellm.runtime.generation import Engine, Generation, HeldTokens, Usage, advance, interrupt
 from mobilellm.runtime.kv_cache import KVCacheType
-from mobilellm.runtime.reference import ReferenceModel
 from mobilellm.runtime.session_file import read_session, write_session
 from mobilellm.sampling import Draw, Sampler, Sampling
 from mobilellm.tokenizer import Tokenizer
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -227,11 +223,17 @@ class Session:
                 yield new
 
 
+def _warn(message: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning(message)
+
+
 def load(
     path: str | Path,
     threads: int | None = None,
     engine: Literal["auto", "native", "reference"] = "auto",
-    say: Callable[[str], None] = _log.warning,
+    say: Callable[[str], None] = _warn,
     kv_cache: KVCacheType = "f16",
 ) -> RuntimeModel:
     """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault.
@@ -247,9 +249,10 @@ def load(
     if engine == "auto" and (fault := native.missing()) is not None:
         say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
         engine = "reference"
-    runs = (
-        ReferenceModel(file, kv_cache)
-        if engine == "reference"
-        else native.NativeModel(file, threads, kv_cache=kv_cache)
-    )
+    if engine == "reference":
+        from mobilellm.runtime.reference import ReferenceModel
+
+        runs: Engine = ReferenceModel(file, kv_cache)
+    else:
+        runs = native.NativeModel(file, threads, kv_cache=kv_cache)
     return RuntimeModel(runs, tokenizer, str(path), gguf_model.chat_template(file), file)

@@ -6,7 +6,6 @@ the fingerprint of the model and the SHA-256 of the three.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +70,8 @@ def _types(kind: KVCacheType) -> dict[str, np.dtype[Any]]:
 
 
 def _digest(arrays: dict[str, NDArray[np.generic]]) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     for name in _NAMES:
         digest.update(repr(arrays[name].shape).encode())

@@ -38,6 +38,11 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether torch's engines hold the model: in several processes, or in one that was given groups."""
+        return self.size > 1 or self.control is not None
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes, in float64."""
         if self.size == 1:
@@ -134,7 +139,7 @@ class Spread:
     """A model made ready to train on the devices of a world: gradients are sums over all of them."""
 
     def __init__(self, model: MobileLLM, loss: LossFunction, world: World, compute: ComputeSettings) -> None:
-        self._sharded = world.size > 1 and compute.strategy == "fsdp"
+        self._sharded = world.is_spread and compute.strategy == "fsdp"
         self._scale = float(world.size)  # DDP and FSDP average gradients; we want their sum
         if compute.compile:
             for block in model.model.layers:  # one by one: all have one code, which is compiled once
@@ -142,9 +147,9 @@ class Spread:
         module: nn.Module = _Loss(model, loss)
         if self._sharded:
             _shard(model, world, compute)
-        elif world.size > 1:
-            ids = [world.device.index] if world.device.type == "cuda" else None
-            module = nn.parallel.DistributedDataParallel(module, ids, gradient_as_bucket_view=True)
+        elif world.is_spread:
+            # Without device_ids: it would send all of a batch to the GPU, where all but segments are.
+            module = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
         self._model, self._module = model, module
 
     def backward(self, batch: Sequence[Tensor], total: float, last: bool, **options: Any) -> Tensor:
@@ -193,7 +198,7 @@ def evaluation_precision(world: World, compute: ComputeSettings) -> str:
 
 def gathers_in_half(world: World, compute: ComputeSettings) -> bool:
     """Whether a forward pass sees the weights in bfloat16 only: those of fsdp on GPUs, which send them so."""
-    spread = world.size > 1 and compute.strategy == "fsdp"
+    spread = world.is_spread and compute.strategy == "fsdp"
     return spread and compute.precision == "bfloat16" and world.device.type == "cuda"
 
 

@@ -24,7 +24,7 @@ class Loader(Protocol):
 
 
 class Fed(NamedTuple):
-    """A batch on the device; the loader's state before it (its address) and after it (to go on from)."""
+    """A batch on the device, segments on the CPU; the loader's state before it (its address) and after it."""
 
     tokens: Tensor
     targets: Tensor
@@ -33,7 +33,7 @@ class Fed(NamedTuple):
     """What else the batch has, by its name: for the loss."""
     total_weight: float
     address: dict[str, Any]
-    after: dict[str, Any]
+    after: dict[str, Any]  # to go on from
     waited: float  # seconds the loop stood still for it
 
 
@@ -75,7 +75,10 @@ class Feed:
         if isinstance(ready, BaseException):
             raise ready
         parts, total, address, after = ready
-        there = {name: part.to(self._device, non_blocking=True) for name, part in parts.items()}
+        there = {  # a mask is made of segments without waiting for the GPU (model/document_mask.py)
+            name: part if name == "segments" else part.to(self._device, non_blocking=True)
+            for name, part in parts.items()
+        }
         tokens, targets, weights = (there.pop(name) for name in ("tokens", "targets", "weights"))
         return Fed(tokens, targets, weights, there, total, address, after, waited)
 

@@ -45,7 +45,7 @@ def _fits(model: MobileLLM, settings: TrainSettings, world: World) -> bool:
     compute = settings.compute
     narrow = compute.precision == "bfloat16" and not compute.compile
     return (
-        world.size == 1
+        not world.is_spread
         and narrow
         and settings.optim.name == "adamw"
         and all(

@@ -179,7 +179,7 @@ class _Run:
             numbers = {name: float(value) for name, value in self.evaluate(self.model, self.done).items()}
             self._record({"step": self.done, "eval": numbers})
         if self.speak is not None:
-            sharded = self.world.size > 1 and is_sharded(self.model)
+            sharded = self.world.is_spread and is_sharded(self.model)
             plain = whole_model(self.model) if sharded else self.model
             if plain is not None and self.world.is_first:
                 said = [list(pair) for pair in self.speak(plain, self.done)]

@@ -14,7 +14,7 @@ from mobilellm.model import cpu_kernels
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products, TorchProducts, products
 from mobilellm.model.training import gradient_dtype, training_hidden
-from mobilellm.model.transformer import MobileLLM
+from mobilellm.model.transformer import MobileLLM, products_dtype
 
 CHUNK_ROWS = 512
 """Tokens whose logits are held at a time, at least: fewer would touch the head's gradient too often."""
@@ -71,10 +71,8 @@ def linear_loss(hidden: Tensor, weight: Tensor, loss: LossOfLogits) -> Tensor:
     al. 2024, arXiv 2410.10989). Products run in autocast's dtype if it is on, softmax and sums in float32 (in
     float64 where the logits are). One backward pass only.
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     function: Any = _LinearLoss.apply
-    total: Tensor = function(hidden, weight, loss, (dtype, gradient_dtype(weight)))
+    total: Tensor = function(hidden, weight, loss, (products_dtype(hidden), gradient_dtype(weight)))
     return total
 
 

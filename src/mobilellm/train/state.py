@@ -52,7 +52,7 @@ class Checkpointer:
 
     def __init__(self, directory: Path, settings: CheckpointSettings, world: World) -> None:
         self._directory, self._settings, self._world = directory, settings, world
-        if world.size == 1:
+        if not world.is_spread:
             _no_warning_of_being_alone()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -76,7 +76,7 @@ class Checkpointer:
                 str(temporary), _files(tensors), save_distributed=True
             ),
             "process_group": self._world.background,
-            "no_dist": self._world.size == 1,
+            "no_dist": not self._world.is_spread,
         }
         if not self._settings.asynchronous:
             with _plain_errors(path, temporary):
@@ -153,7 +153,7 @@ def load_state(
         targets,
         storage_reader=HuggingFaceStorageReader(str(path)),
         process_group=world.background,
-        no_dist=world.size == 1,
+        no_dist=not world.is_spread,
     )
     by_name = _trained(model)
     optimizer.state.clear()

@@ -2,6 +2,8 @@
 // saved and restored, refused, destroyed. What must be the same bit for bit is compared. Ends with 1 at a fault;
 // sanitizers and emulators find what a comparison cannot. Argument: one set of instructions, which then
 // runs three models only, for emulators; by default all that the processor has run nineteen.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -174,6 +176,21 @@ void feed_in_every_way(const Model& model, const File& file, int cache, const st
   expect(same(states.data(), &right[size_t(77) * hidden], states.size()), "a restored state goes on as the first");
 }
 
+// However many threads a call runs on, and whichever took part before.
+void change_threads(const Model& model, int hidden, const std::vector<int32_t>& tokens,
+                    const std::vector<float>& right) {
+  const Sequence sequence = new_sequence(model);
+  int at = 0;
+  for (int threads : {1, 4, 2, 3, 1, 5, 2, 2, 4, 1, 3}) {
+    expect(mobilellm_use_threads(model.get(), threads) == MOBILELLM_DONE, "so many threads are there");
+    for (int count : {1, 1, 20}) {
+      const std::vector<float> states = fed(model, {{sequence.get(), at, part(tokens, at, at + count)}}, hidden);
+      expect(same(states.data(), &right[size_t(at) * hidden], states.size()), "they change nothing");
+      at += count;
+    }
+  }
+}
+
 void take_logits(const Model& model, const File& file, const std::vector<float>& states) {
   const size_t hidden = size_t(file.shape.hidden_size), vocabulary = size_t(file.shape.vocab_size);
   std::vector<float> all(kContext * vocabulary), few(7 * vocabulary);
@@ -200,17 +217,30 @@ void refuse(const Model& model, const File& file) {
   expect(mobilellm_half("mmx", 1) == -1, "and for a number too");
 }
 
-void cancel(const Model& model, const File& file, const std::vector<int32_t>& tokens) {
-  const Sequence sequence = new_sequence(model);
-  std::vector<float> states;
-  for (int round = 0; round < 5; ++round) {
+// Within a pass, whose first step then has written keys and whose last one has not.
+void cancel(const Model& model, const File& file, int cache, const std::vector<int32_t>& tokens) {
+  constexpr int kOnePass = 200;
+  const size_t numbers = size_t(kOnePass) * file.shape.num_kv_heads * file.shape.head_dim;
+  const size_t step = bytes_of(cache, numbers), steps = size_t(file.shape.num_steps);
+  const auto written = [step](const uint8_t* keys) { return std::any_of(keys, keys + step, [](int b) { return b; }); };
+  bool within = false;
+  for (int round = 0; round < 1000 && !within; ++round) {  // the other thread may come too late
+    const Sequence sequence = new_sequence(model);
+    std::atomic<bool> done{false};
     std::thread other([&] {
-      for (int i = 0; i < 20; ++i) mobilellm_cancel(model.get()), std::this_thread::yield();
+      while (!done) mobilellm_cancel(model.get()), std::this_thread::yield();
     });
-    const int32_t result = feed(model, {{sequence.get(), 0, tokens}}, file.shape.hidden_size, states);
+    std::vector<float> states;
+    const std::vector<Feed> feeds = {{sequence.get(), 0, part(tokens, 0, kOnePass)}};
+    const int32_t result = feed(model, feeds, file.shape.hidden_size, states);
+    done = true;
     other.join();
     expect(result == MOBILELLM_DONE || result == MOBILELLM_CANCELLED, "a call is cancelled, or ends");
+    std::vector<uint8_t> keys(step * steps), values(step * steps);
+    mobilellm_sequence_read(sequence.get(), kOnePass, keys.data(), values.data());
+    within = result == MOBILELLM_CANCELLED && written(keys.data()) && !written(keys.data() + step * (steps - 1));
   }
+  expect(within, "a call is left between two of its steps");
 }
 
 void run(const File& file, const char* isa, bool damaged, int cache = kF16) {
@@ -229,7 +259,8 @@ void run(const File& file, const char* isa, bool damaged, int cache = kF16) {
     feed_in_every_way(model, file, cache, tokens, right);
     take_logits(model, file, right);
     refuse(model, file);
-    cancel(model, file, tokens);
+    cancel(model, file, cache, tokens);
+    change_threads(model, hidden, tokens, right);
     const Sequence after = new_sequence(model);
     expect(same(fed(model, {{after.get(), 0, tokens}}, hidden).data(), right.data(), right.size()), "as before");
     const std::vector<uint64_t> ones(1 << 17, 1);
@@ -256,7 +287,7 @@ int main(int count, char** arguments) {
     return 0;
   }
   const std::pair<int, int> types[] = {{kF32, kF32}, {kF16, kBF16}, {kBF16, kQ4}, {kQ8, kF16}, {kQ4, kQ8}};
-  for (const char* isa : {"scalar", "avx2", "avx512", "neon", "dotprod"}) {
+  for (const char* isa : {"scalar", "avx2", "avxvnni", "avx512vl", "avx512", "neon", "dotprod"}) {
     if (mobilellm_half(isa, 1) < 0) continue;
     for (const auto& [type, head] : types) {
       run(File(even, {0, 0, 1, 1}, type, head, false), isa, false);

@@ -115,6 +115,15 @@ int32_t mobilellm_logits(mobilellm_model* model, int32_t count, const float* sta
   });
 }
 
+int32_t mobilellm_use_threads(mobilellm_model* model, int32_t threads) {
+  try {
+    model->model.team.use(threads);
+    return MOBILELLM_DONE;
+  } catch (const std::exception&) {
+    return MOBILELLM_REFUSED;
+  }
+}
+
 void mobilellm_cancel(mobilellm_model* model) { model->model.team.cancel(); }
 
 int32_t mobilellm_half(const char* isa, float value) {

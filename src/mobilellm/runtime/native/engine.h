@@ -18,7 +18,7 @@ struct mobilellm_shape {
 };
 
 struct mobilellm_tensor {
-  const void* data;  // as in the file; read until the part it belongs to is filled, the embedding always
+  const void* data;  // as in the file; read until its part is filled, an embedding that is not the head always
   int32_t type;      // ggml's number
   int32_t rows, columns;
 };
@@ -53,6 +53,9 @@ int32_t mobilellm_forward(mobilellm_model* model, int32_t count, const int32_t* 
                           mobilellm_sequence* const* sequences, const int32_t* positions, float* states);
 // logits (count, vocab_size) of states (count, hidden_size).
 int32_t mobilellm_logits(mobilellm_model* model, int32_t count, const float* states, float* logits);
+// Let the calls that follow run on `threads` threads, 256 at most; the numbers they give do not depend on it. REFUSED
+// where they cannot be started, and all stays as it was.
+int32_t mobilellm_use_threads(mobilellm_model* model, int32_t threads);
 // Make the call that is running on another thread return MOBILELLM_CANCELLED; nothing where none is.
 void mobilellm_cancel(mobilellm_model* model);
 

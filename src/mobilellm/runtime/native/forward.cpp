@@ -17,11 +17,11 @@ class Forward : public AttentionPass {
     const int hidden = shape().hidden_size;
     begin(thread);
     for (int step = 0; step < shape().num_steps; ++step) {
-      const Block& block = m_.blocks[m_.schedule[step]];
-      by_parts(thread, [&](const Part& part) { before_attention(thread, part, step, block); });
+      const Block &block = m_.blocks[m_.schedule[step]], *next = fetched_by(step);
+      by_parts(thread, [&](const Part& part) { before_attention(thread, part, step, block, next); });
       attend(thread, step);
       if (few()) mix(thread);
-      by_parts(thread, [&](const Part& part) { after_attention(thread, part, block); });
+      by_parts(thread, [&](const Part& part) { after_attention(thread, part, block, next); });
       if (m_.team.stopped(thread)) return;
     }
     const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
@@ -32,26 +32,37 @@ class Forward : public AttentionPass {
   }
 
  private:
-  void before_attention(int thread, const Part& part, int step, const Block& block) {
+  // A block that runs again is in the processor's caches, and memory has nothing to do: its last run fetches the block
+  // that comes after. Of few rows only, for many rows' products take longer than memory.
+  const Block* fetched_by(int step) const {
+    const std::vector<int32_t>& schedule = m_.schedule;
+    const bool again = step > 0 && schedule[step - 1] == schedule[step];
+    if (!few() || !again || step + 1 == shape().num_steps || schedule[step + 1] == schedule[step]) return nullptr;
+    return &m_.blocks[schedule[step + 1]];
+  }
+
+  static const Matrix* of(const Block* block, Matrix Block::*matrix) { return block ? &(block->*matrix) : nullptr; }
+
+  void before_attention(int thread, const Part& part, int step, const Block& block, const Block* next) {
     const int hidden = shape().hidden_size;
     const Inputs x = prepare(thread, part, s_.x.data(), hidden, hidden, block.attention_norm,
                              in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
     if (m_.cache == Type::Q8_0) {
-      project_runs(thread, part, step, block, x);
+      project_runs(thread, part, step, block, next, x);
     } else {
-      project(thread, part, step, block, x);
+      project(thread, part, step, block, next, x);
     }
   }
 
-  void after_attention(int thread, const Part& part, const Block& block) {
+  void after_attention(int thread, const Part& part, const Block& block, const Block* next) {
     const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
     Inputs x = prepare(thread, part, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
                        in_blocks(block.output.type));
-    multiply<true>(thread, part, block.output, x, s_.x.data(), hidden);
+    multiply<true>(thread, part, block.output, x, s_.x.data(), hidden, of(next, &Block::output));
     x = prepare(thread, part, s_.x.data(), hidden, hidden, block.feed_forward_norm,
                 in_blocks(block.gate.type) || in_blocks(block.up.type));
-    x = gate(thread, part, block, x);
-    multiply<true>(thread, part, block.down, x, s_.x.data(), hidden);
+    x = gate(thread, part, block, next, x);
+    multiply<true>(thread, part, block.down, x, s_.x.data(), hidden, of(next, &Block::down));
   }
 
   // Embedding rows and the angles of the positions.
@@ -85,13 +96,13 @@ class Forward : public AttentionPass {
   }
 
   // Queries, keys and values; queries and keys rotated, keys and values into the cache.
-  void project(int thread, const Part& part, int step, const Block& block, const Inputs& x) {
+  void project(int thread, const Part& part, int step, const Block& block, const Block* next, const Inputs& x) {
     float* results = s_.own[thread].first.data();
     const int projections = block.q.panels + block.k.panels + block.v.panels;
     share(thread, part, projections, [&](int panel, int first, int tokens) {
       const int which = projection(block, panel);
       const Matrix& matrix = block.*kProjections[which];
-      m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+      product(matrix, panel, x, first, tokens, results, of(next, kProjections[which]));
       const int begin = panel * kPanelRows;
       const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
       for (int t = 0; t < tokens; ++t) {
@@ -108,7 +119,8 @@ class Forward : public AttentionPass {
   }
 
   // The same into a cache in 8 bits, two panels at a time: a run that shares a scale. Queries are rounded as well.
-  void project_runs(int thread, const Part& part, int step, const Block& block, const Inputs& x) {
+  void project_runs(int thread, const Part& part, int step, const Block& block, const Block* next,
+                    const Inputs& x) {
     float *results = s_.own[thread].first.data(), *runs = s_.own[thread].pair.data();
     const int projections = block.q.panels + block.k.panels + block.v.panels;
     share(thread, part, projections / 2, [&](int pair, int first, int tokens) {
@@ -116,7 +128,7 @@ class Forward : public AttentionPass {
       const int which = projection(block, panel);
       const Matrix& matrix = block.*kProjections[which];
       for (int half = 0; half < 2; ++half) {
-        m_.product(matrix.type)(matrix.panel(panel + half), matrix.columns, x, first, tokens, results);
+        product(matrix, panel + half, x, first, tokens, results, of(next, kProjections[which]));
         for (int t = 0; t < tokens; ++t) {
           std::memcpy(runs + t * kBlock + half * kPanelRows, results + t * kPanelRows, kPanelRows * sizeof(float));
         }
@@ -179,6 +191,9 @@ class Forward : public AttentionPass {
     });
   }
 
+  static constexpr uint16_t kInfinite = 0x7C00;  // in float16
+
+  // A run that holds what is no number, or more than a scale in float16 can say, is kept as kv_cache.py says.
   void store_run(const float* numbers, const Row& row, int step, int head, int run, bool keys) const {
     int8_t bytes[kBlock];
     float scales[kPanelRows] = {};
@@ -186,6 +201,9 @@ class Forward : public AttentionPass {
     uint16_t halves[kPanelRows];
     m_.kernels.quantise(numbers, kBlock, 0, 1, {bytes, scales, &negated, 1});
     m_.kernels.halve(scales, halves);
+    bool none = halves[0] == kInfinite;  // of the largest a NaN may have been left out
+    for (int i = 0; i < kBlock; ++i) none |= numbers[i] != numbers[i];
+    if (none) halves[0] = kInfinite, std::memset(bytes, 0, sizeof bytes);
     if (keys) {
       row.sequence->key_run(step, head, row.position, run).put(halves, bytes);
     } else {
@@ -195,7 +213,7 @@ class Forward : public AttentionPass {
 
   // hidden = silu(gate) * up, two panels at a time: a run of what is rounded to 8 bits at once, if it has to be, and
   // then kept in no other way.
-  Inputs gate(int thread, const Part& part, const Block& block, const Inputs& x) {
+  Inputs gate(int thread, const Part& part, const Block& block, const Block* next, const Inputs& x) {
     Scratch::Prepared& room = part.shared ? s_.hidden : s_.own[thread].hidden;
     const size_t wide = padded(shape().intermediate_size);
     const Inputs hidden{room.values.data(), wide, room.rounded.bytes(part.count)};
@@ -204,7 +222,7 @@ class Forward : public AttentionPass {
     share(thread, part, (block.gate.panels + 1) / 2, [&](int pair, int first, int tokens) {
       float* to = rounded ? s_.own[thread].pair.data() : room.values.data() + first * wide + size_t(pair) * kBlock;
       for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < block.gate.panels; ++panel) {
-        gate(thread, block, x, panel, first, tokens, to + panel % 2 * kPanelRows, stride);
+        gate(thread, block, next, x, panel, first, tokens, to + panel % 2 * kPanelRows, stride);
       }
       const auto& [numbers, scales, negated, all] = hidden.bytes;
       const Bytes run{numbers + pair * all * kBlock, scales + pair * all, negated + pair * all, all};
@@ -214,11 +232,11 @@ class Forward : public AttentionPass {
   }
 
   // out (tokens, 16; `stride` apart) = a panel of it.
-  void gate(int thread, const Block& block, const Inputs& x, int panel, int first, int tokens, float* out,
-            size_t stride) {
+  void gate(int thread, const Block& block, const Block* next, const Inputs& x, int panel, int first, int tokens,
+            float* out, size_t stride) {
     float *gates = s_.own[thread].first.data(), *ups = s_.own[thread].second.data();
-    m_.product(block.gate.type)(block.gate.panel(panel), block.gate.columns, x, first, tokens, gates);
-    m_.product(block.up.type)(block.up.panel(panel), block.up.columns, x, first, tokens, ups);
+    product(block.gate, panel, x, first, tokens, gates, of(next, &Block::gate));
+    product(block.up, panel, x, first, tokens, ups, of(next, &Block::up));
     m_.kernels.gate(gates, ups, tokens, out, stride);
   }
 

@@ -49,6 +49,7 @@ struct Inputs {
   const float* values;  // (tokens, columns)
   size_t columns;       // from one token to the next
   Bytes bytes;
+  const uint8_t* ahead = nullptr;  // a panel like the product's own that is read later, to be fetched meanwhile; or null
 };
 
 // out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1.
@@ -97,6 +98,8 @@ struct Kernels {
 
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
+const Kernels* avxvnni_kernels();  // null where the compiler does not know them
+const Kernels* avx512vl_kernels();
 const Kernels* avx512_kernels();
 const Kernels* neon_kernels();
 const Kernels* dotprod_kernels();

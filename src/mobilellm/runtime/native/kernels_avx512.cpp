@@ -40,10 +40,11 @@ inline __m512i four(const int8_t* from) { return _mm512_set1_epi32(read<int32_t>
 struct Eight {  // w + 128: the sign bit turned
   static constexpr int bytes = 512, offset_bits = 7;
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums) {
+  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums, const uint8_t* ahead) {
     const __m512i sign = _mm512_set1_epi8(-128);
 #pragma GCC unroll 8
     for (int group = 0; group < 8; ++group) {
+      if (ahead) __builtin_prefetch(ahead + group * 64, 0, 2);  // one at a time, and into the second cache
       const __m512i w = _mm512_xor_si512(bytes64(weights + group * 64), sign);
 #pragma GCC unroll 16
       for (int t = 0; t < N; ++t) sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x + t * kBlock + group * 4));
@@ -54,7 +55,7 @@ struct Eight {  // w + 128: the sign bit turned
 struct Four {  // nibbles: w + 8
   static constexpr int bytes = 256, offset_bits = 3;
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums) {
+  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums, const uint8_t*) {
     const __m512i mask = _mm512_set1_epi8(15);
     __m512i highs[N] = {};
 #pragma GCC unroll 4
@@ -78,7 +79,9 @@ struct Four {  // nibbles: w + 8
 };
 
 template <typename Kind, int N>
-inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out) {
+inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
+                        const uint8_t* ahead) {
+  const uint8_t* start = panel;
   const int8_t* numbers = x.numbers + size_t(first) * kBlock;
   const float* x_scales = x.scales + first;
   const int32_t* negated = x.negated + first;
@@ -87,7 +90,7 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int f
     __m512i sums[N];
 #pragma GCC unroll 16
     for (int t = 0; t < N; ++t) sums[t] = _mm512_slli_epi32(_mm512_set1_epi32(negated[t]), Kind::offset_bits);
-    Kind::template block<N>(weights, numbers, sums);
+    Kind::template block<N>(weights, numbers, sums, ahead ? weights + (ahead - start) : nullptr);
     const floats scale = halves(reinterpret_cast<const uint16_t*>(scales));
 #pragma GCC unroll 16
     for (int t = 0; t < N; ++t) {
@@ -107,11 +110,30 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int f
 template <typename Kind>
 void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows);
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows,
+                                          t ? nullptr : x.ahead);
   });
 }
 
-#include "attention_avx512_body.h"
+constexpr int kMixTile = 6;
+
+inline ints dot(ints sums, ints some, ints others) {
+  return ints(_mm512_dpbusd_epi32(__m512i(sums), __m512i(some), __m512i(others)));
+}
+
+inline ints nearest(floats v) { return ints(_mm512_cvtps_epi32(__m512(v))); }
+
+inline void write_bytes(const ints* v, uint8_t* low, uint8_t* high) {
+  const __m512i byte = _mm512_set1_epi16(255);
+  const __m512i first = _mm512_packus_epi32(__m512i(v[0]), __m512i(v[1]));
+  const __m512i second = _mm512_packus_epi32(__m512i(v[2]), __m512i(v[3]));
+  const __m512i lows = _mm512_packus_epi16(_mm512_and_si512(first, byte), _mm512_and_si512(second, byte));
+  const __m512i highs = _mm512_packus_epi16(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
+  _mm512_storeu_si512(low, lows);
+  _mm512_storeu_si512(high, highs);
+}
+
+#include "attention_vnni_body.h"
 
 }  // namespace
 

@@ -95,10 +95,12 @@ struct BF16 {
 // column).
 template <typename Kind, int N, int Panels, typename Input>
 inline void plain_tile(const typename Kind::Number* panel, size_t stride, int columns, const Input& x, float* out,
-                       size_t out_stride) {
+                       size_t out_stride, const uint8_t* ahead = nullptr) {
   constexpr int vectors = Panels * kPanelRows / kLanes;
   floats sums[vectors][N] = {};
+  constexpr int bytes = int(kPanelRows * sizeof(typename Kind::Number));
   for (int column = 0; column < columns; ++column, panel += stride) {
+    if (N == 1 && ahead && column * bytes % 64 == 0) __builtin_prefetch(ahead + size_t(column) * bytes, 0, 2);
     floats w[vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; ++i) w[i] = Kind::some(panel + i * kLanes);
@@ -120,7 +122,8 @@ void plain_product(const uint8_t* panel, int columns, const Inputs& x, int first
     const float* values = x.values + (first + t) * x.columns;
     plain_tile<Kind, decltype(n)::value, 1>(
         reinterpret_cast<const typename Kind::Number*>(panel), kPanelRows, columns,
-        [&](int token, int column) { return values[token * x.columns + column]; }, out + t * kPanelRows, kPanelRows);
+        [&](int token, int column) { return values[token * x.columns + column]; }, out + t * kPanelRows, kPanelRows,
+        t ? nullptr : x.ahead);
   });
 }
 

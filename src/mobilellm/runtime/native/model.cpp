@@ -75,9 +75,17 @@ void pack(const mobilellm_tensor& tensor, const Matrix& matrix, int panel) {
 // Give a matrix its place `at` bytes into the arena, of which there may be none yet.
 void place(Matrix& matrix, uint8_t* arena, size_t at) { matrix.data = arena ? arena + at : nullptr; }
 
-float wide(uint16_t number, Type type) {
-  if (type == Type::BF16) {
-    const uint32_t bits = uint32_t(number) << 16;
+// One number of any plain type.
+float wide_at(const uint8_t* place, Type type) {
+  uint32_t bits;
+  uint16_t number = 0;
+  if (type == Type::F32) {
+    std::memcpy(&bits, place, 4);
+  } else {
+    std::memcpy(&number, place, 2);
+    bits = uint32_t(number) << 16;
+  }
+  if (type != Type::F16) {
     float value;
     std::memcpy(&value, &bits, 4);
     return value;
@@ -166,27 +174,27 @@ void Model::fill(int part, int piece, int pieces) {
 void Model::embed(int32_t token, float* out) const {
   const mobilellm_tensor& tensor = tensors.front();
   const Type type = Type(tensor.type);
-  const uint8_t* from = static_cast<const uint8_t*>(tensor.data) + size_t(token) * row_bytes(type, tensor.columns);
-  if (type == Type::F32) {
-    std::memcpy(out, from, size_t(tensor.columns) * 4);
-  } else if (in_blocks(type)) {
-    const int bytes = type == Type::Q8_0 ? 32 : 16;
-    for (int block = 0; block < tensor.columns / kBlock; ++block, from += 2 + bytes, out += kBlock) {
-      uint16_t half;
-      std::memcpy(&half, from, 2);
-      const float scale = wide(half, Type::F16);
-      const uint8_t* q = from + 2;
+  const bool tied = tensor.data == tensors.back().data;  // then it is in the arena, and the file's pages are not needed
+  const uint8_t* line = static_cast<const uint8_t*>(tensor.data) + size_t(token) * row_bytes(type, tensor.columns);
+  const uint8_t* panel = head.panel(token / kPanelRows);
+  const int row = token % kPanelRows;
+  if (in_blocks(type)) {
+    const int bytes = type == Type::Q8_0 ? 32 : 16, all = kPanelRows * bytes;
+    const size_t apart = tied ? 4 * kPanelRows : 4;
+    for (int block = 0; block < tensor.columns / kBlock; ++block, out += kBlock) {
+      const uint8_t* half = tied ? panel + scales_at(block, all) + row * 2 : line + block * (2 + bytes);
+      const uint8_t* numbers = tied ? panel + numbers_at(block, all) + row * 4 : half + 2;
+      const auto byte = [&](int i) { return numbers[i / 4 * apart + i % 4]; };
+      const float scale = wide_at(half, Type::F16);
       for (int i = 0; i < kBlock; ++i) {
-        const int number = type == Type::Q8_0 ? int(int8_t(q[i])) : (i < 16 ? q[i] & 15 : q[i - 16] >> 4) - 8;
-        out[i] = scale * float(number);
+        const int q = type == Type::Q8_0 ? int(int8_t(byte(i))) : (i < 16 ? byte(i) & 15 : byte(i - 16) >> 4) - 8;
+        out[i] = scale * float(q);
       }
     }
   } else {
-    for (int i = 0; i < tensor.columns; ++i, from += 2) {
-      uint16_t number;
-      std::memcpy(&number, from, 2);
-      out[i] = wide(number, type);
-    }
+    const size_t size = type == Type::F32 ? 4 : 2, apart = tied ? size * kPanelRows : size;
+    const uint8_t* from = tied ? panel + row * size : line;
+    for (int i = 0; i < tensor.columns; ++i, from += apart) out[i] = wide_at(from, type);
   }
 }
 

@@ -84,13 +84,19 @@ class Pass {
     m_.team.meet(thread);
   }
 
+  // One panel's product; `next` is a matrix that is read after this one and fetched meanwhile, or null.
+  void product(const Matrix& matrix, int panel, Inputs x, int first, int tokens, float* results, const Matrix* next) {
+    if (next && next->type == matrix.type && next->columns == matrix.columns) x.ahead = next->panel(panel);
+    m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+  }
+
   // A part's rows of out (count, stride) = or += matrix times inputs.
   template <bool Add>
-  void multiply(int thread, const Part& part, const Matrix& matrix, const Inputs& x, float* out, size_t stride) {
-    const Product product = m_.product(matrix.type);
+  void multiply(int thread, const Part& part, const Matrix& matrix, const Inputs& x, float* out, size_t stride,
+                const Matrix* next = nullptr) {
     float* results = s_.own[thread].first.data();
     share(thread, part, matrix.panels, [&](int panel, int first, int tokens) {
-      product(matrix.panel(panel), matrix.columns, x, first, tokens, results);
+      product(matrix, panel, x, first, tokens, results, next);
       const int row = panel * kPanelRows;
       const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
       for (int t = 0; t < tokens; ++t) {

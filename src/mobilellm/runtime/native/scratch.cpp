@@ -11,7 +11,7 @@ constexpr int kApart = 2;
 
 }  // namespace
 
-Scratch::Scratch(const Model& model) : own(size_t(model.team.size())) { fit(model, kFewRows, 1); }
+Scratch::Scratch(const Model& model) { fit(model, kFewRows, 1); }
 
 void Scratch::fit(const Model& model, int rows, int longest) {
   const mobilellm_shape& shape = model.shape;
@@ -34,16 +34,24 @@ void Scratch::fit(const Model& model, int rows, int longest) {
   spans = (longest - 1) / kSpan + 1;
   const int shared = std::min(rows, model.team.size() * kOwnRows);
   inputs.fit(shared, widest);
-  hidden.fit(shared, shape.intermediate_size);
+  const bool plain = std::any_of(model.blocks.begin(), model.blocks.end(),
+                                 [](const Block& block) { return !in_blocks(block.down.type); });
+  const auto fit_hidden = [&](Prepared& room, int tokens) {  // values that are rounded run by run stand nowhere
+    if (plain) return room.fit(tokens, shape.intermediate_size);
+    room.rounded.fit(tokens, shape.intermediate_size);
+  };
+  fit_hidden(hidden, shared);
   if (rows <= kFewRows) {
     const size_t pieces = many * shape.num_heads * spans;
     grow(partial, pieces * value_stride);
     grow(partial_totals, pieces * 2);
   }
   const size_t queries = size_t(rows <= kFewRows ? 1 : kQueryRows) * group;
-  for (Own& each : own) {
+  if (own.size() < size_t(model.team.size())) own.resize(size_t(model.team.size()));
+  for (int thread = 0; thread < model.team.size(); ++thread) {
+    Own& each = own[size_t(thread)];
     each.inputs.fit(std::min(rows, kTokenBlock), widest);
-    if (rows >= model.team.size() * kOwnRows) each.hidden.fit(kTokenBlock, shape.intermediate_size);
+    if (rows >= model.team.size() * kOwnRows) fit_hidden(each.hidden, kTokenBlock);
     grow(each.pair, size_t(kTokenBlock) * kBlock);
     grow(each.first, size_t(kTokenBlock) * kPanelRows);
     grow(each.second, size_t(kTokenBlock) * kPanelRows);

@@ -28,49 +28,59 @@ void wait_until(const Done& done) {
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads), members_(size_t(threads)) {
+Team::Team(int threads) : members_(size_t(kMostThreads)) {
   try {
-    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+    use(threads);
   } catch (...) {
-    leaving_ = true;
-    { std::lock_guard<std::mutex> lock(mutex_); ++jobs_; }
-    called_.notify_all();
-    for (auto& worker : workers_) worker.join();
+    leave();
     throw;
   }
 }
 
-Team::~Team() {
+Team::~Team() { leave(); }
+
+void Team::leave() {
   leaving_ = true;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    ++jobs_;
-  }
-  called_.notify_all();
+  for (size_t i = 0; i < workers_.size(); ++i) call(int(i) + 1);
   for (auto& worker : workers_) worker.join();
+}
+
+void Team::use(int threads) {
+  while (int(workers_.size()) + 1 < threads) {
+    workers_.emplace_back([this, thread = int(workers_.size()) + 1] { work(thread); });
+  }
+  for (int thread = size_; thread < threads; ++thread) {  // who comes back has missed meetings
+    members_[size_t(thread)].meetings.store(meetings(0), std::memory_order_relaxed);
+    for (auto& taken : members_[size_t(thread)].taken) taken.store(0, std::memory_order_relaxed);
+  }
+  size_ = threads;
 }
 
 void Team::run(void (*job)(void*, int), void* context) {
   cancelled_ = false;
-  if (size_ > 1) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      job_ = job, context_ = context;
-      jobs_.fetch_add(1, std::memory_order_release);
-    }
-    called_.notify_all();
-  }
+  job_ = job, context_ = context;
+  for (int thread = 1; thread < size_; ++thread) call(thread);
   job(context, 0);
   meet(0);
 }
 
+void Team::call(int thread) {
+  Member& member = members_[size_t(thread)];
+  {
+    std::lock_guard<std::mutex> lock(member.mutex);
+    member.jobs.fetch_add(1, std::memory_order_release);
+  }
+  member.called.notify_one();
+}
+
 void Team::work(int thread) {
+  Member& own = members_[size_t(thread)];
   for (uint32_t seen = 0;; ++seen) {
-    const auto called = [&] { return jobs_.load(std::memory_order_acquire) != seen; };
+    const auto called = [&] { return own.jobs.load(std::memory_order_acquire) != seen; };
     for (int look = 0; look < kIdleLooks && !called(); ++look) pause();
     if (!called()) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      called_.wait(lock, called);
+      std::unique_lock<std::mutex> lock(own.mutex);
+      own.called.wait(lock, called);
     }
     if (leaving_) return;
     job_(context_, thread);
@@ -81,11 +91,13 @@ void Team::work(int thread) {
 void Team::meet(int thread) {
   Member& own = members_[size_t(thread)];
   const uint32_t meeting = meetings(thread) + 1;
+  const int size = size_;  // which may change once all have come
   own.taken[meeting & 1].store(0, std::memory_order_relaxed);  // all have left the work before this
   if (thread == 0) stopped_[meeting & 1] = cancelled_.load(std::memory_order_relaxed);
   own.meetings.store(meeting, std::memory_order_release);
-  for (const Member& other : members_) {  // which may be one meeting ahead
-    wait_until([&] { return int32_t(other.meetings.load(std::memory_order_acquire) - meeting) >= 0; });
+  for (int other = 0; other < size; ++other) {  // which may be one meeting ahead
+    const auto& its = members_[size_t(other)].meetings;
+    wait_until([&] { return int32_t(its.load(std::memory_order_acquire) - meeting) >= 0; });
   }
 }
 

@@ -10,13 +10,18 @@
 
 namespace mobilellm {
 
+constexpr int kMostThreads = 256;
+
 class Team {
  public:
-  explicit Team(int threads);
+  explicit Team(int threads);  // throws as `use`
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
+  // Between jobs: the next ones run on so many threads, kMostThreads at most. Those that are not there yet are started,
+  // and those that are too many sleep. Throws std::system_error where they cannot be started; all is as before then.
+  void use(int threads);
   int size() const { return size_; }
 
   // Run job(context, thread) on all threads, the caller's among them as number 0; return when all are done.
@@ -35,10 +40,11 @@ class Team {
  private:
   friend class Shares;
   void work(int thread);
+  void call(int thread);
+  void leave();
   uint32_t meetings(int thread) const { return members_[size_t(thread)].meetings.load(std::memory_order_relaxed); }
 
-  const int size_;
-  std::vector<std::thread> workers_;
+  int size_ = 1;
 
   struct Member {
     // The meetings a thread has come to. Each looks at the others' numbers: one way between processors, where a
@@ -46,17 +52,19 @@ class Team {
     alignas(64) std::atomic<uint32_t> meetings{0};
     // How far its part of the work is taken: by turns one for this work and one that is 0 for the next.
     alignas(64) std::atomic<int> taken[2] = {0, 0};
+    // The jobs it was called to: each is called by itself, so that who is not needed sleeps on.
+    alignas(64) std::atomic<uint32_t> jobs{0};
+    std::mutex mutex;
+    std::condition_variable called;
   };
   std::vector<Member> members_;
   bool stopped_[2] = {false, false};  // of even and odd meetings: the first thread may be one ahead
   alignas(64) std::atomic<bool> cancelled_{false};
 
-  alignas(64) std::atomic<uint32_t> jobs_{0};
   void (*job_)(void*, int) = nullptr;
   void* context_ = nullptr;
   std::atomic<bool> leaving_{false};
-  std::mutex mutex_;
-  std::condition_variable called_;
+  std::vector<std::thread> workers_;  // as many as were ever needed, the last to be made
 };
 
 // One thread's way through `count` pieces of work, some at a time: its own part of them in order, which is the
