@@ -110,15 +110,23 @@ def test_what_was_quantised_from_a_model_is_in_its_table(
     calibrated = ["--method", "gptq", "--calibration", str(text)]
     for name, flags in (("directory", []), ("directly.gguf", calibrated)):
         assert _main([*quantize[:2], str(out / name), *quantize[2:], *flags]) == 0
-    assert _main(["export", str(out / "directory"), str(out / "by-directory.gguf"), "--tokens", "96"]) == 0
-    said = capsys.readouterr().out
+    export = ["export", str(out / "directory"), str(out / "by-directory.gguf"), "--tokens", "96"]
+    assert _main(export) == 0
+    shown = capsys.readouterr()
+    said = shown.out
+    assert (
+        f"comparing with {folder.parent / 'model'}, too, of which {out / 'directory'} was made" in shown.err
+    )
     assert _main(["report", "artefacts", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in told["artefacts"]}
     assert {name: row["quantized_by"] for name, row in rows.items()} == {
         "m-q4_0.gguf": "rtn", "m-q8_0.gguf": "rtn", "by-directory.gguf": "rtn", "directly.gguf": "gptq",
     }  # fmt: skip
-    assert [name for name, row in rows.items() if row["kl"] is None] == ["by-directory.gguf", "directly.gguf"]
+    # To the nearest it is the same whether it is exported or quantised, and so is what that cost.
+    assert rows["by-directory.gguf"]["kl"] == pytest.approx(rows["m-q4_0.gguf"]["kl"], rel=1e-3)
+    assert rows["directly.gguf"]["kl"] > 0
+    assert f"KL from the origin  {rows['by-directory.gguf']['kl']:.2g} nats a token" in said
     report = json.loads((out / "by-directory.gguf.verify.json").read_text())
     described = json.loads((out / "directory" / "quantization.json").read_text())
     first = json.loads((out / "m-q4_0.gguf.verify.json").read_text())
@@ -126,7 +134,29 @@ def test_what_was_quantised_from_a_model_is_in_its_table(
     assert first["origin_sha256"] == first["source_sha256"] == told["source_sha256"]
     assert report["source_sha256"] != told["source_sha256"]
     assert f"rtn, from the model {told['source_sha256'][:12]}…" in said
-    assert "KL from the source is not known: by-directory.gguf, directly.gguf" in " ".join(told["notes"])
+    assert "KL from the source is not known" not in " ".join(told["notes"])
+
+    # Where the origin has gone it is not known, and can be named.
+    description = out / "directory" / "quantization.json"
+    origin = str(folder.parent / "model")
+    description.write_text(description.read_text().replace(origin, "/nowhere"))
+    artefact, against = str(out / "by-directory.gguf"), str(out / "directory")
+    verify = ["verify", artefact, "--against", against, "--tokens", "96", "--json"]
+    assert _main(verify) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["fidelity"]["engine"]["origin_kl"] is None
+    assert _main(["report", "artefacts", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "KL from the source is not known: by-directory.gguf. " in " ".join(told["notes"])
+    assert _main([*verify, "--origin", origin]) == 0
+    known = json.loads(capsys.readouterr().out)["report"]["fidelity"]["engine"]["origin_kl"]
+    assert known == rows["by-directory.gguf"]["kl"]
+    assert _main([*verify, "--origin", against]) == 2
+    assert f"--origin {against} is not the model that {against} was made of" in capsys.readouterr().err
+    assert _main(["verify", artefact, "--against", origin, "--origin", origin]) == 2
+    assert (
+        f"--origin {origin} is for a quantised source; {origin} does not tell what it was made of"
+        in capsys.readouterr().err
+    )
 
 
 def test_reports_of_older_versions_are_read(

@@ -86,7 +86,7 @@ def _row(
         bytes=report["bytes"],
         bits_per_weight=report["bits_per_weight"],
         perplexity=fidelity["perplexity"],
-        kl=fidelity["kl"] if each.of_origin else None,
+        kl=each.kl,
         accuracy=None if tasks is None else _accuracy(each, tasks, arguments.limit, notes),
         tokens_per_second=speed and speed.tokens_per_second,
         first_token_seconds=speed and speed.first_token_seconds,
@@ -151,10 +151,10 @@ def _notes(found: list[Found], arguments: Arguments) -> list[str]:
     if of_origin := [each for each in found if each.of_origin]:
         fidelity = next(iter(of_origin[0].report["fidelity"].values()))
         notes[0] += f" The source itself has {fidelity['source_perplexity']:.4g} there."
-    if others := [each.path.name for each in found if not each.of_origin]:
+    if others := [each.path.name for each in found if each.kl is None]:
         notes.append(
-            f"Compared with a quantised model, so that KL from the source is not known: {', '.join(others)}. "
-            "What quantising lost is in quantization.json of that model."
+            "Compared with a quantised model only, so that KL from the source is not known: "
+            f"{', '.join(others)}. mobilellm verify with --origin measures it."
         )
     notes.append(
         "Tokens/s: one at a time. First token: from the start of a process. Peak memory: of that process, "
