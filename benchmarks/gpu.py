@@ -41,6 +41,7 @@ LIMITS = {"card": 60.0, "check": 100.0, "attention": 100.0, "train": 120.0}
 """Seconds of one task of a kind: a hanging compiler must not take all."""
 START = 60.0
 """Seconds more for the first task of a process, which imports torch."""
+WORKER = Path(__file__).with_name("gpu_worker.py")
 Task = dict[str, Any]
 
 
@@ -54,8 +55,11 @@ def main() -> None:
     parser.add_argument("--no-rival", action="store_true")
     parser.add_argument("--only", choices=("checks", "attention", "train"))
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child is left behind
+    run(parser.parse_args())
+
+
+def run(arguments: argparse.Namespace) -> None:
     report = _Report(arguments)
     deadline = time.monotonic() + arguments.budget
     for tasks in _tasks(arguments):
@@ -112,12 +116,11 @@ class _Child:
 
     def __init__(self, tasks: list[Task], arguments: argparse.Namespace) -> None:
         common = {"device": arguments.device, "sequences": arguments.sequences, "length": arguments.length}
-        worker = Path(__file__).with_name("gpu_worker.py")
         # Deterministic algorithms of cuBLAS need this before there is a context; only checks ask for them.
         checking = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if tasks[0]["kind"] in ("card", "check") else {}
         self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, str(worker), json.dumps({"tasks": tasks, **common})],
+            [sys.executable, str(WORKER), json.dumps({"tasks": tasks, **common})],
             stdout=subprocess.PIPE, stderr=self._words, text=True, env=os.environ | checking,
             start_new_session=True,
         )  # fmt: skip
