@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
     deadline = time.monotonic() + arguments.budget
     for tasks in _tasks(arguments):
         _run(tasks, arguments, deadline, report)
+        if reason := report.content["card"].get("failed"):
+            raise SystemExit(f"gpu: {arguments.device} cannot be used ({reason})")
     report.write(complete=True)
     print(json.dumps(report.content, indent=2))
     report.print_summary()
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _tasks(arguments: argparse.Namespace) -> list[list[Task]]:
     """What to do, the most telling first; each list in a process of its own."""
     sizes, only = arguments.sizes, arguments.only
-    checks = [{"kind": "card"}, *({"kind": "check", "name": name} for name in CHECKS)]
+    checks = [{"kind": "check", "name": name} for name in CHECKS]
     attention = [{"kind": "attention", "size": size} for size in sizes if size in ("125m", "1b", "test")]
     systems = ("ours",) if arguments.no_rival else ("ours", "trainer")
     train = [_train(size, system) for system in systems for size in sizes]
@@ -80,8 +82,11 @@ def _tasks(arguments: argparse.Namespace) -> list[list[Task]]:
     others = [_train(sizes[0], documents=way) for way in ways]
     others += [_train(sizes[0], compile=False), _train(sizes[0], checkpointing=True)]
     halves = [_train(size, system, half=True) for system in systems for size in sizes]
-    parts = {"checks": [checks], "attention": [attention], "train": [train, others, halves]}
-    return [tasks for name, several in parts.items() if only in (None, name) for tasks in several]
+    parts = (
+        ("checks", checks), ("train", train), ("attention", attention), ("train", others), ("train", halves)
+    )  # fmt: skip
+    wanted = [tasks for name, tasks in parts if only in (None, name)]
+    return [[{"kind": "card"}, *wanted[0]], *wanted[1:]]
 
 
 def _train(size: str, system: str = "ours", **options: Any) -> Task:
@@ -91,14 +96,14 @@ def _train(size: str, system: str = "ours", **options: Any) -> Task:
 
 def _run(tasks: list[Task], arguments: argparse.Namespace, deadline: float, report: _Report) -> None:
     """All tasks, in as few processes as crashes and hangs allow."""
-    while tasks:
+    while tasks and "failed" not in report.content["card"]:
         if deadline - time.monotonic() < 20:
             for task in tasks:
                 report.add(task, {"left_out": "the budget of seconds was spent"})
             return
         with _Child(tasks, arguments) as child:
             first = True
-            while tasks:
+            while tasks and "failed" not in report.content["card"]:
                 limit = LIMITS[tasks[0]["kind"]] + (START if first else 0)
                 left = deadline - time.monotonic()
                 result = child.result(min(limit, left))
@@ -117,7 +122,8 @@ class _Child:
     def __init__(self, tasks: list[Task], arguments: argparse.Namespace) -> None:
         common = {"device": arguments.device, "sequences": arguments.sequences, "length": arguments.length}
         # Deterministic algorithms of cuBLAS need this before there is a context; only checks ask for them.
-        checking = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if tasks[0]["kind"] in ("card", "check") else {}
+        asks = any(task["kind"] == "check" for task in tasks)
+        checking = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if asks else {}
         self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), json.dumps({"tasks": tasks, **common})],

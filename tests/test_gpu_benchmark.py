@@ -86,6 +86,13 @@ def test_no_task_begins_after_the_budget(
     assert "0 passed, 10 left out, none failed" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU here")
+def test_without_a_gpu_it_says_so_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"gpu: cuda cannot be used \("):
+        gpu.run(options(tmp_path, device="cuda"))
+    assert "failed" in json.loads((tmp_path / "gpu.json").read_text())["card"]
+
+
 def test_every_check_has_its_function() -> None:
     assert tuple(gpu_checks.CHECKS) == gpu.CHECKS
 
