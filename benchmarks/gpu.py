@@ -37,7 +37,7 @@ CHECKS = (
     "compiled_as_plain", "resumed_as_uninterrupted", "ddp_as_alone", "fsdp_as_alone",
     "generates_as_on_the_cpu",
 )  # fmt: skip
-LIMITS = {"card": 90.0, "check": 75.0, "attention": 75.0, "train": 120.0}
+LIMITS = {"card": 60.0, "check": 100.0, "attention": 100.0, "train": 120.0}
 """Seconds of one task of a kind: a hanging compiler must not take all."""
 START = 60.0
 """Seconds more for the first task of a process, which imports torch."""

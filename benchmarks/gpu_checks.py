@@ -200,6 +200,8 @@ def _group(device: torch.device) -> Iterator[World]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")  # a machine without network has no other
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1)
     try:
         yield World(0, 1, device, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))

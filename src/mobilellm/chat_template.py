@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from mobilellm.tokenizer import EOS_ID, Tokenizer
 TEMPLATE_FILE = "chat_template.jinja"
 """Where a model directory keeps its template, beside the files of the tokenizer."""
 
-DEFAULT = (files("mobilellm") / TEMPLATE_FILE).read_text(encoding="utf-8")
+DEFAULT = Path(__file__).with_name(TEMPLATE_FILE).read_text(encoding="utf-8")
 """The template that fine-tuning gives a model, unless told otherwise."""
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -200,14 +200,16 @@ class _Reader:
     def _texts(self, count: int, what: str) -> Texts:
         """As `text` for each of `count`, in a fraction of the time: a vocabulary has tens of thousands."""
         first, data, length_at = self.place, self._data, struct.Struct("<Q").unpack_from
-        bounds, last = array("q", [0]), self._size - LENGTH_BYTES
+        bounds, place, last = array("q", [0]), self.place, self._size - LENGTH_BYTES
         for _ in range(count):
-            length = length_at(data, self.place)[0] if self.place <= last else self._size
-            if length > last - self.place:
+            length = length_at(data, place)[0] if place <= last else self._size
+            if length > last - place:
+                self.place = place
                 self.text(what)  # which says what is wrong
-            self.place += LENGTH_BYTES + length
-            bounds.append(self.place - first)
-        texts = Texts(data[first : self.place], bounds)
+            place += LENGTH_BYTES + length
+            bounds.append(place - first)
+        self.place = place
+        texts = Texts(data[first:place], bounds)
         if not texts.are_utf8():
             self.place = first
             for _ in range(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -75,6 +76,28 @@ def test_bfloat16_products_stay_near(rows: int, monkeypatch: pytest.MonkeyPatch)
         narrow = value_and_gradients(linear_cross_entropy, inputs, 1e-4)
     for (ours, theirs), limit in zip(zip(narrow, exact, strict=True), (1e-3, 1e-2, 1e-2), strict=True):
         assert 0 < distance(ours, theirs) < limit
+
+
+@settings(max_examples=30, deadline=None)
+@given(N=st.integers(1, 40), V=st.integers(2, 50), z_loss=st.sampled_from([0.0, 1e-4, 0.1]))
+def test_what_a_gpu_compiles_is_the_same(N: int, V: int, z_loss: float) -> None:
+    inputs = problem(N, 8, V)
+    logits = inputs[0] @ inputs[1].t()
+    loss, gradient = loss_module._gradient_at_once(logits.clone(), *inputs[2:], z_loss)
+    plain = loss_module.CrossEntropy(*inputs[2:], z_loss).gradient(logits, slice(0, N))
+    torch.testing.assert_close((loss, gradient), plain, atol=1e-6, rtol=1e-5)
+
+
+def test_compiled_between_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole chunks and what is left of the last."""
+    compiled = torch.compile(loss_module._gradient_at_once, dynamic=False, backend="aot_eager")
+    monkeypatch.setattr(loss_module, "_fused_gradient", lambda: compiled)
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 0)
+    inputs = problem(40, 8, 50)
+    fused = value_and_gradients(partial(linear_cross_entropy, fused=True), inputs, 1e-4)
+    for ours, theirs in zip(fused, value_and_gradients(whole, inputs, 1e-4), strict=True):
+        assert distance(ours, theirs) < 1e-5
 
 
 def test_without_gradients_only_the_value_is_made() -> None:

@@ -184,3 +184,4 @@ def test_less_memory(tmp_path: Path) -> None:
 def test_the_loss_makes_as_many_logits_at_a_time_as_the_plan_says() -> None:
     """What counts them needs no torch, so it has the numbers for itself."""
     assert (memory._LOSS_ROWS, memory._LOSS_LOGITS) == (loss.CHUNK_ROWS, loss.CHUNK_LOGITS)
+    assert memory._LOSS_ROWS_ON_GPU == loss.CHUNK_ROWS_ON_GPU

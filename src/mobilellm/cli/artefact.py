@@ -41,12 +41,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def settings_of(text: Path | None, tokens: int | None, runtime: str | None) -> Settings:
+def settings_of(text: Path | None, tokens: int | None, runtime: str | None, origin: str | None) -> Settings:
     from mobilellm.export.verify import TOKENS, Settings
 
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens = {tokens} must be at least 1")
-    return Settings(text, tokens or TOKENS, runtime)
+    return Settings(text, tokens or TOKENS, runtime, origin)
 
 
 def described(exported: Exported, kind: Kind) -> dict[str, Any]:
@@ -100,6 +100,9 @@ def _rows(report: Report) -> list[tuple[str, str]]:
                 f"{measured.source_perplexity:.4g}; the same next token {measured.agreement:.1%} of the time",
             )
         )
+        if measured.origin_kl is not None:
+            of_both = f"{measured.origin_kl:.2g} nats a token, from what was quantised {measured.kl:.2g}"
+            rows.append((f"KL from the origin{within}", of_both))
     return rows
 
 

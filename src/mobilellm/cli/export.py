@@ -39,6 +39,9 @@ class Arguments:
     """Tokens of it whose logits are compared (default 512)."""
     runtime: str | None = None
     """What runs it for the comparison; by default all that can and are installed."""
+    origin: str | None = None
+    """Of a quantised MODEL what it was made of, to measure the distance from that, too; by default what it
+    names itself, if that is still there."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT if it is there."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -51,7 +54,7 @@ def run(arguments: Arguments) -> None:
     kind = KINDS[arguments.to] if arguments.to else kind_for(arguments.out)
     from mobilellm.export.export import export
 
-    settings = settings_of(arguments.text, arguments.tokens, arguments.runtime)
+    settings = settings_of(arguments.text, arguments.tokens, arguments.runtime, arguments.origin)
     unverified = shlex.quote(str(unverified_name(arguments.out)))
     verify = f"{program()} verify {unverified} --against {shlex.quote(arguments.model)}"
     with unverified_told(arguments.out, f"{verify} does that"):

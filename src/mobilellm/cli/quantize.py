@@ -146,7 +146,7 @@ def _write(
     A .gguf file is compared with the model in memory in what runs it, as `export` does; its name is
     OUT.unverified where it did not pass.
     """
-    from mobilellm.model.checkpoint import Weights
+    from mobilellm.model.checkpoint import Weights, read_weights
     from mobilellm.model.quantized import WEIGHTS
     from mobilellm.quant.artefact import save
 
@@ -165,6 +165,7 @@ def _write(
         exported = export_source(
             source, out, KINDS["gguf"], Options(), overwrite=arguments.overwrite,
             say=lambda line: print(f"mobilellm: {line}", file=sys.stderr),
+            origin=source_of(arguments.model, directory, read_weights(directory, on_demand=True)),
         )  # fmt: skip
     with atomic_write(out.with_suffix(".quantization.json")) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

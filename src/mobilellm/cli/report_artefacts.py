@@ -1,7 +1,7 @@
 """One model in all the formats it was exported to: size, quality, speed and memory of each, in one table.
 
 Takes the verified artefacts that lie in DIR. Perplexity and KL are those of their verify reports; speed and
-memory are measured now, every artefact in its own runtime, in a process of its own, one after the other.
+memory are measured now, every artefact in its own runtime, in processes of its own, in turns.
 Writes Markdown, JSON and a picture.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +34,7 @@ class Arguments:
     limit: int | None = None
     """Documents of each task, the first ones; by default all."""
     rounds: int = 3
-    """How often decoding is measured; the median counts."""
+    """How often each is measured, in turns, every time in a process of its own; the median counts."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of the table."""
 
@@ -53,7 +54,8 @@ def run(arguments: Arguments) -> None:
     found = find(arguments.folder, _say)
     tasks = _tasks(arguments)
     notes: list[str] = []
-    rows = [_row(each, tasks, arguments, notes) for each in found]
+    speeds = _speeds(found, arguments.rounds, notes)
+    rows = [_row(each, speeds.get(each.path), tasks, arguments, notes) for each in found]
     first = next((each for each in found if each.of_origin), found[0])
     notes += _notes(found, arguments)
     about: dict[str, Any] = {
@@ -69,12 +71,13 @@ def run(arguments: Arguments) -> None:
     print_notes([*notes, f"Report: {files[0]}"])
 
 
-def _row(each: Found, tasks: LoadedTasks | None, arguments: Arguments, notes: list[str]) -> ArtefactRow:
+def _row(
+    each: Found, speed: Speed | None, tasks: LoadedTasks | None, arguments: Arguments, notes: list[str]
+) -> ArtefactRow:
     from mobilellm.report.artefacts import ArtefactRow
 
     report = each.report
     fidelity = next(iter(report["fidelity"].values()))
-    speed = _speed(each, arguments.rounds, notes)
     return ArtefactRow(
         name=each.path.name,
         kind=each.kind.name,
@@ -83,7 +86,7 @@ def _row(each: Found, tasks: LoadedTasks | None, arguments: Arguments, notes: li
         bytes=report["bytes"],
         bits_per_weight=report["bits_per_weight"],
         perplexity=fidelity["perplexity"],
-        kl=fidelity["kl"] if each.of_origin else None,
+        kl=each.kl,
         accuracy=None if tasks is None else _accuracy(each, tasks, arguments.limit, notes),
         tokens_per_second=speed and speed.tokens_per_second,
         first_token_seconds=speed and speed.first_token_seconds,
@@ -92,18 +95,23 @@ def _row(each: Found, tasks: LoadedTasks | None, arguments: Arguments, notes: li
     )
 
 
-def _speed(each: Found, rounds: int, notes: list[str]) -> Speed | None:
-    from mobilellm.export.speed import measure
+def _speeds(found: Sequence[Found], rounds: int, notes: list[str]) -> dict[Path, Speed]:
+    from mobilellm.export.speed import measure_in_turns
     from mobilellm.export.targets import target_of
 
-    _say(f"measuring {each.path.name}")
-    target = target_of(each.kind.name)
-    try:
-        opener = target.runtimes(each.path)[next(iter(each.report["runtimes"]))]
-        return measure(opener, each.path, target.inventory(each.path).config.max_position_embeddings, rounds)
-    except (ValueError, ImportError) as error:
-        notes.append(f"{each.path.name}: not measured: {error}")
-        return None
+    def failed(path: Path, error: Exception) -> None:
+        notes.append(f"{path.name}: not measured: {error}")
+
+    artefacts = {}
+    for each in found:
+        try:
+            target = target_of(each.kind.name)
+            opener = target.runtimes(each.path)[next(iter(each.report["runtimes"]))]
+            artefacts[each.path] = opener, target.inventory(each.path).config.max_position_embeddings
+        except (ValueError, ImportError) as error:
+            failed(each.path, error)
+    _say(f"measuring {len(artefacts)} artefacts, {rounds} times in turns")
+    return measure_in_turns(artefacts, rounds, failed)
 
 
 def _tasks(arguments: Arguments) -> LoadedTasks | None:
@@ -143,14 +151,15 @@ def _notes(found: list[Found], arguments: Arguments) -> list[str]:
     if of_origin := [each for each in found if each.of_origin]:
         fidelity = next(iter(of_origin[0].report["fidelity"].values()))
         notes[0] += f" The source itself has {fidelity['source_perplexity']:.4g} there."
-    if others := [each.path.name for each in found if not each.of_origin]:
+    if others := [each.path.name for each in found if each.kl is None]:
         notes.append(
-            f"Compared with a quantised model, so that KL from the source is not known: {', '.join(others)}. "
-            "What quantising lost is in quantization.json of that model."
+            "Compared with a quantised model only, so that KL from the source is not known: "
+            f"{', '.join(others)}. mobilellm verify with --origin measures it."
         )
     notes.append(
         "Tokens/s: one at a time. First token: from the start of a process. Peak memory: of that process, "
-        "libraries and the file's mapped pages included. A directory for transformers runs in float32."
+        "libraries and the file's mapped pages included. All three are medians over "
+        f"{arguments.rounds} processes, in turns. A directory for transformers runs in float32."
     )
     if len(texts) > 1:
         notes.insert(

@@ -29,6 +29,9 @@ class Arguments:
     """Tokens of it whose logits are compared (default 512)."""
     runtime: str | None = None
     """What runs it, e.g. engine or llama.cpp; by default all that can and are installed."""
+    origin: str | None = None
+    """Of a quantised MODEL what it was made of, to measure the distance from that, too; by default what it
+    names itself, if that is still there."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Let NAME.unverified take the name of a NAME that is there."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -43,7 +46,7 @@ def run(arguments: Arguments) -> None:
     exported = verify_artefact(
         arguments.artefact,
         arguments.against,
-        settings_of(arguments.text, arguments.tokens, arguments.runtime),
+        settings_of(arguments.text, arguments.tokens, arguments.runtime, arguments.origin),
         arguments.overwrite,
         _say,
     )

@@ -57,10 +57,16 @@ class Fidelity(NamedTuple):
     """Share of tokens where both would say the same next token."""
     perplexity: float
     source_perplexity: float
+    origin_kl: float | None = None
+    """As `kl`, from what a quantised source was made of; None where that was not at hand."""
 
 
 def fidelity(
-    answers: Answers, questions: Questions, source: Sequence[Floats], reference: Sequence[Floats]
+    answers: Answers,
+    questions: Questions,
+    source: Sequence[Floats],
+    reference: Sequence[Floats],
+    origin: Sequence[Floats] = (),
 ) -> Fidelity:
     theirs, ours = _log_softmax(np.concatenate(answers.logits)), _log_softmax(np.concatenate(source))
     rounded = _log_softmax(np.concatenate(reference))
@@ -70,6 +76,7 @@ def fidelity(
         agreement=float((ours.argmax(1) == theirs.argmax(1)).mean()),
         perplexity=_perplexity(theirs, questions.windows),
         source_perplexity=_perplexity(ours, questions.windows),
+        origin_kl=_kl(_log_softmax(np.concatenate(origin)), theirs) if origin else None,
     )
 
 

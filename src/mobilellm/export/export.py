@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilellm.atomic import atomic_directory, atomic_write, check_destination, sync, take_name
-from mobilellm.export.source import Source, open_source
+from mobilellm.export.source import Source, open_origin, open_source
 from mobilellm.export.targets import (
     Kind,
     Options,
@@ -65,8 +65,12 @@ def export_source(
     compare: bool = True,
     overwrite: bool = False,
     say: Say = lambda line: None,
+    origin: Source | None = None,
 ) -> Exported:
-    """As `export`, of a model that is in memory; `out` has been checked."""
+    """As `export`, of a model that is in memory; `out` has been checked.
+
+    `origin` is what a quantised one was made of, where that is in memory, too.
+    """
     target = target_of(kind.name)
     options = target.complete(options, source)
     if options.unroll and not source.config.shares_layers:
@@ -75,6 +79,8 @@ def export_source(
     for name in texts:
         if (out.parent / name).exists() and not overwrite:
             raise FileExistsError(f"{out.parent / name}: exists; choose another name or pass --overwrite")
+    if compare and origin is None:
+        origin = open_origin(source, settings.origin if settings else None, say)
     path = unverified_name(out)
     say(f"writing {path}")
     notes = _write(target, source, path, options)
@@ -85,7 +91,7 @@ def export_source(
     report_path(path).unlink(missing_ok=True)  # of what had this name before
     if not compare:
         return Exported(path, notes, None)
-    return Exported(*_compared(target, path, source, options, settings, overwrite, say, notes))
+    return Exported(*_compared(target, path, source, origin, options, settings, overwrite, say, notes))
 
 
 def verify_artefact(
@@ -104,7 +110,8 @@ def verify_artefact(
     if path != final_name(path):
         check_out(final_name(path), kind, overwrite)
     opened = open_source(source, say)
-    return Exported(*_compared(target, path, opened, None, settings, overwrite, say, []))
+    origin = open_origin(opened, settings.origin if settings else None, say)
+    return Exported(*_compared(target, path, opened, origin, None, settings, overwrite, say, []))
 
 
 def check_out(out: Path, kind: Kind, overwrite: bool) -> None:
@@ -132,13 +139,14 @@ def _compared(
     target: Target,
     path: Path,
     source: Source,
+    origin: Source | None,
     options: Options | None,
     settings: Settings | None,
     overwrite: bool,
     say: Say,
     notes: list[str],
 ) -> tuple[Path, list[str], Report]:
-    report = verify(target, path, source, options, settings, say)
+    report = verify(target, path, source, options, settings, say, origin)
     named = final_name(path)
     if "report" in report.failed:
         return path, notes, report

@@ -29,6 +29,13 @@ class Found:
         """Whether it was compared with that model itself."""
         return bool(self.report["source_sha256"] == self.origin)
 
+    @property
+    def kl(self) -> float | None:
+        """From that model, nats a token, in the first runtime; None where it was not measured."""
+        fidelity = next(iter(self.report["fidelity"].values()))
+        found: float | None = fidelity["kl"] if self.of_origin else fidelity.get("origin_kl")
+        return found
+
 
 def find(folder: Path, say: Callable[[str], None]) -> list[Found]:
     """The verified artefacts of one model, smallest first; `say` is told of those that are left out.

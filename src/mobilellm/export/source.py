@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from mobilellm.chat_template import stored_template
 from mobilellm.config import ModelConfig
 from mobilellm.export.targets import Options
 from mobilellm.model import api, checkpoint
-from mobilellm.model.quantized import Origin, Quantized
+from mobilellm.model.quantized import DESCRIPTION, Origin, Quantized
 from mobilellm.model.tensor_files import fingerprint
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer
@@ -89,6 +90,43 @@ def open_source(source: str | Path, say: Callable[[str], None]) -> Source:
     for repair in opened.repairs:
         say(f"{source}: repaired: {repair}")
     return opened
+
+
+def open_origin(source: Source, named: str | None, say: Callable[[str], None]) -> Source | None:
+    """The model that a quantised source was made of: the one `named`, or the one that it names itself.
+
+    None of a source that is not quantised, and where what is named is not there any more, or another model.
+    Raises ValueError for a `named` one that it was not made of.
+    """
+    origin = source.origin
+    if origin is None:
+        if named is not None:
+            raise ValueError(
+                f"origin = {named} is for a quantised source; {source.name} does not tell what it was made of"
+            )
+        return None
+    place = named or _named_origin(source)
+    if named is None and not (place and hub.local_path(place).is_dir()):
+        return None
+    try:
+        opened = open_source(place, lambda line: None)
+    except (ValueError, OSError):
+        if named is not None:
+            raise
+        return None
+    if opened.fingerprint == origin.sha256:
+        say(f"comparing with {place}, too, of which {source.name} was made")
+        return opened
+    if named is not None:
+        raise ValueError(f"origin = {named} is not the model that {source.name} was made of")
+    return None
+
+
+def _named_origin(source: Source) -> str:
+    """As it was typed when the source was quantised."""
+    described = json.loads((source.directory / DESCRIPTION).read_text(encoding="utf-8"))
+    report = described.get("report")
+    return str(report.get("source", "")) if isinstance(report, dict) else ""
 
 
 def source_of(name: str, directory: Path, weights: checkpoint.Weights) -> Source:

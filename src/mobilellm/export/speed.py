@@ -1,9 +1,12 @@
 """How fast an artefact runs here, and in how much memory: its own runtime in a process of its own.
 
-    python -m mobilellm.export.speed MODULE OPENER PATH CONTEXT ROUNDS BEGIN
+    python -m mobilellm.export.speed MODULE OPENER PATH CONTEXT BEGIN
 
 is that process: OPENER of MODULE opens the artefact, and BEGIN is the moment (time.monotonic) when it was
 asked for. It prints one JSON object.
+
+A small model writes 64 tokens in hundredths of a second. By three such measurements in one process two copies
+of a file came out up to a third apart; so each process measures for longer, and there are several, in turns.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from mobilellm.export.targets import Opener
 
 _PROMPT, _STEPS = 8, 64
+_SECONDS, _FEWEST = 0.3, 2
+"""How long a process measures decoding, and how often at least; once before that it warms up."""
 
 
 class Speed(NamedTuple):
@@ -31,14 +37,43 @@ class Speed(NamedTuple):
     first_token_seconds: float
     """From the start of the process, imports and loading included."""
     tokens_per_second: float
-    """One at a time; the median of the rounds."""
+    """One at a time; the median."""
     peak_bytes: int
     """Most memory of the process, or of the one in which its runtime lives."""
 
 
-def measure(opener: Opener, path: Path, context: int, rounds: int = 3) -> Speed:
-    """Raises ValueError with the last line of what went wrong."""
-    arguments = [opener.__module__, getattr(opener, "__name__", ""), str(path), str(context), str(rounds)]
+def measure_in_turns(
+    artefacts: Mapping[Path, tuple[Opener, int]], rounds: int, failed: Callable[[Path, ValueError], None]
+) -> dict[Path, Speed]:
+    """Of every artefact, given with what opens it and its context, the medians of `rounds` processes.
+
+    In a round each is measured once, so that what else the machine does falls on all. One that cannot be
+    measured is told to `failed` and left out.
+    """
+    found: dict[Path, list[Speed]] = {path: [] for path in artefacts}
+    for _ in range(rounds):
+        for path in list(found):
+            try:
+                found[path].append(measure(*artefacts[path], path))
+            except ValueError as error:
+                del found[path]
+                failed(path, error)
+    return {path: _median(speeds) for path, speeds in found.items()}
+
+
+def _median(speeds: Sequence[Speed]) -> Speed:
+    seconds, rates, peaks = zip(*(each[1:] for each in speeds), strict=True)
+    return Speed(
+        speeds[0].runtime,
+        statistics.median(seconds),
+        statistics.median(rates),
+        round(statistics.median(peaks)),
+    )
+
+
+def measure(opener: Opener, context: int, path: Path) -> Speed:
+    """In one process. Raises ValueError with the last line of what went wrong."""
+    arguments = [opener.__module__, getattr(opener, "__name__", ""), str(path), str(context)]
     done = subprocess.run(
         [sys.executable, "-m", __name__, *arguments, str(time.monotonic())],
         capture_output=True,
@@ -52,17 +87,19 @@ def measure(opener: Opener, path: Path, context: int, rounds: int = 3) -> Speed:
 
 
 def main() -> None:
-    module, name, path, context, rounds, begin = sys.argv[1:]
+    module, name, path, context, begin = sys.argv[1:]
     opener: Opener = getattr(import_module(module), name)
     with opener(Path(path)) as runtime:
         tokens = [1, *range(10, 9 + min(_STEPS, int(context)))]
         runtime.greedy(tokens[:_PROMPT], 1)
         first = time.monotonic() - float(begin)
-        rates = []
-        for _ in range(int(rounds)):
-            start = time.perf_counter()
+        runtime.steps(tokens)
+        rates: list[float] = []
+        started = now = time.perf_counter()
+        while now - started < _SECONDS or len(rates) < _FEWEST:
             runtime.steps(tokens)
-            rates.append(len(tokens) / (time.perf_counter() - start))
+            before, now = now, time.perf_counter()
+            rates.append(len(tokens) / (now - before))
         name = runtime.name
     print(json.dumps(Speed(name, first, statistics.median(rates), _peak_bytes())._asdict()))
 

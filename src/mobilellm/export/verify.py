@@ -26,7 +26,7 @@ from mobilellm.export.comparisons import (
     inventory_checks,
     stop_check,
 )
-from mobilellm.export.questions import Answers, Questions, ask
+from mobilellm.export.questions import Answers, Floats, Questions, ask
 from mobilellm.export.source import Source
 from mobilellm.export.targets import Options, Target, final_name
 from mobilellm.export.text import SampleText, questions, sample_text
@@ -46,6 +46,8 @@ class Settings:
     """Tokens of the text whose logits are compared."""
     runtime: str | None = None
     """What runs the artefact; by default all that can and are installed."""
+    origin: str | None = None
+    """What a quantised source was made of; by default where it says so, if that is still there."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,11 @@ def verify(
     options: Options | None = None,
     settings: Settings | None = None,
     say: Callable[[str], None] = lambda line: None,
+    origin: Source | None = None,
 ) -> Report:
     """Compare an artefact with its source. Without options they are read from the artefact.
+
+    How far it is from `origin`, of which a quantised source was made, is measured as well, and no check.
 
     What is wrong with the artefact is a failed check; raises ValueError and FileNotFoundError for mistakes in
     the settings, ImportError for a runtime that is not installed.
@@ -132,6 +137,10 @@ def verify(
     say("comparing with the reference arithmetic")
     model = source.model()
     of_source = [float_logits(model, window) for window in asked.windows]
+    of_origin: list[Floats] = []
+    if origin is not None:
+        model = origin.model()
+        of_origin = [float_logits(model, window) for window in asked.windows]
     del model
     reference = target.reference(source, chosen)
     of_reference = [reference(window) for window in asked.windows]
@@ -141,7 +150,7 @@ def verify(
             wrong = ValueError(f"logits have shape {given.logits[0].shape}, expected {of_source[0].shape}")
             made = [_failed("runtime", wrong)]
         else:
-            measured[name] = fidelity(given, asked, of_source, of_reference)
+            measured[name] = fidelity(given, asked, of_source, of_reference, of_origin)
             made = answer_checks(given, asked, source.tokenizer, reference, of_reference, measured[name])
             made.append(stop_check(found, expected, given, asked))
             made += chat_checks(given, asked, source.tokenizer.vocab_size, reference, of_reference)

@@ -121,7 +121,6 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | Documents) -> Tensor:
     """Attention of q (B, H, T, D) over k, v (B, K, T, D); queries and keys take the dtype of the values."""
-    q, k = q.to(v.dtype), k.to(v.dtype)
     return _through_line(q, k, v, mask) if isinstance(mask, Documents) else _in_blocks(q, k, v, mask)
 
 
@@ -130,7 +129,8 @@ def _through_line(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tens
 
     B, H, T, D = q.shape
     groups: dict[str, Any] = {"enable_gqa": True} if documents.tell_groups and k.shape[1] != H else {}
-    q, k, v = (part.transpose(1, 2).reshape(B * T, -1, D) for part in (q, k, v))
+    # Laid out before they are rounded: the other way round the compiler rounds them into (B, H, T, D) first.
+    q, k, v = (part.transpose(1, 2).reshape(B * T, -1, D).to(v.dtype) for part in (q, k, v))
     bounds, longest = documents.bounds, documents.longest
     out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), **groups)
     result: Tensor = out.view(B, T, H, D).transpose(1, 2)
@@ -139,6 +139,7 @@ def _through_line(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tens
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     function = _flex(q.device.type == "cuda" and not torch.compiler.is_compiling())
+    q, k = q.to(v.dtype), k.to(v.dtype)
     out: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out
 

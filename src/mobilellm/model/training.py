@@ -64,10 +64,14 @@ def why_plain(model: MobileLLM) -> str | None:
         return "no gradients are wanted"
     if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return "products are not in bfloat16"
-    if torch.compiler.is_compiling() or any(block._compiled_call_impl for block in model.model.layers):
+    if torch.compiler.is_compiling() or blocks_are_compiled(model):
         return "the blocks are compiled"
     found = cpu_kernels.load()
     return found if isinstance(found, str) else None
+
+
+def blocks_are_compiled(model: MobileLLM) -> bool:
+    return any(block._compiled_call_impl for block in model.model.layers)
 
 
 def gradient_dtype(weight: Tensor) -> torch.dtype:

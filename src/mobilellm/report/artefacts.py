@@ -32,7 +32,7 @@ class ArtefactRow:
     bits_per_weight: float
     perplexity: float
     kl: float | None
-    """From the source, nats a token; None where it was compared with what was quantised from that."""
+    """From the source, nats a token; None where it was compared only with what was quantised from that."""
     accuracy: float | None
     """Average of the eight tasks, 0 … 1."""
     tokens_per_second: float | None

@@ -5,6 +5,8 @@ N tokens of the batch, E hidden_size, V vocab_size.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +15,16 @@ from torch import Tensor
 from mobilellm.model import cpu_kernels
 from mobilellm.model.cpu_kernels import Kernels
 from mobilellm.model.products import Products, TorchProducts, products
-from mobilellm.model.training import gradient_dtype, training_hidden
+from mobilellm.model.training import blocks_are_compiled, gradient_dtype, training_hidden
 from mobilellm.model.transformer import MobileLLM, products_dtype
 
 CHUNK_ROWS = 512
 """Tokens whose logits are held at a time, at least: fewer would touch the head's gradient too often."""
 CHUNK_LOGITS = 2**21
 """With a small vocabulary more tokens go at a time, up to this many logits, which stay in a cache."""
+CHUNK_ROWS_ON_GPU = 4096
+"""Its caches hold no chunk anyway; every one reads and writes the head's gradient, which is as large as 1,000
+rows of logits or more."""
 
 
 def weighted_loss(
@@ -40,18 +45,28 @@ def weighted_loss(
     `z_loss` as in `linear_cross_entropy`.
     """
     hidden, head = training_hidden(model, tokens, segments, activation_checkpointing)
-    return linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss)
+    fused = hidden.device.type == "cuda" and blocks_are_compiled(model)
+    return linear_cross_entropy(
+        hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss, fused=fused
+    )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, z_loss: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    z_loss: float = 0.0,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """Sum over N of weights * (nll + z_loss * logsumexp²) of logits hidden (N, E) @ weight (V, E) transposed.
 
     `z_loss` keeps logsumexp near zero (PaLM, arXiv 2204.02311, uses 1e-4). `weights` get no gradient. Logits
-    and gradients as in `linear_loss`.
+    and gradients as in `linear_loss`; `fused` compiles what lies between the products, which then reads
+    the logits twice and writes them once.
     """
-    return linear_loss(hidden, weight, CrossEntropy(targets, weights.float(), z_loss))
+    return linear_loss(hidden, weight, CrossEntropy(targets, weights.float(), z_loss, fused))
 
 
 class LossOfLogits(Protocol):
@@ -106,7 +121,7 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss and gradients; products in the first of `dtypes`, the gradient by weight in the second."""
     N, V = hidden.shape[0], weight.shape[0]
-    rows = max(CHUNK_ROWS, CHUNK_LOGITS // V)
+    rows = CHUNK_ROWS_ON_GPU if hidden.device.type == "cuda" else max(CHUNK_ROWS, CHUNK_LOGITS // V)
     dtype, kept_in = dtypes
     sums_in = torch.float64 if dtype == torch.float64 else torch.float32
     maker = _products(hidden.device, dtype)
@@ -157,8 +172,8 @@ def check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
 class CrossEntropy:
     """weights * (nll + z_loss * logsumexp²); targets and weights (N,)."""
 
-    def __init__(self, targets: Tensor, weights: Tensor, z_loss: float) -> None:
-        self._targets, self._weights, self._z_loss = targets, weights, z_loss
+    def __init__(self, targets: Tensor, weights: Tensor, z_loss: float, fused: bool = False) -> None:
+        self._targets, self._weights, self._z_loss, self._fused = targets, weights, z_loss, fused
 
     def value(self, logits: Tensor, part: slice) -> Tensor:
         wide = logits.float()
@@ -182,6 +197,8 @@ class CrossEntropy:
                 *logits.shape,
             )
             return losses.sum(), logits
+        if self._fused:
+            return _fused_gradient()(logits, targets, weights, z_loss)
         wide = logits.float()
         total = wide.logsumexp(-1)
         index = targets[:, None]
@@ -190,3 +207,25 @@ class CrossEntropy:
         gradient.mul_((weights * (1 + 2 * z_loss * total))[:, None])
         gradient.scatter_add_(-1, index, -weights[:, None])
         return loss, gradient.to(logits.dtype)
+
+
+@functools.cache
+def _fused_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
+    compiled: Any = torch.compile(_gradient_at_once, dynamic=False)
+    return compiled  # type: ignore[no-any-return]
+
+
+def _gradient_at_once(
+    logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """What `CrossEntropy.gradient` computes, with nothing in place: a compiler makes one kernel of it."""
+    wide = logits.float()
+    total = wide.logsumexp(-1)
+    chosen = wide.gather(-1, targets[:, None])[:, 0]
+    loss = torch.dot(weights, total - chosen + z_loss * total.square())
+    here = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    softmax = (wide - total[:, None]).exp()
+    gradient = softmax * (weights * (1 + 2 * z_loss * total))[:, None] - torch.where(
+        here, weights[:, None], 0.0
+    )
+    return loss, gradient.to(logits.dtype)

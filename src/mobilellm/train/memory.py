@@ -17,7 +17,7 @@ from mobilellm.train.lora import adapter_parameters
 from mobilellm.train.recipe import Recipe
 from mobilellm.train.teacher_cache import place_bytes
 
-_LOSS_ROWS, _LOSS_LOGITS = 512, 2**21
+_LOSS_ROWS, _LOSS_LOGITS, _LOSS_ROWS_ON_GPU = 512, 2**21, 4096
 """The loss makes logits for this many tokens at a time: at least so many, or so many logits."""
 _AHEAD = 4
 """Batches in memory: the one in use, and those that `feed.Feed` has ready or in hand."""
@@ -79,7 +79,7 @@ def memory_per_device(
         copies += 4 * stored.matrices
     if recomputed:
         kept = 4 * config.hidden_size * config.num_steps + blocks.kept
-    rows = min(tokens, max(_LOSS_ROWS, _LOSS_LOGITS // config.vocab_size))
+    rows = min(tokens, _LOSS_ROWS_ON_GPU if on_gpu else max(_LOSS_ROWS, _LOSS_LOGITS // config.vocab_size))
     loss = (
         rows * config.vocab_size * (2 if fast else 2 * width + 4)  # logits, softmax in float32, gradient
         + tokens * config.hidden_size * (2 * width + 4)  # hidden states, and their gradient twice

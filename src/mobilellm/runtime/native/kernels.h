@@ -49,7 +49,9 @@ struct Inputs {
   const float* values;  // (tokens, columns)
   size_t columns;       // from one token to the next
   Bytes bytes;
-  const uint8_t* ahead = nullptr;  // a panel like the product's own that is read later, to be fetched meanwhile; or null
+  // A panel like the product's own that is read later, to be fetched meanwhile, or null. Products by nibbles have no time
+  // for it: what the next block gained, this one lost.
+  const uint8_t* ahead = nullptr;
 };
 
 // out (count, 16) = the panel's rows times the inputs of tokens first ... first + count - 1.

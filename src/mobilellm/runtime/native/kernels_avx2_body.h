@@ -38,9 +38,10 @@ struct Eight {
   using Weights = SignedBytes;
   static constexpr int bytes = 512;
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* x, __m256i (*sums)[N]) {
+  static inline void block(const uint8_t* weights, const int8_t* x, __m256i (*sums)[N], const uint8_t* ahead) {
 #pragma GCC unroll 8
     for (int group = 0; group < 8; ++group) {
+      if (ahead) __builtin_prefetch(ahead + group * 64, 0, 2);  // one at a time, and into the second cache
       const SignedBytes w[2] = {bytes32(weights + group * 64), bytes32(weights + group * 64 + 32)};
 #pragma GCC unroll 8
       for (int t = 0; t < N; ++t) {
@@ -56,7 +57,7 @@ struct Four {
   using Weights = Nibbles;
   static constexpr int bytes = 256;
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* x, __m256i (*sums)[N]) {
+  static inline void block(const uint8_t* weights, const int8_t* x, __m256i (*sums)[N], const uint8_t*) {
     const __m256i mask = _mm256_set1_epi8(15);
     // Of few tokens high nibbles are multiplied where they stand, as sixteen times themselves, if sums have room for it.
     constexpr bool in_place = Nibbles::may_be_in_place && N < 4;
@@ -91,7 +92,8 @@ struct Four {
 };
 
 template <typename Kind, int N>
-inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out) {
+inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int first, float* out,
+                        const uint8_t* ahead) {
   using Weights = typename Kind::Weights;
   size_t at = size_t(first);
   __m256 totals[2][N];
@@ -102,7 +104,7 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int f
     __m256i sums[2][N];
 #pragma GCC unroll 8
     for (int t = 0; t < N; ++t) sums[0][t] = sums[1][t] = Weights::begun(x.negated[at + t]);
-    Kind::template block<N>(weights, x.numbers + at * kBlock, sums);
+    Kind::template block<N>(weights, x.numbers + at * kBlock, sums, ahead ? weights + (ahead - panel) : nullptr);
     const __m256 scale[2] = {__m256(halves(scales)), __m256(halves(scales + 8))};
 #pragma GCC unroll 8
     for (int t = 0; t < N; ++t) {
@@ -122,7 +124,8 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int f
 template <typename Kind>
 void blocks_product(const uint8_t* panel, int columns, const Inputs& x, int first, int count, float* out) {
   in_tiles<kTile>(count, [&](int t, auto n) {
-    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows);
+    blocks_tile<Kind, decltype(n)::value>(panel, columns, x.bytes, first + t, out + t * kPanelRows,
+                                          t ? nullptr : x.ahead);
   });
 }
 
