@@ -31,6 +31,9 @@ class RuntimeModel:
     file: GGUF | None = None
     """None where it came from no .gguf file; its sessions are then not kept in files."""
 
+    def __repr__(self) -> str:
+        return f"<RuntimeModel of {self.source!r}: {type(self.engine).__name__}>"
+
     def stream(
         self,
         prompts: str | Sequence[str],
