@@ -13,7 +13,14 @@ from typing import NoReturn
 import pytest
 
 from mobilellm import atomic
-from mobilellm.atomic import atomic_directory, atomic_write, check_destination, foreign_file, hold
+from mobilellm.atomic import (
+    atomic_directory,
+    atomic_write,
+    check_destination,
+    check_writable,
+    foreign_file,
+    hold,
+)
 
 STOPS = (KeyboardInterrupt, RuntimeError, SystemExit)
 
@@ -325,3 +332,28 @@ def test_nothing_is_left_where_the_parent_cannot_be_written(tmp_path: Path) -> N
         with pytest.raises((NotADirectoryError, FileExistsError)), manager(tmp_path / "file" / "name"):
             never()
     assert everything(tmp_path) == {"file": b""}
+
+
+def test_what_cannot_be_written_is_told_before_and_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a read-only file system, where nothing can be removed either."""
+    check_writable(tmp_path / "new" / "folders" / "file")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError) as caught:
+        check_writable(tmp_path / "file" / "inside" / "x")
+    assert caught.value.filename == str(tmp_path / "file")
+
+    def refused(path: Path, *flags: object, **options: object) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        with pytest.raises(OSError, match="Read-only") as told, atomic_write(tmp_path / "name") as temporary:
+            refused(temporary)
+    assert told.value.filename == str(tmp_path / "name")
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    for check in (check_writable, check_destination):
+        with pytest.raises(OSError, match="Permission denied") as denied:
+            check(tmp_path / "new" / "name")
+        assert denied.value.filename == str(tmp_path / "new" / "name")

@@ -8,6 +8,7 @@ replace a directory leaves the old one, whole, under NAME.old-….)
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -39,7 +40,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
             sync(target.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be written, nothing can be removed
+            temporary.unlink()
         raise
 
 
@@ -85,10 +87,26 @@ def take_name(
     _swap(directory, _real(path))
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise OSError for a name that nothing can be written under, before the work and not after it.
+
+    Its folder, or the nearest one above it that is there, may be read-only, another user's, or a file.
+    """
+    folder = _real(path).parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number), str(path))
+
+
 def check_destination(
     path: str | Path, overwrite: bool = False, objection: Callable[[Path], str] | None = None
 ) -> None:
-    """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError.
+    """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError, and as
+    `check_writable`.
 
     A directory that is not empty needs `overwrite`, and `objection` to have none: it is given the directory
     and says in words what shows that it is not an older version of the same thing, or "".
@@ -96,6 +114,7 @@ def check_destination(
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path}: is a file; name a directory")
+    check_writable(path)
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not overwrite:
