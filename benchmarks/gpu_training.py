@@ -43,6 +43,8 @@ LARGEST = 32
 """Sequences of a micro-batch: no more were ever faster."""
 FULL = 0.93
 """Of the memory, for what is planned: workspaces and fragments come on top."""
+NO_MEMORY = ("out of memory", "ALLOC_FAILED")
+"""Of torch's allocator, and of cuBLAS, which has one of its own."""
 MEAN_DOCUMENT = 500
 """Tokens of a document, where they are kept apart."""
 
@@ -82,15 +84,17 @@ def training(
         run = Run(config, micro, compute, documents, shape)
         try:
             seconds = run.ours() if system == "ours" else run.trainer()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not any(words in str(error) for words in NO_MEMORY):
+                raise
             too_large.append(micro)
         else:
             told = {"micro_batch": micro, "planned_gigabytes": round(planned[micro] / 2**30, 1)}
             return told | ({"did_not_fit": too_large} if too_large else {}) | _figures(run, seconds)
         del run
         gc.collect()  # outside of `except`, whose error holds the tensors
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        if _on_gpu(shape):
+            torch.cuda.empty_cache()
     return {"failed": "out of memory", "did_not_fit": too_large}
 
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import gpu_checks  # noqa: E402
+import gpu_training  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONG = ("compiled_as_plain", "as_on_the_cpu", "muon_as_on_the_cpu")
@@ -84,6 +85,23 @@ def test_no_task_begins_after_the_budget(
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert {result["left_out"] for result in found["checks"].values()} == {"the budget of seconds was spent"}
     assert "0 passed, 10 left out, none failed" in capsys.readouterr().err
+
+
+def test_half_of_what_does_not_fit_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: gpu_training.Run) -> list[float]:
+        if self.micro > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if self.micro == 1:
+            raise RuntimeError("something else")
+        return [1.0] * 6
+
+    monkeypatch.setattr(gpu_training.Run, "ours", run)
+    shape = gpu_training.Shape(torch.device("cpu"), 8, 64)
+    found = gpu_training.training(shape, "ours", "test")
+    assert (found["micro_batch"], found["did_not_fit"]) == (2, [8, 4])
+    assert found["tokens_per_second"] == 8 * 64
+    with pytest.raises(RuntimeError, match="something else"):
+        gpu_training.training(shape._replace(sequences=1), "ours", "test")
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU here")
