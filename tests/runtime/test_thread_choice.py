@@ -117,6 +117,22 @@ def test_one_strange_pass_changes_nothing(enough: int, strange: int, times: floa
     assert settled(4, 8, disturbed) == settled(4, 8, clean)
 
 
+def test_a_ctrl_c_while_it_thinks_does_not_end_it() -> None:
+    class Interrupted(float):
+        def __rmul__(self, other: float) -> float:
+            raise KeyboardInterrupt
+
+    choice, interrupted = choice_of(2, 4), False
+    for _ in range(2 * A_WHILE):
+        seconds = 1 / choice.threads
+        try:
+            choice.took(seconds if interrupted else Interrupted(seconds))
+        except KeyboardInterrupt:
+            interrupted = True
+    assert interrupted
+    assert choice.threads == 4
+
+
 def test_it_follows_what_runs_beside_it() -> None:
     choice = choice_of(2, 2)
     alone, beside = bound_by_memory(2), lambda threads, _: 1.0 + 0.2 * (threads > 1)

@@ -43,13 +43,17 @@ class ThreadChoice:
 
     def __init__(self, counts: Sequence[int], first: int) -> None:
         """`counts`: those that may be tried, in order; `first`: the one to begin with."""
-        self._course = _course(counts, first)
+        self._counts, self._course = counts, _course(counts, first)
         self.threads = next(self._course)
         """For the next pass."""
 
     def took(self, seconds: float) -> None:
         """What a pass took on `threads`, which may be another number then."""
-        self.threads = self._course.send(seconds)
+        try:
+            self.threads = self._course.send(seconds)
+        except StopIteration:  # a Ctrl-C came while it thought about the pass before
+            self._course = _course(self._counts, self.threads)
+            next(self._course)
 
 
 class ThreadChoices:
