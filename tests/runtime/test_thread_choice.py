@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mobilellm.runtime.cores import Cores
 from mobilellm.runtime.thread_choice import (
     MARGIN,
+    MOST_THREADS,
     ThreadChoice,
     ThreadChoices,
     counts_up_to,
@@ -50,6 +51,7 @@ def test_numbers_worth_a_try() -> None:
     assert [counts_up_to(most) for most in (1, 2, 3, 5, 8)] == [
         [1], [1, 2], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 8],
     ]  # fmt: skip
+    assert counts_up_to(300) == counts_up_to(MOST_THREADS)
     assert counts_up_to(40) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40]
 
 

@@ -68,7 +68,7 @@ class ThreadChoices:
 
     @classmethod
     def measured(cls, there: Cores) -> ThreadChoices:
-        counts = sorted({there.first_threads, *counts_up_to(min(there.usable, MOST_THREADS))})
+        counts = sorted({there.first_threads, *counts_up_to(there.usable)})
         return cls(counts, there.first_threads, there.prompt_threads)
 
     @classmethod
@@ -101,7 +101,8 @@ class ThreadChoices:
 
 
 def counts_up_to(most: int) -> list[int]:
-    """The numbers worth a try: 1, 2, 3, 4, 6, 8, 12, 16, 24 …, and `most` itself."""
+    """The numbers worth a try: 1, 2, 3, 4, 6, 8, 12, 16, 24 …, and `most` itself where an engine takes it."""
+    most = min(most, MOST_THREADS)
     doubled = [count << power for power in range(most.bit_length()) for count in (2, 3)]
     return sorted({1, most, *(count for count in doubled if count < most)})
 
