@@ -41,6 +41,7 @@ LIMITS = {"card": 60.0, "check": 100.0, "attention": 100.0, "train": 120.0}
 """Seconds of one task of a kind: a hanging compiler must not take all."""
 START = 60.0
 """Seconds more for the first task of a process, which imports torch."""
+WORKER = Path(__file__).with_name("gpu_worker.py")
 Task = dict[str, Any]
 
 
@@ -54,12 +55,17 @@ def main() -> None:
     parser.add_argument("--no-rival", action="store_true")
     parser.add_argument("--only", choices=("checks", "attention", "train"))
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child is left behind
+    run(parser.parse_args())
+
+
+def run(arguments: argparse.Namespace) -> None:
     report = _Report(arguments)
     deadline = time.monotonic() + arguments.budget
     for tasks in _tasks(arguments):
         _run(tasks, arguments, deadline, report)
+        if reason := report.content["card"].get("failed"):
+            raise SystemExit(f"gpu: {arguments.device} cannot be used ({reason})")
     report.write(complete=True)
     print(json.dumps(report.content, indent=2))
     report.print_summary()
@@ -68,7 +74,7 @@ def main() -> None:
 def _tasks(arguments: argparse.Namespace) -> list[list[Task]]:
     """What to do, the most telling first; each list in a process of its own."""
     sizes, only = arguments.sizes, arguments.only
-    checks = [{"kind": "card"}, *({"kind": "check", "name": name} for name in CHECKS)]
+    checks = [{"kind": "check", "name": name} for name in CHECKS]
     attention = [{"kind": "attention", "size": size} for size in sizes if size in ("125m", "1b", "test")]
     systems = ("ours",) if arguments.no_rival else ("ours", "trainer")
     train = [_train(size, system) for system in systems for size in sizes]
@@ -76,8 +82,11 @@ def _tasks(arguments: argparse.Namespace) -> list[list[Task]]:
     others = [_train(sizes[0], documents=way) for way in ways]
     others += [_train(sizes[0], compile=False), _train(sizes[0], checkpointing=True)]
     halves = [_train(size, system, half=True) for system in systems for size in sizes]
-    parts = {"checks": [checks], "attention": [attention], "train": [train, others, halves]}
-    return [tasks for name, several in parts.items() if only in (None, name) for tasks in several]
+    parts = (
+        ("checks", checks), ("train", train), ("attention", attention), ("train", others), ("train", halves)
+    )  # fmt: skip
+    wanted = [tasks for name, tasks in parts if only in (None, name)]
+    return [[{"kind": "card"}, *wanted[0]], *wanted[1:]]
 
 
 def _train(size: str, system: str = "ours", **options: Any) -> Task:
@@ -87,14 +96,14 @@ def _train(size: str, system: str = "ours", **options: Any) -> Task:
 
 def _run(tasks: list[Task], arguments: argparse.Namespace, deadline: float, report: _Report) -> None:
     """All tasks, in as few processes as crashes and hangs allow."""
-    while tasks:
+    while tasks and "failed" not in report.content["card"]:
         if deadline - time.monotonic() < 20:
             for task in tasks:
                 report.add(task, {"left_out": "the budget of seconds was spent"})
             return
         with _Child(tasks, arguments) as child:
             first = True
-            while tasks:
+            while tasks and "failed" not in report.content["card"]:
                 limit = LIMITS[tasks[0]["kind"]] + (START if first else 0)
                 left = deadline - time.monotonic()
                 result = child.result(min(limit, left))
@@ -112,12 +121,12 @@ class _Child:
 
     def __init__(self, tasks: list[Task], arguments: argparse.Namespace) -> None:
         common = {"device": arguments.device, "sequences": arguments.sequences, "length": arguments.length}
-        worker = Path(__file__).with_name("gpu_worker.py")
         # Deterministic algorithms of cuBLAS need this before there is a context; only checks ask for them.
-        checking = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if tasks[0]["kind"] in ("card", "check") else {}
+        asks = any(task["kind"] == "check" for task in tasks)
+        checking = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if asks else {}
         self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, str(worker), json.dumps({"tasks": tasks, **common})],
+            [sys.executable, str(WORKER), json.dumps({"tasks": tasks, **common})],
             stdout=subprocess.PIPE, stderr=self._words, text=True, env=os.environ | checking,
             start_new_session=True,
         )  # fmt: skip

@@ -42,10 +42,14 @@ from mobilellm.train.settings import (
 )
 
 CPU = torch.device("cpu")
-SMALL = replace(preset("125m"), num_layers=4, vocab_size=4096)
-"""Width, heads and head_dim of a published shape, with a few of its blocks."""
-TINY = preset("tiny")
 Result = dict[str, Any]
+
+
+def small(device: torch.device) -> ModelConfig:
+    """Width, heads and head_dim of a published shape, with a few of its blocks; tiny for a trial on a CPU."""
+    if device.type == "cpu":
+        return replace(preset("test"), max_position_embeddings=512)
+    return replace(preset("125m"), num_layers=4, vocab_size=4096)
 
 
 def check(name: str, device: torch.device) -> Result:
@@ -64,18 +68,19 @@ def muon_as_on_the_cpu(device: torch.device) -> Result:
 
 
 def _on_both(device: torch.device, optimizer: str, bar: float) -> Result:
-    theirs, ours = (_losses(TINY, place, 10, optimizer=optimizer) for place in (CPU, device))
+    config = preset("tiny") if device.type == "cuda" else small(device)
+    theirs, ours = (_losses(config, place, 10, optimizer=optimizer) for place in (CPU, device))
     return _held(_apart(ours, theirs), bar) | {"first_and_last_loss": [ours[0], ours[-1]]}
 
 
 def as_transformers(device: torch.device) -> Result:
     """Logits and gradients of the same weights in float32; in bfloat16 no further from these than Llama's."""
-    ours = _model(SMALL, device)
-    theirs = llama_of(SMALL).to(device)
+    config = small(device)
+    ours, theirs = _model(config, device), llama_of(config).to(device)
     missing = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert not missing.unexpected_keys
     assert set(missing.missing_keys) <= {"lm_head.weight"}
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(3, SMALL.vocab_size, (4, 512))).to(device)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(3, config.vocab_size, (4, 512))).to(device)
     with torch.no_grad():
         exact = theirs(tokens).logits
         found = {"logits": _relative(ours(tokens), exact)}
@@ -104,19 +109,23 @@ def documents_by_flex(device: torch.device) -> Result:
 
 
 def _documents(way: str, device: torch.device) -> Result:
-    """Packed rows against each document alone, in float32; compiled, without compiling again for others."""
     if device.type != "cuda":
         return {"left_out": "runs on a GPU only"}
     if not document_mask.works(way, device):
         return {"passed": False, "why": "it did not prove itself; the log says why"}
-    model = _model(SMALL, device)
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(3, SMALL.vocab_size, (4, 512))
+    return packed_against_alone(way, device)
+
+
+def packed_against_alone(way: str, device: torch.device) -> Result:
+    """Packed rows in bfloat16, and each document alone; compiled, too, and not again for other documents."""
+    config = small(device)
+    model, generator = _model(config, device), np.random.default_rng(0)
+    tokens = generator.integers(3, config.vocab_size, (4, 512))
     tokens[:, 0] = BOS_ID
     tokens[generator.random(tokens.shape) < 1 / 60] = BOS_ID
     rows, there = np.cumsum(tokens == BOS_ID, 1), torch.from_numpy(tokens).to(device)
     segments, other = torch.from_numpy(rows), torch.zeros(rows.shape, dtype=torch.long)
-    direction = torch.randn(4, 512, SMALL.hidden_size, device=device)
+    direction = torch.randn(4, 512, config.hidden_size, device=device)
 
     def by(ways: Sequence[str], dtype: torch.dtype | None, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states, and the gradient of the embedding."""
@@ -152,19 +161,22 @@ def _documents(way: str, device: torch.device) -> Result:
 
 
 def compiled_as_plain(device: torch.device) -> Result:
-    plain, compiled = (_losses(SMALL, device, 6, precision="bfloat16", compile=on) for on in (False, True))
+    plain, compiled = (
+        _losses(small(device), device, 6, precision="bfloat16", compile=on) for on in (False, True)
+    )
     return _held(_apart(compiled, plain), 5e-3)
 
 
 def resumed_as_uninterrupted(device: torch.device) -> Result:
     """Bit for bit with torch's deterministic algorithms, from a checkpoint written in the background."""
+    config = small(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         options = {"precision": "bfloat16", "every": 3}
-        whole = _losses(SMALL, device, 6, **options)
+        whole = _losses(config, device, 6, **options)
         with tempfile.TemporaryDirectory() as folder:
-            begun = _losses(SMALL, device, 6, Path(folder), stop_after=4, **options)
-            rest = _losses(SMALL, device, 6, Path(folder), **options)
+            begun = _losses(config, device, 6, Path(folder), stop_after=4, **options)
+            rest = _losses(config, device, 6, Path(folder), **options)
     finally:
         torch.use_deterministic_algorithms(False)
     assert len(begun) == 4
@@ -184,12 +196,13 @@ def fsdp_as_alone(device: torch.device) -> Result:
 def _spread(device: torch.device, strategy: str, bar: float) -> Result:
     """torch's engines over NCCL in a world of one process, with several micro-batches and a checkpoint."""
     options = {"precision": "bfloat16", "compile": device.type == "cuda", "every": 3}
-    plain = _losses(SMALL, device, 6, **options)
+    config = small(device)
+    plain = _losses(config, device, 6, **options)
     with _group(device) as world, tempfile.TemporaryDirectory() as folder:
         spread = _losses(
-            SMALL, device, 6, Path(folder), world=world, strategy=strategy, stop_after=4, **options
+            config, device, 6, Path(folder), world=world, strategy=strategy, stop_after=4, **options
         )
-        rest = _losses(SMALL, device, 6, Path(folder), world=world, strategy=strategy, **options)
+        rest = _losses(config, device, 6, Path(folder), world=world, strategy=strategy, **options)
     assert len(spread) == 4
     assert len(rest) == 3
     return _held(max(_apart(spread, plain[:4]), _apart(rest, plain[3:])), bar) | {"losses": spread}
@@ -214,7 +227,7 @@ def generates_as_on_the_cpu(device: torch.device) -> Result:
     prompts = [list(range(5, 5 + length)) for length in (1, 40, 100)]
     drawn = []
     for place in (CPU, device):
-        model = _model(TINY, CPU).to(place)
+        model = _model(small(device), CPU).to(place)
         drawn.append([new.token for new in generate_tokens(model, prompts, max_new_tokens=24, stop_ids=())])
     same = sum(a == b for a, b in zip(*drawn, strict=True)) / len(drawn[0])
     return {"passed": same == 1.0, "share_of_same_tokens": same, "bar": 1.0}

@@ -2,9 +2,8 @@
 
     python benchmarks/instruction_sets.py 125m:Q8_0 125m:Q4_0 --json docs/results/instruction-sets.json
 
-All that the processor has but the portable one, in turns: tokens a second of a prompt fed at once, of
-decoding in an empty sequence, and of decoding after a long one with keys and values in 8 bits. Medians of
-rounds.
+All that the processor has but the portable, in turns: tokens a second of a prompt fed at once, of decoding
+from the start, and after a long text with keys and values in 8 bits. Medians of rounds.
 """
 
 from __future__ import annotations

@@ -26,6 +26,10 @@ def compile_library(recipe: Recipe, texts: Mapping[str, str], library: Path) -> 
     )
     if compiler is None:
         raise NotCompiledError(f"there is no compiler ({', '.join(recipe.compilers)}); install one of them")
+    if not compiler.split() or shutil.which(compiler.split()[0]) is None:
+        raise NotCompiledError(
+            f"{compiler}: {recipe.variable} names no program; let it name a compiler, or unset it"
+        )
     with atomic_write(library) as temporary, TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")

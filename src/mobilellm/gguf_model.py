@@ -224,8 +224,8 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
     while used > len(LAYOUT_HEAD) and pieces[used - 1] == _padding(used - 1):
         used -= 1  # rows of the embedding that no piece uses
     pieces = pieces.first(used)
-    ranked = np.argsort(-scores[len(LAYOUT_HEAD) : used].astype(np.float64), kind="stable")
-    ranked += len(LAYOUT_HEAD)  # of equal scores, the lower id
+    falling = np.argsort(-scores[len(LAYOUT_HEAD) : used].astype(np.float64), kind="stable")
+    ranked = (len(LAYOUT_HEAD) + falling).astype(np.int32)  # of equal scores, the lower id
     embedding = file.tensors.get("token_embd.weight")
     if embedding is not None and len(pieces) > embedding.shape[0]:
         raise ValueError(

@@ -109,7 +109,7 @@ class Texts(Sequence[str]):
 
         hashes = np.fromiter(map(hash, self._entries()), np.int64, len(self))
         places = hashes.argsort(kind="stable")
-        return array("q", hashes[places].tobytes()), array("q", places.astype(np.int64).tobytes())
+        return array("q", hashes[places].tobytes()), array("i", places.astype(np.intc).tobytes())
 
 
 def _entry(text: bytes) -> bytes:

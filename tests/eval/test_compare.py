@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation_records import all_eight, identity, perplexity, zero_shot
-from mobilellm.eval.compare import Comparison, Difference, Ratio, compare, mcnemar, resampled_sums
+from mobilellm.eval.compare import Comparison, Difference, Ratio, compare
 from mobilellm.eval.published import TASKS
+from mobilellm.eval.resampling import mcnemar, resampled_sums
 
 A, B = identity("a"), identity("b")
 

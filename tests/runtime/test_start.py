@@ -68,7 +68,7 @@ print(*set(sys.modules) - before)
 
 
 def test_a_model_takes_little_memory_beside_file_cache_python_and_numpy(file: Path) -> None:
-    """9 MB here, where it was 20: OpenSSL, a vocabulary of Python's strings, the file's pages for embeddings."""
+    """7 MB here, where it was 19: OpenSSL, a vocabulary of Python's strings, the file's pages for embeddings."""
     peak = f"{NEEDED_ANYWAY}\nfrom mobilellm.bench.cold_start import peak_bytes\nprint(peak_bytes())"
     python = int(printed("-c", peak))
     start = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mobilellm.runtime.session import RuntimeModel, load
-from mobilellm.serve.facts import facts
+from mobilellm.serve.facts import facts, facts_of_now
 from mobilellm.serve.prepared import Preparer
 from mobilellm.serve.settings import Limits
 
@@ -28,6 +28,12 @@ def test_the_bytes_of_a_training_run_are_those_of_its_model(model: RuntimeModel,
     assert facts(named(model, tmp_path))["file_bytes"] == 510
     assert facts(named(model, tmp_path / "model"))["file_bytes"] == 510
     assert facts(model)["file_bytes"] == Path(model.source).stat().st_size
+
+
+def test_threads_are_those_of_now(model: RuntimeModel) -> None:
+    assert facts_of_now(model)["threads"] == 1
+    assert "threads" not in facts(model)
+    assert facts_of_now(model)["memory_bytes"] > 0
 
 
 def test_what_lies_elsewhere_is_not_measured(model: RuntimeModel, tmp_path: Path) -> None:

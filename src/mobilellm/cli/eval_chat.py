@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, scored_model
-from mobilellm.cli.eval_outputs import file_names, output_file
+from mobilellm.cli.eval_outputs import PRINTED, file_names, keep_record, print_records
 
 if TYPE_CHECKING:
     from mobilellm.eval.chat import ChatEvaluation
@@ -37,7 +37,8 @@ class Chat:
     max_tokens: int = 256
     """Longest answer."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
-    """Write a record: a file, or for several models a folder with one file each."""
+    """Write a record: a file, or for several models a folder with one file each; - prints them in place of
+    the table."""
     sheet: Annotated[Path | None, tyro.conf.arg(metavar="OUT.html")] = None
     """Write a page with prompts and every model's answers, to be read by people."""
     sheet_prompts: int = 20
@@ -51,9 +52,9 @@ def run_chat(arguments: Chat) -> None:
         raise ValueError("chat: --data names no file of conversations")
     if arguments.sheet_prompts < 1:
         raise ValueError(f"sheet_prompts = {arguments.sheet_prompts} must be at least 1")
+    from mobilellm.cli.tables import print_notes
     from mobilellm.eval.chat import evaluate_chat
     from mobilellm.eval.conversations import read_conversations
-    from mobilellm.eval.record import save
 
     conversations = read_conversations(arguments.data, arguments.held_out, arguments.limit)
     found: list[ChatEvaluation] = []
@@ -65,13 +66,16 @@ def run_chat(arguments: Chat) -> None:
                     opened.progress, opened.counts,
                 )  # fmt: skip
             found.append(each)
-            if arguments.json:
-                save(each.record, output_file(arguments.json, name, ".json", len(names)))
+            keep_record(each.record, arguments.json, name, len(names))
     finally:  # what is finished is shown, whatever became of the rest
-        if found:
+        if found and arguments.json != PRINTED:
             print_chat(found)
-            if arguments.sheet:
-                _write_sheet(arguments.sheet, found, arguments.sheet_prompts)
+        if found and arguments.sheet:
+            _write_sheet(arguments.sheet, found, arguments.sheet_prompts)
+    if arguments.json == PRINTED:
+        print_records([each.record for each in found])
+    elif arguments.sheet:
+        print_notes([f"Written: {arguments.sheet}"])
 
 
 def print_chat(found: Sequence[ChatEvaluation]) -> None:
@@ -121,11 +125,9 @@ def _loss_interval(result: dict[str, Any]) -> str:
 
 def _write_sheet(path: Path, found: Sequence[ChatEvaluation], prompts: int) -> None:
     from mobilellm.atomic import atomic_write
-    from mobilellm.cli.tables import print_notes
     from mobilellm.report.sample_sheet import Column, sample_sheet
 
     columns = [Column(each.record.model.name, each.answered[:prompts]) for each in found]
     (name,) = found[0].record.results
     with atomic_write(path) as temporary:
         temporary.write_text(sample_sheet(name, columns), encoding="utf-8", errors="replace")
-    print_notes([f"Written: {path}"])

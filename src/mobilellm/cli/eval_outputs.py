@@ -1,11 +1,19 @@
-"""Where an evaluation of several models writes what it has of each."""
+"""Where an evaluation of several models writes what it has of each; `-` is standard output, for all."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mobilellm.eval.record import Record
+
+PRINTED = Path("-")
+"""Named as the file: the object is printed in place of the table."""
 
 
 def file_names(verb: str, models: Sequence[str], outputs: Sequence[Path | None]) -> list[str]:
@@ -29,3 +37,19 @@ def file_names(verb: str, models: Sequence[str], outputs: Sequence[Path | None])
 def output_file(path: Path, name: str, ending: str, models: int) -> Path:
     """`path` itself for one model, a file in it for several, or where it is a folder."""
     return path / f"{name}{ending}" if models > 1 or path.is_dir() else path
+
+
+def keep_record(record: Record, path: Path | None, name: str, models: int) -> None:
+    """In its file, where there is one."""
+    from mobilellm.eval.record import save
+
+    if path not in (None, PRINTED):
+        save(record, output_file(path, name, ".json", models))
+
+
+def print_records(records: Sequence[Record]) -> None:
+    """One JSON object: the record, or of several models all under "records"."""
+    from mobilellm.eval.record import to_json
+
+    values = [to_json(record) for record in records]
+    print(json.dumps(values[0] if len(values) == 1 else {"records": values}))

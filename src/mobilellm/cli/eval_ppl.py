@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, scored_model
+from mobilellm.cli.eval_outputs import PRINTED, print_records
 from mobilellm.cli.tables import print_notes, print_sheet
 from mobilellm.eval.record import Record, save
 from mobilellm.eval.text_perplexity import PerplexitySettings, evaluate_perplexity
@@ -29,7 +30,8 @@ class Ppl:
     )
     options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     json: Path | None = None
-    """Write the record here: numbers, windows one by one, protocol, machine."""
+    """Write the record here: numbers, windows one by one, protocol, machine; - prints it in place of the
+    table."""
 
 
 def run_ppl(arguments: Ppl) -> None:
@@ -37,6 +39,9 @@ def run_ppl(arguments: Ppl) -> None:
         record = evaluate_perplexity(
             scored.model, arguments.data, arguments.settings, scored.progress, scored.counts
         )
+    if arguments.json == PRINTED:
+        print_records([record])
+        return
     if arguments.json is not None:
         save(record, arguments.json)
     _print(record)

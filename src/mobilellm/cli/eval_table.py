@@ -15,6 +15,7 @@ import tyro
 
 from mobilellm.atomic import atomic_write
 from mobilellm.cli.eval_model import ModelOptions, Scored, say, scored_model
+from mobilellm.cli.eval_outputs import PRINTED
 from mobilellm.cli.main import one_line
 from mobilellm.cli.tables import print_notes, print_table
 from mobilellm.eval.published import SIZES
@@ -50,7 +51,7 @@ class Table:
     out: Path | None = None
     """Folder for the tables as Markdown and PNG."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
-    """File for the tables as JSON."""
+    """File for the tables as JSON; - prints them so."""
     options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
 
@@ -72,15 +73,19 @@ def run_table(
     measured, failed = _measure_all(arguments, asked, open_model, evaluate or _scoring(arguments))
     found = entries(_sizes(arguments.size, asked), measured)
     numbers = _numbers(arguments, found, failed)
-    _print(found, arguments.metric, bool(measured))
-    if arguments.json is not None:
+    if arguments.json == PRINTED:
+        print(json.dumps(numbers))
+    else:
+        _print(found, arguments.metric, bool(measured))
+    if arguments.json not in (None, PRINTED):
         with atomic_write(arguments.json) as temporary:
             temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     if arguments.out is not None:
         from mobilellm.report.evaluation_written import write_table
 
         files = write_table(arguments.out, found, arguments.metric, _texts(arguments, measured), numbers)
-        print_notes([f"Written: {files[0]}"])
+        if arguments.json != PRINTED:
+            print_notes([f"Written: {files[0]}"])
     if failed:
         raise ValueError(
             f"table: {len(failed)} of {len(asked)} models could not be scored: {', '.join(failed)}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, scored_model
-from mobilellm.cli.eval_outputs import file_names, output_file
+from mobilellm.cli.eval_outputs import PRINTED, file_names, keep_record, output_file, print_records
 
 if TYPE_CHECKING:
     from mobilellm.eval.record import Record
@@ -36,7 +36,8 @@ class Tools:
     max_tokens: int = 256
     """Longest answer."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
-    """Write a record: a file, or for several models a folder with one file each."""
+    """Write a record: a file, or for several models a folder with one file each; - prints them in place of
+    the table."""
     answers: Annotated[Path | None, tyro.conf.arg(metavar="OUT.jsonl")] = None
     """Write every answer and what was found wrong with it; for several models a folder."""
     options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
@@ -46,7 +47,6 @@ def run_tools(arguments: Tools) -> None:
     names = file_names("tools", arguments.models, (arguments.json, arguments.answers))
     if not arguments.data:
         raise ValueError("tools: --data names no file of questions; it takes BFCL files and conversations")
-    from mobilellm.eval.record import save
     from mobilellm.eval.tools import evaluate_tools, read_tool_data
 
     data = read_tool_data(arguments.data, arguments.held_out, arguments.limit)
@@ -58,13 +58,14 @@ def run_tools(arguments: Tools) -> None:
                     opened.model, data, arguments.max_tokens, opened.progress, opened.counts
                 )
             records.append(found.record)
-            if arguments.json:
-                save(found.record, output_file(arguments.json, name, ".json", len(names)))
+            keep_record(found.record, arguments.json, name, len(names))
             if arguments.answers:
                 _write_lines(output_file(arguments.answers, name, ".jsonl", len(names)), found.answers)
     finally:  # what is finished is shown, whatever became of the rest
-        if records:
+        if records and arguments.json != PRINTED:
             print_tools(records)
+    if arguments.json == PRINTED:
+        print_records(records)
 
 
 def print_tools(records: Sequence[Record]) -> None:

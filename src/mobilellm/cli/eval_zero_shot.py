@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, say, scored_model
-from mobilellm.cli.eval_outputs import file_names, output_file
+from mobilellm.cli.eval_outputs import PRINTED, file_names, keep_record, output_file, print_records
 
 if TYPE_CHECKING:
     from mobilellm.eval.harness import Progress
@@ -39,7 +39,8 @@ class ZeroShot:
     limit: int | None = None
     """Only so many documents of each task, the first ones: for a quick look, not for a table."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
-    """Write a record: a file, or for several models a folder with one file each."""
+    """Write a record: a file, or for several models a folder with one file each; - prints them in place of
+    the table."""
     log_likelihoods: Annotated[Path | None, tyro.conf.arg(metavar="OUT.jsonl.gz")] = None
     """Write every answer's log-likelihood; for several models a folder."""
     options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
@@ -50,7 +51,6 @@ def run_zero_shot(arguments: ZeroShot) -> None:
     tasks = [name for name in re.split(r"[,\s]+", arguments.tasks or "") if name]
     if arguments.tasks is not None and not tasks:
         raise ValueError("tasks = '' names none; leave --tasks out for the eight")
-    from mobilellm.eval.record import save
     from mobilellm.eval.tasks import BY_NAME, load_tasks
     from mobilellm.eval.zero_shot import check_limit, save_log_likelihoods
 
@@ -65,14 +65,15 @@ def run_zero_shot(arguments: ZeroShot) -> None:
         for source, name in zip(arguments.models, names, strict=True):
             scored = _score(arguments, source, loaded)
             records.append(scored.record)
-            if arguments.json:
-                save(scored.record, output_file(arguments.json, name, ".json", len(names)))
+            keep_record(scored.record, arguments.json, name, len(names))
             if arguments.log_likelihoods:
                 path = output_file(arguments.log_likelihoods, name, ".jsonl.gz", len(names))
                 save_log_likelihoods(scored, path)
     finally:  # what is finished is shown, whatever became of the rest
-        if records:
+        if records and arguments.json != PRINTED:
             print_zero_shot(records)
+    if arguments.json == PRINTED:
+        print_records(records)
 
 
 def print_zero_shot(records: Sequence[Record]) -> None:

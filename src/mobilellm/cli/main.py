@@ -160,13 +160,13 @@ def _with_flags(message: str, typed: Sequence[str]) -> str:
     """The library names its own parameters ("top_k = -5"); who typed --top-k -5 is told of --top-k."""
     for place, argument in enumerate(typed, 1):
         if argument.startswith("--"):
-            flag, _, value = argument.partition("=")
+            flag, attached, value = argument.partition("=")
             following = itertools.takewhile(lambda each: not each.startswith("--"), typed[place:])
             name = flag[2:].replace("-", "_")
             names = "|".join(re.escape(each) for each in (name, name.rpartition(".")[2]))
             found = re.search(rf"(?<![\w.-])(?:{names}) = (\S+)", message)
             shown = found[1].rstrip(";,.)") if found else ""
-            if found and any(_same_value(shown, each) for each in ([value] if value else following)):
+            if found and any(_same_value(shown, each) for each in ([value] if attached else following)):
                 message = f"{message[: found.start()]}{flag} {message[found.start(1) :]}"
     return message
 

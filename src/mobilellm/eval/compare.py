@@ -7,26 +7,19 @@ text) makes, not two accuracies apart: what is hard for both then cancels out. E
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mobilellm.eval.published import TASKS
 from mobilellm.eval.record import Record
-
-Array = NDArray[np.float64]
+from mobilellm.eval.resampling import Array, bootstrap_p, generator_of, interval, mcnemar, resampled_sums
 
 AVERAGE = "average"
 """Name of the row over all tasks: their mean, each counting the same, as on the card."""
 METRICS = ("paper", "acc_norm", "acc")
-LEVEL = 0.95
-"""Of every interval."""
-_AT_ONCE = 2**22
-"""Numbers of resampling weights held at a time: 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -127,32 +120,6 @@ def compare(a: Record, b: Record, metric: str = "paper", samples: int = 10_000, 
     return Comparison(a.model.name, b.model.name, a.kind, shown, samples, seed, rows)
 
 
-def resampled_sums(values: Array, samples: int, generator: np.random.Generator) -> Array:
-    """Sums of `samples` bootstrap resamples of the rows of (N, K) values: (samples, K).
-
-    A resample draws N rows with replacement, i.e. gives each a multinomial count; equal rows share one. The
-    draws depend on which rows are equal, and on nothing else of their values: those of -x are minus those
-    of x, and rows that belong together stay together.
-    """
-    _, first, counts = np.unique(values, axis=0, return_index=True, return_counts=True)
-    order = np.argsort(first)
-    kept, chances = values[first[order]], counts[order] / len(values)
-    parts = [
-        generator.multinomial(len(values), chances, size=size) @ kept
-        for size in _parts(samples, max(1, _AT_ONCE // len(kept)))
-    ]
-    return np.concatenate(parts)
-
-
-def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test: of won + lost coin flips, as uneven a split or more."""
-    flips = won + lost
-    if won == lost:
-        return 1.0
-    terms = [_log_choose(flips, k) - flips * math.log(2) for k in range(min(won, lost) + 1)]
-    return min(1.0, 2 * math.fsum(map(math.exp, terms)))
-
-
 def _differences(
     a: Record, b: Record, asked: Sequence[tuple[str, str, str]], samples: int, seed: int
 ) -> Iterator[tuple[Difference, Array]]:
@@ -165,14 +132,14 @@ def _differences(
         ids = a.items[task].get(f"{metric}_conversation", range(len(change)))
         groups = np.unique(ids, return_inverse=True)[1]
         table = np.array([np.bincount(groups, change), np.bincount(groups)], dtype=np.float64).T
-        sums = resampled_sums(table, samples, _generator(seed, name))
+        sums = resampled_sums(table, samples, generator_of(seed, name))
         means = sums[:, 0] / sums[:, 1]
         won, lost = int((change > 0).sum()), int((change < 0).sum())
         is_coin = len(table) == len(change) and set(right_a) | set(right_b) <= {0.0, 1.0}
         yield (
             Difference(
                 name, len(change), float(right_a.mean()), float(right_b.mean()), float(change.mean()),
-                *_interval(means), won, lost, mcnemar(won, lost) if is_coin else _bootstrap_p(means),
+                *interval(means), won, lost, mcnemar(won, lost) if is_coin else bootstrap_p(means),
             ),
             means,
         )  # fmt: skip
@@ -193,7 +160,7 @@ def _with_average(found: Iterable[tuple[Difference, Array]]) -> tuple[Difference
 
 
 def _overall(rows: Sequence[Difference], means: Array) -> Difference:
-    low, high = _interval(means)
+    low, high = interval(means)
     return Difference(
         AVERAGE,
         sum(row.documents for row in rows),
@@ -204,7 +171,7 @@ def _overall(rows: Sequence[Difference], means: Array) -> Difference:
         high,
         sum(row.won for row in rows),
         sum(row.lost for row in rows),
-        _bootstrap_p(means),
+        bootstrap_p(means),
     )
 
 
@@ -244,17 +211,17 @@ def _ratio(a: Record, b: Record, name: str, samples: int, seed: int) -> Ratio:
         raise ValueError(f"{name}: {windows} window says nothing of an interval; score at least 2")
     per = "token" if np.array_equal(one["tokens"], other["tokens"]) else "word"
     table = np.stack([one["nats"], other["nats"], one["bytes"], one[f"{per}s"]], axis=1)
-    sums = resampled_sums(table, samples, _generator(seed, name))
+    sums = resampled_sums(table, samples, generator_of(seed, name))
     nats_a, nats_b, size, units = table.sum(axis=0)
     bits = math.log(2) * size
     differences = (sums[:, 1] - sums[:, 0]) / (math.log(2) * sums[:, 2])
     better = one["nats"] - other["nats"]
-    perplexity_low, perplexity_high = _interval((sums[:, 1] - sums[:, 0]) / sums[:, 3])
+    perplexity_low, perplexity_high = interval((sums[:, 1] - sums[:, 0]) / sums[:, 3])
     return Ratio(
         name, protocol, windows, nats_a / bits, nats_b / bits, (nats_b - nats_a) / bits,
-        *_interval(differences), nats_b / nats_a, *_interval(sums[:, 1] / sums[:, 0]), per,
+        *interval(differences), nats_b / nats_a, *interval(sums[:, 1] / sums[:, 0]), per,
         math.exp((nats_b - nats_a) / units), math.exp(perplexity_low), math.exp(perplexity_high),
-        int((better > 0).sum()), int((better < 0).sum()), _bootstrap_p(differences),
+        int((better > 0).sum()), int((better < 0).sum()), bootstrap_p(differences),
     )  # fmt: skip
 
 
@@ -282,35 +249,9 @@ def _check_same_text(a: Record, b: Record, name: str) -> str:
     return str(one["protocol"])
 
 
-def _interval(values: Array) -> tuple[float, float]:
-    """Percentiles: the middle 95 % of the resamples."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _bootstrap_p(differences: Array) -> float:
-    """Twice the share of resamples on the rarer side of 0, one added: never 0, which no sample could show."""
-    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
-
-
-def _generator(seed: int, name: str) -> np.random.Generator:
-    """Of a task of its own, so that one task more or less leaves the others as they are."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
 def _in_order(items: dict[str, Any]) -> list[str]:
     known = [task for task in TASKS if task in items]
     return known + [name for name in items if name not in TASKS]
-
-
-def _parts(total: int, most: int) -> Iterator[int]:
-    for start in range(0, total, most):
-        yield min(most, total - start)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def _short(value: object) -> str:

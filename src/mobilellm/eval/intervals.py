@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mobilellm.eval.compare import LEVEL, resampled_sums
+from mobilellm.eval.resampling import interval, resampled_sums
 
 _NORMAL = 1.959963984540054
 """Standard deviations either side that hold 95 %."""
@@ -41,5 +41,4 @@ def clustered(
     if len(sums) < 2:
         return None
     drawn = resampled_sums(np.array(list(sums.values())), _SAMPLES, np.random.default_rng(_SEED))
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return interval(drawn[:, 0] / drawn[:, 1])

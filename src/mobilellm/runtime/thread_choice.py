@@ -8,7 +8,6 @@ another machine, and where other programs come or go, the number follows.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Collection, Generator, Mapping, Sequence
 
 from mobilellm.runtime.cores import Cores, cores
@@ -142,6 +141,8 @@ def _neighbours(count: int, counts: Sequence[int]) -> set[int]:
 
 def _medians(best: int, others: Collection[int]) -> Generator[int, float, dict[int, float]]:
     """Seconds of a pass on `best` and on others, in turns. Others that are hopeless end after two rounds."""
+    from statistics import median  # here, long after the first token: it brings in decimals and fractions
+
     seconds: dict[int, list[float]] = {count: [] for count in (best, *others)}
     trying = list(seconds)
     for _ in range(_ROUNDS):
@@ -152,4 +153,4 @@ def _medians(best: int, others: Collection[int]) -> Generator[int, float, dict[i
         trying = [count for count in trying if len(seconds[count]) < 2 or min(seconds[count]) <= too_long]
         if trying == [best]:
             break
-    return {count: statistics.median(each) for count, each in seconds.items()}
+    return {count: median(each) for count, each in seconds.items()}

@@ -22,12 +22,11 @@ from mobilellm.serve.answering import Answering
 from mobilellm.serve.choices import ChatWriter, CompletionWriter
 from mobilellm.serve.errors import ApiError, JsonResponse
 from mobilellm.serve.exchange import Exchange, read_body
-from mobilellm.serve.facts import facts
+from mobilellm.serve.facts import facts, facts_of_now
 from mobilellm.serve.metrics import CONTENT_TYPE, Metrics
 from mobilellm.serve.openapi import document
 from mobilellm.serve.page_files import page_routes
 from mobilellm.serve.prepared import Preparer
-from mobilellm.serve.process import memory_bytes
 from mobilellm.serve.protocol import ChatRequest, CompletionRequest, parsed
 from mobilellm.serve.security import Guard
 from mobilellm.serve.settings import Access, Limits
@@ -92,7 +91,7 @@ class Service:
             "object": "model",
             "created": self._created,
             "owned_by": "mobilellm",
-            "mobilellm": {**self._facts, "memory_bytes": memory_bytes()},
+            "mobilellm": {**self._facts, **facts_of_now(self.model)},
         }
 
 

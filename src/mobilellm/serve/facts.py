@@ -7,12 +7,13 @@ from typing import Any
 
 from mobilellm.accounting import stored_parameters
 from mobilellm.runtime.session import RuntimeModel
+from mobilellm.serve.process import memory_bytes
 
 _LICENCE = "general.license"
 
 
 def facts(model: RuntimeModel) -> dict[str, Any]:
-    """Everything but the memory taken now."""
+    """What stays as it is."""
     config, engine = model.engine.config, model.engine
     return {
         "parameters": stored_parameters(config).total,
@@ -24,10 +25,14 @@ def facts(model: RuntimeModel) -> dict[str, Any]:
         "file_bytes": _file_bytes(Path(model.source)),
         "quantisation": _types(model),
         "engine": getattr(engine, "backend", None) or getattr(engine, "isa", "numpy"),
-        "threads": getattr(engine, "threads", None),
         "license": model.file.metadata.get(_LICENCE) if model.file is not None else None,
         "is_chat": model.chat_template is not None,
     }
+
+
+def facts_of_now(model: RuntimeModel) -> dict[str, Any]:
+    """What may be another the next time: on how many threads a token is computed, the memory taken."""
+    return {"threads": getattr(model.engine, "threads", None), "memory_bytes": memory_bytes()}
 
 
 def _types(model: RuntimeModel) -> str:

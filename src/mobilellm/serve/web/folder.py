@@ -31,7 +31,6 @@ _CARD = "model/card.json"
 _SCRIPTS = "script-src 'self'"
 _WITH_WEBASSEMBLY = f"{_SCRIPTS} 'wasm-unsafe-eval'"
 _LICENCES = "LICENSES.txt"
-_OF_SERVERS = ("engine", "threads")  # facts of how it was run here
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _card(onnx: Path, name: str) -> dict[str, object]:
     known = facts(open_artefact(onnx))
     config = json.loads((onnx / "config.json").read_text(encoding="utf-8"))
     dtype = config["transformers.js_config"]["dtype"]
-    kept = {key: value for key, value in known.items() if key not in _OF_SERVERS and value is not None}
+    kept = {key: value for key, value in known.items() if value is not None}
     return {"name": name, "dtype": dtype, "facts": {**kept, "engine": "onnxruntime, in this browser"}}
 
 

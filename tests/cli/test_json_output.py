@@ -1,0 +1,132 @@
+"""`--json` of every verb: exactly one object on standard output, whatever progress is shown; nothing if it fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from mobilellm.cli.main import VERBS, _main
+from mobilellm.data.documents import Document
+from mobilellm.data.shards import write_shards
+from mobilellm.model import checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+from gguf_files import SHAPE, random_model, saved, small_tokenizer
+
+_TALKS = [
+    {"instruction": f"Say {word}.", "input": "", "output": word} for word in ("one", "two", "three", "four")
+]
+_TRAINING = (
+    "--model.preset test --steps 2 --evaluate-every 1 --checkpoint.every 1 "
+    "--batch.tokens-per-step 128 --batch.sequence-length 32 --batch.micro-batch 4 --sample.prompts some "
+    "--sample.tokens 2 --device cpu --log.no-tensorboard --schedule.warmup-steps 1"
+)
+_TUNING = (
+    "--steps 2 --evaluate-every 1 --checkpoint.every 1 --batch.tokens-per-step 96 --batch.sequence-length 96 "
+    "--batch.micro-batch 1 --sample.tokens 2 --device cpu --log.no-tensorboard --schedule.warmup-steps 1"
+)
+COMMANDS = {
+    "tokenizer": "tokenizer train SPACE/text.txt --vocab-size 340 --out OUT --json",
+    "prepare": "prepare SPACE/text.txt --split-on-blank-lines --tokenizer SPACE/model --out OUT --workers 1 --json",
+    "shards info": "shards info SPACE/shards --json",
+    "shards merge": "shards merge SPACE/shards --out OUT --json",
+    "shards export": "shards export SPACE/shards OUT --nodes 1 --sequence-length 32 --json",
+    "train --plan": f"train tiny-cpu --data.train SPACE/shards --out OUT {_TRAINING} --plan --json",
+    "train": f"train tiny-cpu --data.train SPACE/shards --out OUT {_TRAINING} --json",
+    "finetune": f"finetune SPACE/model --chat.train SPACE/talks.json --out OUT {_TUNING} --json",
+    "data": "data show SPACE/talks.json --model SPACE/model --json",
+    "report": "report SPACE/run --out OUT --json",
+    "info": "info SPACE/model --json",
+    "info of a file": "info SPACE/model.gguf --json",
+    "cost": "cost 125m --json",
+    "generate": "generate SPACE/model.gguf some words --max-tokens 2 --json",
+    "generate in torch": "generate SPACE/model some words --max-tokens 2 --json",
+    "chat": "chat SPACE/model.gguf --message some --max-tokens 2 --json",
+    "eval ppl": "eval ppl SPACE/model --data SPACE/text.txt --no-cache --json -",
+    "eval tools": "eval tools SPACE/model --data SPACE/calls.json --max-tokens 2 --no-cache --json -",
+    "eval chat": "eval chat SPACE/model SPACE/model.gguf --data SPACE/talks.json --max-tokens 2 --no-cache --json -",
+    "eval table": "eval table --size 125m --json -",
+    "eval compare": "eval compare SPACE/a.json SPACE/b.json --json",
+    "convert": "convert SPACE/model OUT --to llama --json",
+    "quantize": "quantize SPACE/model OUT --eval-data SPACE/text.txt --eval-tokens 64 --json",
+    "export": "export SPACE/model OUT.gguf --tokens 64 --json",
+    "verify": "verify SPACE/model.gguf --against SPACE/model --tokens 64 --json",
+    "bench decode": "bench decode SPACE/model.gguf --tokens 2 --depths 4 --rounds 1 --threads 1 --json -",
+    "bench prefill": "bench prefill SPACE/model.gguf --prompts 4 --rounds 1 --threads 1 --json -",
+}
+_ELSEWHERE = {"quickstart", "serve", "web", "merge"}
+"""The first two print no object; of the others: a browser's packages, an adapter that peft made."""
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its .gguf file, text, shards, conversations, a run of two steps, two records."""
+    folder = tmp_path_factory.mktemp("space")
+    saved(folder / "model", SHAPE)
+    text = "\n\n".join(topics[name] for name in sorted(topics))[:6_000]
+    (folder / "text.txt").write_text(text)
+    documents = [Document("t", text[start : start + 300]) for start in range(0, len(text), 300)]
+    write_shards(folder / "shards", documents, small_tokenizer(), "here", "mine", 0.2)
+    (folder / "talks.json").write_text(json.dumps(_TALKS))
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "add"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    (folder / "calls.json").write_text(json.dumps([{"tools": tools, "messages": messages}]))
+    for command in (
+        "export SPACE/model SPACE/model.gguf --tokens 64",
+        COMMANDS["train"].replace("OUT", "SPACE/run"),
+        "eval ppl SPACE/model --data SPACE/text.txt --no-cache --json SPACE/a.json",
+        "eval ppl SPACE/model --data SPACE/text.txt --no-cache --json SPACE/b.json",
+    ):
+        assert _main(command.replace("SPACE", str(folder)).split()) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error is one, so that progress is live; standard output is a pipe."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_every_verb_is_here() -> None:
+    assert {name.split()[0] for name in COMMANDS} | _ELSEWHERE == set(VERBS)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_one_object(name: str, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = COMMANDS[name].replace("OUT", str(tmp_path / "out")).replace("SPACE", str(space))
+    assert _main(command.split()) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert isinstance(json.loads(printed), dict)
+    assert printed.endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, words in COMMANDS.items() if "SPACE" in words and "--plan" not in words]
+)
+def test_nothing_where_it_fails(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason is a line on standard error."""
+    command = COMMANDS[name].replace("OUT", str(tmp_path / "out")).replace("SPACE", str(tmp_path / "gone"))
+    assert _main(command.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "mobilellm: error: " in shown.err.splitlines()[-1]
+
+
+def test_a_failed_comparison_is_a_result(
+    space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a failure of the command: the object tells it, and the exit code is 1."""
+    checkpoint.save(tmp_path / "other", random_model(SHAPE, 1), small_tokenizer())
+    command = f"verify {space}/model.gguf --against {tmp_path}/other --tokens 64 --json"
+    assert _main(command.split()) == 1
+    assert json.loads(capsys.readouterr().out)["verified"] is False
