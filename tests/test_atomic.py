@@ -301,10 +301,10 @@ def test_what_may_still_be_written_is_no_remains(tmp_path: Path) -> None:
     """By another writer of the same names, in this process or on another machine."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    far = tmp_path / f"directory.tmp-{gone.pid}-0a"
+    far = tmp_path / f"directory.tmp-{gone.pid}-0123abcd"
     far.mkdir()
     (tmp_path / "file.tmp-mine").write_bytes(b"mine")
-    far_file = tmp_path / f"file.tmp-{gone.pid}-0a"
+    far_file = tmp_path / f"file.tmp-{gone.pid}-0123abcd"
     far_file.write_bytes(b"far")
     with (
         hold(far, ""),
@@ -319,6 +319,39 @@ def test_what_may_still_be_written_is_no_remains(tmp_path: Path) -> None:
     assert everything(tmp_path) == {
         "file": b"1", "file.tmp-mine": b"mine", far_file.name: b"far", "directory": None, far.name: None,
     }  # fmt: skip
+    with atomic_directory(tmp_path / "directory"):
+        assert not far.exists()
+
+
+def test_what_is_named_alike_is_somebody_elses(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in ("20271127", f"{gone.pid}", f"{gone.pid}-0a", f"{gone.pid}-0123abcd.bak", "old"):
+        (tmp_path / f"directory.tmp-{name}").mkdir()
+        (tmp_path / f"file.tmp-{name}").write_bytes(b"kept")
+        os.utime(tmp_path / f"file.tmp-{name}", (0, 0))
+    before = everything(tmp_path)
+    with atomic_write(tmp_path / "file") as file, atomic_directory(tmp_path / "directory"):
+        file.write_bytes(b"new")
+    assert everything(tmp_path) == before | {"file": b"new", "directory": None}
+
+
+def test_where_nothing_can_be_locked_directories_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes there could not hold one either."""
+
+    def refuse(descriptor: int, operation: int) -> NoReturn:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    far = tmp_path / f"directory.tmp-{gone.pid}-0123abcd"
+    far.mkdir()
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    with atomic_directory(tmp_path / "directory"):
+        assert far.exists()
+    monkeypatch.undo()
     with atomic_directory(tmp_path / "directory"):
         assert not far.exists()
 

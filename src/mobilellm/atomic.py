@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +21,8 @@ from pathlib import Path
 
 _LEFT_BEHIND_SECONDS = 3600
 """Nothing in here writes so long to a file without a byte that is seen."""
+_OURS = re.compile(r"([0-9]+)-[0-9a-f]{8}")
+"""What `_beside` puts behind NAME.tmp-: what somebody else named alike is not removed."""
 
 
 @contextmanager
@@ -151,20 +154,21 @@ def foreign_file(directory: Path, known: Collection[str]) -> str | None:
 
 
 @contextmanager
-def hold(directory: Path, busy: str) -> Iterator[None]:
+def hold(directory: Path, busy: str) -> Iterator[bool]:
     """Hold a directory for this process, which gives it up however it ends.
 
-    Raises ValueError with the text `busy` while another process holds it. On a file system that cannot lock,
-    nothing is held.
+    Raises ValueError with the text `busy` while another process holds it. Yields whether it is held: not so
+    on a file system that cannot lock.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor, held = os.open(directory, os.O_RDONLY), False
     try:
         with suppress(OSError):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
             except BlockingIOError:
                 raise ValueError(busy) from None
-        yield
+        yield held
     finally:
         os.close(descriptor)
 
@@ -208,16 +212,17 @@ def _clear_remains(target: Path) -> None:
     A process of another machine may be writing there, too: it holds its directory, and its file is young.
     """
     for path in target.parent.glob(f"{escape(target.name)}.tmp-*"):
-        process = path.name.removeprefix(f"{target.name}.tmp-").partition("-")[0]
-        if not process.isdecimal() or _is_running(int(process)):
+        ours = _OURS.fullmatch(path.name.removeprefix(f"{target.name}.tmp-"))
+        if ours is None or _is_running(int(ours[1])):
             continue
         with suppress(OSError, ValueError):
             if not path.is_dir():
                 if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
                     path.unlink()
                 continue
-            with hold(path, ""):
-                _remove(path)
+            with hold(path, "") as held:
+                if held:
+                    _remove(path)
 
 
 def _is_running(process: int) -> bool:

@@ -163,7 +163,7 @@ def _measured(arguments: Decode | Prefill | Load | Threads, taking_part: Sequenc
             _fitting("tokens", (tokens,), (), taking_part, 0)
             asked = None if prompt is None else (prompt,)
             (prompt,) = _fitting("prompt", asked, _PROMPT, taking_part, 0)
-            counts = arguments.counts or counts_up_to(cores().usable)
+            counts = list(dict.fromkeys(arguments.counts or counts_up_to(cores().usable)))
             with _bar() as progress:
                 return of_threads(race_threads(taking_part, counts, tokens, prompt, rounds, progress))
 

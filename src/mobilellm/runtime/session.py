@@ -242,7 +242,7 @@ def load(
     """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault.
 
     `engine`: the compiled one, the readable one, or "auto": the compiled one where it could be compiled, else
-    the readable one and a line to `say`. `threads` of the compiled one: by default as cores.py says.
+    the readable one and a line to `say`. `threads` of the compiled one: by default what measures best.
     `kv_cache`: the type in which keys and values are kept; kv_cache.py says what q8_0 is.
     """
     if engine not in ("auto", "native", "reference"):
