@@ -27,7 +27,10 @@ def test_a_model_is_shown_in_a_line(tmp_path: Path) -> None:
     model = mobilellm.runtime.load(file)
     assert model.file
     assert repr(model) == f"<RuntimeModel of {str(file)!r}: NativeModel>"
-    assert repr(model.file) == f"<GGUF {str(file)!r}: {len(model.file.tensors)} tensors, {file.stat().st_size:,} bytes>"
+    assert (
+        repr(model.file)
+        == f"<GGUF {str(file)!r}: {len(model.file.tensors)} tensors, {file.stat().st_size:,} bytes>"
+    )
 
 
 def test_sampling_draws_the_same_with_the_same_seed(tmp_path: Path) -> None:
