@@ -13,7 +13,14 @@ from typing import NoReturn
 import pytest
 
 from mobilellm import atomic
-from mobilellm.atomic import atomic_directory, atomic_write, check_destination, foreign_file, hold
+from mobilellm.atomic import (
+    atomic_directory,
+    atomic_write,
+    check_destination,
+    check_writable,
+    foreign_file,
+    hold,
+)
 
 STOPS = (KeyboardInterrupt, RuntimeError, SystemExit)
 
@@ -294,10 +301,10 @@ def test_what_may_still_be_written_is_no_remains(tmp_path: Path) -> None:
     """By another writer of the same names, in this process or on another machine."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    far = tmp_path / f"directory.tmp-{gone.pid}-0a"
+    far = tmp_path / f"directory.tmp-{gone.pid}-0123abcd"
     far.mkdir()
     (tmp_path / "file.tmp-mine").write_bytes(b"mine")
-    far_file = tmp_path / f"file.tmp-{gone.pid}-0a"
+    far_file = tmp_path / f"file.tmp-{gone.pid}-0123abcd"
     far_file.write_bytes(b"far")
     with (
         hold(far, ""),
@@ -316,6 +323,39 @@ def test_what_may_still_be_written_is_no_remains(tmp_path: Path) -> None:
         assert not far.exists()
 
 
+def test_what_is_named_alike_is_somebody_elses(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in ("20271127", f"{gone.pid}", f"{gone.pid}-0a", f"{gone.pid}-0123abcd.bak", "old"):
+        (tmp_path / f"directory.tmp-{name}").mkdir()
+        (tmp_path / f"file.tmp-{name}").write_bytes(b"kept")
+        os.utime(tmp_path / f"file.tmp-{name}", (0, 0))
+    before = everything(tmp_path)
+    with atomic_write(tmp_path / "file") as file, atomic_directory(tmp_path / "directory"):
+        file.write_bytes(b"new")
+    assert everything(tmp_path) == before | {"file": b"new", "directory": None}
+
+
+def test_where_nothing_can_be_locked_directories_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes there could not hold one either."""
+
+    def refuse(descriptor: int, operation: int) -> NoReturn:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    far = tmp_path / f"directory.tmp-{gone.pid}-0123abcd"
+    far.mkdir()
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    with atomic_directory(tmp_path / "directory"):
+        assert far.exists()
+    monkeypatch.undo()
+    with atomic_directory(tmp_path / "directory"):
+        assert not far.exists()
+
+
 def test_nothing_is_left_where_the_parent_cannot_be_written(tmp_path: Path) -> None:
     def never() -> NoReturn:
         raise AssertionError("must not get this far")
@@ -325,3 +365,28 @@ def test_nothing_is_left_where_the_parent_cannot_be_written(tmp_path: Path) -> N
         with pytest.raises((NotADirectoryError, FileExistsError)), manager(tmp_path / "file" / "name"):
             never()
     assert everything(tmp_path) == {"file": b""}
+
+
+def test_what_cannot_be_written_is_told_before_and_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a read-only file system, where nothing can be removed either."""
+    check_writable(tmp_path / "new" / "folders" / "file")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError) as caught:
+        check_writable(tmp_path / "file" / "inside" / "x")
+    assert caught.value.filename == str(tmp_path / "file")
+
+    def refused(path: Path, *flags: object, **options: object) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        with pytest.raises(OSError, match="Read-only") as told, atomic_write(tmp_path / "name") as temporary:
+            refused(temporary)
+    assert told.value.filename == str(tmp_path / "name")
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    for check in (check_writable, check_destination):
+        with pytest.raises(OSError, match="Permission denied") as denied:
+            check(tmp_path / "new" / "name")
+        assert denied.value.filename == str(tmp_path / "new" / "name")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import struct
+import subprocess
+import sys
 from array import array
 
 import pytest
@@ -55,3 +59,15 @@ def test_places_outside_and_lone_surrogates_are_refused() -> None:
     assert Texts.of(["a", "b"])[-1] == "b"
     with pytest.raises(UnicodeEncodeError):
         Texts.of(["\ud800"])
+
+
+def test_in_another_process_they_are_found_too() -> None:
+    kept = Texts.of(["one", "two", "three"])
+    assert kept.find(b"three") == 2
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer).find(b'three'))"
+    for seed in ("1", "2"):  # of the hashes there
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=pickle.dumps(kept), capture_output=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )  # fmt: skip
+        assert done.stdout == b"2\n"

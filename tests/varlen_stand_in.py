@@ -19,8 +19,10 @@ def kernels_on_the_cpu() -> Iterator[None]:
     library = torch.library.Library("torch_attn", "IMPL")
     library.impl("_varlen_attn", forward, "CPU")
     library.impl("_varlen_attn_backward", backward, "CPU")
-    yield
-    library._destroy()
+    try:
+        yield
+    finally:
+        library._destroy()
 
 
 def each_alone(q: Tensor, k: Tensor, bounds: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -8,8 +8,10 @@ replace a directory leaves the old one, whole, under NAME.old-….)
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +21,8 @@ from pathlib import Path
 
 _LEFT_BEHIND_SECONDS = 3600
 """Nothing in here writes so long to a file without a byte that is seen."""
+_OURS = re.compile(r"([0-9]+)-[0-9a-f]{8}")
+"""What `_beside` puts behind NAME.tmp-: what somebody else named alike is not removed."""
 
 
 @contextmanager
@@ -39,7 +43,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
             sync(target.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be written, nothing can be removed
+            temporary.unlink()
         raise
 
 
@@ -85,10 +90,26 @@ def take_name(
     _swap(directory, _real(path))
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise OSError for a name that nothing can be written under, before the work and not after it.
+
+    Its folder, or the nearest one above it that is there, may be read-only, another user's, or a file.
+    """
+    folder = _real(path).parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number), str(path))
+
+
 def check_destination(
     path: str | Path, overwrite: bool = False, objection: Callable[[Path], str] | None = None
 ) -> None:
-    """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError.
+    """Refuse a destination that would lose something. Raises FileExistsError or NotADirectoryError, and as
+    `check_writable`.
 
     A directory that is not empty needs `overwrite`, and `objection` to have none: it is given the directory
     and says in words what shows that it is not an older version of the same thing, or "".
@@ -96,6 +117,7 @@ def check_destination(
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path}: is a file; name a directory")
+    check_writable(path)
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not overwrite:
@@ -132,20 +154,21 @@ def foreign_file(directory: Path, known: Collection[str]) -> str | None:
 
 
 @contextmanager
-def hold(directory: Path, busy: str) -> Iterator[None]:
+def hold(directory: Path, busy: str) -> Iterator[bool]:
     """Hold a directory for this process, which gives it up however it ends.
 
-    Raises ValueError with the text `busy` while another process holds it. On a file system that cannot lock,
-    nothing is held.
+    Raises ValueError with the text `busy` while another process holds it. Yields whether it is held: not so
+    on a file system that cannot lock.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor, held = os.open(directory, os.O_RDONLY), False
     try:
         with suppress(OSError):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
             except BlockingIOError:
                 raise ValueError(busy) from None
-        yield
+        yield held
     finally:
         os.close(descriptor)
 
@@ -189,16 +212,17 @@ def _clear_remains(target: Path) -> None:
     A process of another machine may be writing there, too: it holds its directory, and its file is young.
     """
     for path in target.parent.glob(f"{escape(target.name)}.tmp-*"):
-        process = path.name.removeprefix(f"{target.name}.tmp-").partition("-")[0]
-        if not process.isdecimal() or _is_running(int(process)):
+        ours = _OURS.fullmatch(path.name.removeprefix(f"{target.name}.tmp-"))
+        if ours is None or _is_running(int(ours[1])):
             continue
         with suppress(OSError, ValueError):
             if not path.is_dir():
                 if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
                     path.unlink()
                 continue
-            with hold(path, ""):
-                _remove(path)
+            with hold(path, "") as held:
+                if held:
+                    _remove(path)
 
 
 def _is_running(process: int) -> bool:

@@ -66,6 +66,9 @@ class GGUF:
     data: NDArray[np.uint8]
     """The whole file, mapped."""
 
+    def __repr__(self) -> str:
+        return f"<GGUF {str(self.path)!r}: {len(self.tensors)} tensors, {len(self.data):,} bytes>"
+
     @property
     def bytes_by_type(self) -> dict[str, int]:
         """Bytes of the tensors of each type, the type with most first."""

@@ -26,8 +26,8 @@ def why_unreachable() -> str:
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             return f"{name} is set"
     address = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    if urllib.request.getproxies() or not address.hostname:
-        return ""  # a proxy looks names up itself
+    if not address.hostname or _is_by_proxy(address.scheme, address.hostname):
+        return ""
     found: list[str] = []
     place = address.hostname, address.port or (80 if address.scheme == "http" else 443)
 
@@ -44,6 +44,12 @@ def why_unreachable() -> str:
     thread.join(2 * _SECONDS)
     reason = found[0] if found else "no answer"
     return f"{address.hostname} cannot be reached: {reason}" if reason else ""
+
+
+def _is_by_proxy(scheme: str, host: str) -> bool:
+    """Whether a proxy is asked, which looks names up itself. NO_PROXY is none, and excepts hosts from it."""
+    proxies = urllib.request.getproxies()
+    return not {scheme, "all"}.isdisjoint(proxies) and not urllib.request.proxy_bypass(host)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,9 @@ class Texts(Sequence[str]):
             bounds.append(len(data))
         return cls(bytes(data), bounds)
 
+    def __reduce__(self) -> tuple[type[Texts], tuple[bytes, array[int]]]:
+        return Texts, (self._data, self._bounds)  # without hashes, which are others in every process
+
     def __len__(self) -> int:
         return len(self._bounds) - 1
 

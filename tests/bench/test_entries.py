@@ -96,6 +96,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         [
             ("nowhere.gguf", "nowhere.gguf: no such file"),
             ("nowhere", "'nowhere' is no file; for random weights"),
+            (__file__, f"{__file__}: is no .gguf file; name one, a model directory, or a shape"),
         ]
     ):
         (tmp_path / str(number)).mkdir()

@@ -157,6 +157,9 @@ def test_threads_up_to_the_cores_there_are(
     assert _main(command) == 0
     tests = json.loads(capsys.readouterr().out)["tests"]
     assert [test["n_threads"] for test in tests if test["n_gen"]] == [1, 2, 3]
+    assert _main([*command, "--counts", "2", "1", "2"]) == 0
+    tests = json.loads(capsys.readouterr().out)["tests"]
+    assert [(test["n_threads"], len(test["samples_ns"])) for test in tests] == [(2, 1), (1, 1)] * 2
     assert _main(["bench", "threads", str(file.parent / "model")]) == 2  # what the file was made of
     assert "model: threads are measured of .gguf files alone" in capsys.readouterr().err
 

@@ -181,10 +181,10 @@ def load_recipe_steps(place: Path) -> int:
     import mobilellm.cli.finetune as verb
     from mobilellm.cli.chat_text import ChatText
     from mobilellm.cli.finetune import default_arguments
-    from mobilellm.cli.main import _parse
+    from mobilellm.cli.parse import parse
     from mobilellm.train.recipe import with_steps
 
-    recipe = _parse("finetune", verb, command(place, Path("x"))[1:]).settings
+    recipe = parse("finetune", verb, command(place, Path("x"))[1:]).settings
     assert default_arguments([str(place / "base")]).settings.model.init_from == place / "base"
     return with_steps(recipe, ChatText(recipe).sequences).steps
 
@@ -252,12 +252,12 @@ def test_no_more_is_evaluated_than_was_asked_for(place: Path) -> None:
     """Sequences of 96 tokens within 1,000: ten, though they are evaluated eight at a time."""
     import mobilellm.cli.finetune as verb
     from mobilellm.cli.chat_text import ChatText
-    from mobilellm.cli.main import _parse
+    from mobilellm.cli.parse import parse
     from mobilellm.train.distributed import World
 
     def loss(rows: int, *flags: str) -> float:
         held = ["--chat.held-out", str(place / "talks.jsonl"), "--chat.no-packing"]
-        recipe = _parse("finetune", verb, command(place, Path("x"), *held, *flags)[1:]).settings
+        recipe = parse("finetune", verb, command(place, Path("x"), *held, *flags)[1:]).settings
         text = ChatText(recipe)
         assert text._held_out_rows is not None
         evaluate = text.evaluator(World())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -120,6 +121,35 @@ def test_nothing_where_it_fails(name: str, tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "mobilellm: error: " in shown.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval ppl SPACE/model --data SPACE/text.txt --json OUT/r.json",
+        "eval chat SPACE/model --data SPACE/talks.json --json OUT/r.json",
+        "eval chat SPACE/model --data SPACE/talks.json --sheet OUT/r.html",
+        "eval tools SPACE/model --data SPACE/calls.json --answers OUT/r.jsonl",
+        "bench decode SPACE/model.gguf --json OUT/r.json",
+        "quantize SPACE/model OUT/q --method gptq",
+        "export SPACE/model OUT/m.gguf",
+        "chat SPACE/model.gguf --message some --save OUT/c.json",
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_the_work(
+    words: str,
+    space: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    command = words.replace("OUT", str(tmp_path)).replace("SPACE", str(space)).split()
+    assert _main(command) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    path = next(each for each in command if each.startswith(str(tmp_path)))
+    assert shown.err == f"mobilellm: error: {path}: Permission denied\n"
 
 
 def test_a_failed_comparison_is_a_result(

@@ -283,6 +283,17 @@ def test_a_complete_run_needs_no_metrics(
     assert "complete" in capsys.readouterr().out
 
 
+def test_shards_of_an_earlier_version_which_kept_the_tokenizer_beside_them(
+    copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "shards" / "tokenizer").rename(copy / "tokenizer")
+    assert _main(command_of(copy, small_text)) == 0
+    assert "complete" in capsys.readouterr().out
+    (copy / "report.json").unlink()
+    line = refusal(capsys, *command_of(copy, small_text)[1:])
+    assert f"{copy / 'shards'}: holds no tokenizer; --fresh deletes the run and starts over" in line
+
+
 def test_a_report_is_not_made_of_half_the_metrics(
     copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,17 @@ def test_text_is_that_of_the_model_in_torch(tmp_path: Path, config: ModelConfig)
     assert ours.generate(PROMPTS, max_new_tokens=30) == mobilellm.generate(theirs, PROMPTS, max_new_tokens=30)
 
 
+def test_a_model_is_shown_in_a_line(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, "F32")
+    model = mobilellm.runtime.load(file)
+    assert model.file
+    assert repr(model) == f"<RuntimeModel of {str(file)!r}: NativeModel>"
+    assert (
+        repr(model.file)
+        == f"<GGUF {str(file)!r}: {len(model.file.tensors)} tensors, {file.stat().st_size:,} bytes>"
+    )
+
+
 def test_sampling_draws_the_same_with_the_same_seed(tmp_path: Path) -> None:
     file, _ = exported(tmp_path, "F32")
     ours, theirs = mobilellm.runtime.load(file), load_in_torch(tmp_path / "model")

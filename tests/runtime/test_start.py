@@ -82,5 +82,4 @@ def test_a_model_takes_little_memory_beside_file_cache_python_and_numpy(file: Pa
     )
     *_, full = json.loads(printed(*start))["peak_bytes"]
     cache = CONTEXT * bytes_per_token("f16", CONFIG)
-    print("OVERHEAD", (full - python - file.stat().st_size - cache) / 1e6)
     assert 0 < full - python - file.stat().st_size - cache < 13e6

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mobilellm.runtime.cores import Cores
 from mobilellm.runtime.thread_choice import (
     MARGIN,
+    MOST_THREADS,
     ThreadChoice,
     ThreadChoices,
     counts_up_to,
@@ -50,6 +51,7 @@ def test_numbers_worth_a_try() -> None:
     assert [counts_up_to(most) for most in (1, 2, 3, 5, 8)] == [
         [1], [1, 2], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 8],
     ]  # fmt: skip
+    assert counts_up_to(300) == counts_up_to(MOST_THREADS)
     assert counts_up_to(40) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40]
 
 
@@ -115,6 +117,22 @@ def test_one_strange_pass_changes_nothing(enough: int, strange: int, times: floa
         return clean(threads, number) * (times if number == strange else 1)
 
     assert settled(4, 8, disturbed) == settled(4, 8, clean)
+
+
+def test_a_ctrl_c_while_it_thinks_does_not_end_it() -> None:
+    class Interrupted(float):
+        def __rmul__(self, other: float) -> float:
+            raise KeyboardInterrupt
+
+    choice, interrupted = choice_of(2, 4), False
+    for _ in range(2 * A_WHILE):
+        seconds = 1 / choice.threads
+        try:
+            choice.took(seconds if interrupted else Interrupted(seconds))
+        except KeyboardInterrupt:
+            interrupted = True
+    assert interrupted
+    assert choice.threads == 4
 
 
 def test_it_follows_what_runs_beside_it() -> None:

@@ -110,6 +110,10 @@ def _source(model: str, folder: Path, say: Callable[[str], None]) -> Path:
         if not path.exists():
             raise FileNotFoundError(f"{model}: no such file")
         return path
+    if path.exists():
+        raise ValueError(
+            f"{model}: is no .gguf file; name one, a model directory, or a shape such as 125m:Q8_0"
+        )
     shape, kind = shape_and_type(model)
     file = folder / f"{shape}-{kind}.gguf"
     say(f"writing {model} with random weights")

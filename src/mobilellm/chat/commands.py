@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mobilellm.atomic import check_writable
 from mobilellm.chat.conversation_file import read_conversation, write_conversation
 from mobilellm.chat.settings import NAMES, changed, shown
 from mobilellm.chat.talk import Talk
@@ -31,9 +32,11 @@ class Room:
         """Written or read here: these may be written over."""
 
     def check_free(self, path: Path) -> None:
-        """Raises FileExistsError for a file that this conversation did not come from or go to."""
+        """Raises FileExistsError for a file that this conversation did not come from or go to, OSError where
+        none can be written."""
         if path.exists() and path.resolve() not in self._own_files:
             raise FileExistsError(f"{path}: exists; choose another name")
+        check_writable(path)
 
     def save(self, path: Path) -> None:
         """Raises what `check_free` raises."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mobilellm.atomic import atomic_write
+from mobilellm.atomic import atomic_write, check_writable
 from mobilellm.bench.contestant import KINDS, PEERS, Peer
 from mobilellm.bench.entries import Entry, entries
 from mobilellm.bench.race import Progress, race_decode, race_prefill
@@ -163,7 +163,7 @@ def _measured(arguments: Decode | Prefill | Load | Threads, taking_part: Sequenc
             _fitting("tokens", (tokens,), (), taking_part, 0)
             asked = None if prompt is None else (prompt,)
             (prompt,) = _fitting("prompt", asked, _PROMPT, taking_part, 0)
-            counts = arguments.counts or counts_up_to(cores().usable)
+            counts = list(dict.fromkeys(arguments.counts or counts_up_to(cores().usable)))
             with _bar() as progress:
                 return of_threads(race_threads(taking_part, counts, tokens, prompt, rounds, progress))
 
@@ -256,6 +256,9 @@ def _check(arguments: Decode | Prefill | Load | Threads) -> None:
         raise ValueError("--kv-cache needs a value: f16, q8_0 or both")
     for count in (given.get("threads"), *(given.get("counts") or ())):
         thread_choices(count)
+    for path in (options.json, options.png):
+        if path not in (None, Path("-")):
+            check_writable(path)
     if options.png is not None:
         if options.png.suffix != ".png":
             raise ValueError(f"{options.png}: the name of the picture must end in .png")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, scored_model
-from mobilellm.cli.eval_outputs import PRINTED, file_names, keep_record, print_records
+from mobilellm.cli.eval_outputs import PRINTED, check_output, file_names, keep_record, print_records
 
 if TYPE_CHECKING:
     from mobilellm.eval.chat import ChatEvaluation
@@ -48,6 +48,7 @@ class Chat:
 
 def run_chat(arguments: Chat) -> None:
     names = file_names("chat", arguments.models, (arguments.json,))
+    check_output(arguments.sheet)
     if arguments.data is None:
         raise ValueError("chat: --data names no file of conversations")
     if arguments.sheet_prompts < 1:

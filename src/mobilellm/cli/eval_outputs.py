@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobilellm.atomic import check_writable
+
 if TYPE_CHECKING:
     from mobilellm.eval.record import Record
 
@@ -31,7 +33,14 @@ def file_names(verb: str, models: Sequence[str], outputs: Sequence[Path | None])
     for path in outputs:
         if path is not None and len(names) > 1 and path.is_file():
             raise FileExistsError(f"{path}: is a file; for several models name a folder")
+        check_output(path)
     return names
+
+
+def check_output(path: Path | None) -> None:
+    """Raise OSError for what could not be written: scoring takes longer than seeing that."""
+    if path not in (None, PRINTED):
+        check_writable(path)
 
 
 def output_file(path: Path, name: str, ending: str, models: int) -> Path:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, scored_model
-from mobilellm.cli.eval_outputs import PRINTED, print_records
+from mobilellm.cli.eval_outputs import PRINTED, check_output, print_records
 from mobilellm.cli.tables import print_notes, print_sheet
 from mobilellm.eval.record import Record, save
 from mobilellm.eval.text_perplexity import PerplexitySettings, evaluate_perplexity
@@ -35,6 +35,7 @@ class Ppl:
 
 
 def run_ppl(arguments: Ppl) -> None:
+    check_output(arguments.json)
     with scored_model(arguments.model, arguments.options, "tokens") as scored:
         record = evaluate_perplexity(
             scored.model, arguments.data, arguments.settings, scored.progress, scored.counts

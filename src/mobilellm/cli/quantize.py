@@ -113,7 +113,7 @@ def run(arguments: Arguments) -> None:
 
 
 def _check_out(out: Path, arguments: Arguments, in_gguf: bool) -> None:
-    from mobilellm.atomic import check_destination
+    from mobilellm.atomic import check_destination, check_writable
     from mobilellm.layouts import not_a_model_directory
 
     if out.suffix != ".gguf":
@@ -131,6 +131,7 @@ def _check_out(out: Path, arguments: Arguments, in_gguf: bool) -> None:
         raise IsADirectoryError(f"{out}: is a directory; name a file")
     if out.exists() and not arguments.overwrite:
         raise FileExistsError(f"{out}: exists; choose another name or pass --overwrite")
+    check_writable(out)
 
 
 def _write(

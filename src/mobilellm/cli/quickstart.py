@@ -106,6 +106,8 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
     """Stages 1 to 3: text, tokenizer, shards; each is skipped when it is there."""
     out = arguments.out
     if (out / "shards").is_dir():
+        if not (out / "shards" / "tokenizer").is_dir():  # earlier versions kept it beside
+            raise ValueError(f"{out / 'shards'}: holds no tokenizer; --fresh deletes the run and starts over")
         try:
             verify(out / "shards")
             tokenizer = Tokenizer.load(out / "shards" / "tokenizer")
@@ -248,7 +250,8 @@ def _prompt(arguments: Arguments) -> str:
         return arguments.prompt
     if not arguments.text or not (arguments.out / "shards").is_dir():
         return _PROMPT
-    tokenizer = Tokenizer.load(arguments.out / "shards" / "tokenizer")
+    beside = arguments.out / "shards" / "tokenizer"
+    tokenizer = Tokenizer.load(beside if beside.is_dir() else arguments.out / "model")
     held_out = read_split(arguments.out / "shards", "held-out", tokenizer)
     words = tokenizer.decode(held_out[:200].tolist()).split()[:4]
     # On a command line a leading dash would be a flag's. The end of the ids may be half a character.

@@ -73,7 +73,8 @@ def sample_texts(
         names = (
             f"; records have the fields {', '.join(fields)}, not {settings.text_field!r}" if fields else ""
         )
-        raise ValueError(f"{', '.join(inputs)}: no text to sample ({unread} records without){names}")
+        without = f" ({unread} records without)" if unread else ""
+        raise ValueError(f"{', '.join(inputs)}: no text to sample{without}{names}")
     return Sample([text for _, _, text in sorted(heap, reverse=True)], size, text_bytes, unread)
 
 

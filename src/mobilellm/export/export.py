@@ -7,7 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilellm.atomic import atomic_directory, atomic_write, check_destination, sync, take_name
+from mobilellm.atomic import (
+    atomic_directory,
+    atomic_write,
+    check_destination,
+    check_writable,
+    sync,
+    take_name,
+)
 from mobilellm.export.source import Source, open_origin, open_source
 from mobilellm.export.targets import (
     Kind,
@@ -123,6 +130,7 @@ def check_out(out: Path, kind: Kind, overwrite: bool) -> None:
             raise IsADirectoryError(f"{out}: is a directory; name a file")
         if out.exists() and not overwrite:
             raise FileExistsError(f"{out}: exists; choose another name or pass --overwrite")
+        check_writable(out)
     else:
         check_destination(out, overwrite, kind.objection)
 

@@ -31,6 +31,9 @@ class RuntimeModel:
     file: GGUF | None = None
     """None where it came from no .gguf file; its sessions are then not kept in files."""
 
+    def __repr__(self) -> str:
+        return f"<RuntimeModel of {self.source!r}: {type(self.engine).__name__}>"
+
     def stream(
         self,
         prompts: str | Sequence[str],
@@ -239,7 +242,7 @@ def load(
     """Open a .gguf file. Raises FileNotFoundError, or ValueError with one line naming file and fault.
 
     `engine`: the compiled one, the readable one, or "auto": the compiled one where it could be compiled, else
-    the readable one and a line to `say`. `threads` of the compiled one: by default as cores.py says.
+    the readable one and a line to `say`. `threads` of the compiled one: by default what measures best.
     `kv_cache`: the type in which keys and values are kept; kv_cache.py says what q8_0 is.
     """
     if engine not in ("auto", "native", "reference"):

@@ -42,13 +42,17 @@ class ThreadChoice:
 
     def __init__(self, counts: Sequence[int], first: int) -> None:
         """`counts`: those that may be tried, in order; `first`: the one to begin with."""
-        self._course = _course(counts, first)
+        self._counts, self._course = counts, _course(counts, first)
         self.threads = next(self._course)
         """For the next pass."""
 
     def took(self, seconds: float) -> None:
         """What a pass took on `threads`, which may be another number then."""
-        self.threads = self._course.send(seconds)
+        try:
+            self.threads = self._course.send(seconds)
+        except StopIteration:  # a Ctrl-C came while it thought about the pass before
+            self._course = _course(self._counts, self.threads)
+            next(self._course)
 
 
 class ThreadChoices:
@@ -63,7 +67,7 @@ class ThreadChoices:
 
     @classmethod
     def measured(cls, there: Cores) -> ThreadChoices:
-        counts = sorted({there.first_threads, *counts_up_to(min(there.usable, MOST_THREADS))})
+        counts = sorted({there.first_threads, *counts_up_to(there.usable)})
         return cls(counts, there.first_threads, there.prompt_threads)
 
     @classmethod
@@ -96,7 +100,8 @@ class ThreadChoices:
 
 
 def counts_up_to(most: int) -> list[int]:
-    """The numbers worth a try: 1, 2, 3, 4, 6, 8, 12, 16, 24 …, and `most` itself."""
+    """The numbers worth a try: 1, 2, 3, 4, 6, 8, 12, 16, 24 …, and `most` itself where an engine takes it."""
+    most = min(most, MOST_THREADS)
     doubled = [count << power for power in range(most.bit_length()) for count in (2, 3)]
     return sorted({1, most, *(count for count in doubled if count < most)})
 
