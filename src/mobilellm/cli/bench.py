@@ -259,6 +259,8 @@ def _check(arguments: Decode | Prefill | Load | Threads) -> None:
     for path in (options.json, options.png):
         if path not in (None, Path("-")):
             check_writable(path)
+            if path.is_dir():
+                raise IsADirectoryError(f"{path}: is a folder; name a file in it")
     if options.png is not None:
         if options.png.suffix != ".png":
             raise ValueError(f"{options.png}: the name of the picture must end in .png")
