@@ -108,6 +108,27 @@ def test_queries_and_keys_take_the_dtype_of_the_values() -> None:
     assert out.dtype == torch.bfloat16
 
 
+@torch.no_grad()
+def test_compiled_blocks_take_other_masks_without_compiling_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mask has a function of its own, with starts of its own; forward only, as a CPU can."""
+    monkeypatch.setattr(document_mask, "way_to_attend", lambda device, dtype: "flex")
+    model = MobileLLM(replace(CONFIG, num_layers=1), torch.Generator().manual_seed(0))
+    tokens = torch.arange(120).view(2, 60)
+    few, many = numbered([60], [31, 29]), numbered([2] * 30, [1] * 30 + [30])
+    view = dense_mask(document_starts(many))
+    positions = torch.arange(60) - document_starts(many)
+    torch._dynamo.reset()
+    for block in model.model.layers:
+        block.compile(backend="aot_eager", fullgraph=True)
+    model.hidden(tokens, segments=few)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled = model.hidden(tokens, segments=many)
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(
+            compiled, model.hidden(tokens, positions=positions, mask=view), atol=1e-5, rtol=1e-5
+        )
+
+
 # Documents in a line
 
 

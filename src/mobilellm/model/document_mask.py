@@ -138,7 +138,12 @@ def _through_line(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tens
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    function = _flex(q.device.type == "cuda" and not torch.compiler.is_compiling())
+    from torch.nn.attention.flex_attention import flex_attention
+
+    alone = (
+        q.device.type == "cuda" and not torch.compiler.is_compiling()
+    )  # else a compiler is at work, or none
+    function: Any = _compiled_flex() if alone else flex_attention
     q, k = q.to(v.dtype), k.to(v.dtype)
     out: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out
@@ -199,8 +204,8 @@ def _tells_groups() -> bool:
 
 
 @functools.cache
-def _flex(compiled: bool) -> Callable[..., Any]:
+def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    function: Any = flex_attention
-    return torch.compile(function) if compiled else function
+    function: Any = torch.compile(flex_attention)
+    return function  # type: ignore[no-any-return]
