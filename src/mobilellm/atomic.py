@@ -105,6 +105,13 @@ def check_writable(path: str | Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
 
+def check_file_writable(path: str | Path) -> None:
+    """As `check_writable`, of what has to be a file: a folder of that name raises IsADirectoryError."""
+    check_writable(path)
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file in it")
+
+
 def check_destination(
     path: str | Path, overwrite: bool = False, objection: Callable[[Path], str] | None = None
 ) -> None:

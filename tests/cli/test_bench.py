@@ -182,6 +182,7 @@ def test_threads_up_to_the_cores_there_are(
         (["threads", "FILE", "--counts", "2", "0"], "--counts 0 must be at least 1"),
         (["threads", "FILE", "--counts", "300"], "threads = 300 must lie in 1 … 256"),
         (["threads", "FILE", "--prompt", "97"], "--prompt 97 do not fit FILE, whose context is 96; take fewer"),
+        (["decode", "FILE", "--json", "/"], "/: is a folder; name a file in it"),
         (["load", "FILE", "--png", "a.svg"], "a.svg: the name of the picture must end in .png"),
     ],
 )  # fmt: skip

@@ -152,6 +152,28 @@ def test_where_nothing_can_be_written_is_told_before_the_work(
     assert shown.err == f"mobilellm: error: {path}: Permission denied\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "bench decode SPACE/model.gguf --json OUT",
+        "eval ppl SPACE/model --data SPACE/text.txt --json OUT",
+        "eval table SPACE/model --json OUT",
+        "eval chat SPACE/model --data SPACE/talks.json --sheet OUT",
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_told_before_the_work(
+    words: str,
+    space: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = words.replace("OUT", str(tmp_path)).replace("SPACE", str(space)).split()
+    assert _main(command) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"mobilellm: error: {tmp_path}: is a folder; name a file in it\n"
+
+
 def test_a_failed_comparison_is_a_result(
     space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

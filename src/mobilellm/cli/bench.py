@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mobilellm.atomic import atomic_write, check_writable
+from mobilellm.atomic import atomic_write, check_file_writable
 from mobilellm.bench.contestant import KINDS, PEERS, Peer
 from mobilellm.bench.entries import Entry, entries
 from mobilellm.bench.race import Progress, race_decode, race_prefill
@@ -258,7 +258,7 @@ def _check(arguments: Decode | Prefill | Load | Threads) -> None:
         thread_choices(count)
     for path in (options.json, options.png):
         if path not in (None, Path("-")):
-            check_writable(path)
+            check_file_writable(path)
     if options.png is not None:
         if options.png.suffix != ".png":
             raise ValueError(f"{options.png}: the name of the picture must end in .png")

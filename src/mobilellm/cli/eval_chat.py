@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mobilellm.atomic import check_file_writable
 from mobilellm.cli.eval_model import ModelOptions, scored_model
 from mobilellm.cli.eval_outputs import PRINTED, check_output, file_names, keep_record, print_records
 
@@ -48,7 +49,7 @@ class Chat:
 
 def run_chat(arguments: Chat) -> None:
     names = file_names("chat", arguments.models, (arguments.json,))
-    check_output(arguments.sheet)
+    check_output(arguments.sheet, check_file_writable)
     if arguments.data is None:
         raise ValueError("chat: --data names no file of conversations")
     if arguments.sheet_prompts < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +37,13 @@ def file_names(verb: str, models: Sequence[str], outputs: Sequence[Path | None])
     return names
 
 
-def check_output(path: Path | None) -> None:
-    """Raise OSError for what could not be written: scoring takes longer than seeing that."""
+def check_output(path: Path | None, check: Callable[[Path], None] = check_writable) -> None:
+    """Raise OSError for what could not be written: scoring takes longer than seeing that.
+
+    `check` is `check_file_writable` for what has to be a file, not a folder for files.
+    """
     if path not in (None, PRINTED):
-        check_writable(path)
+        check(path)
 
 
 def output_file(path: Path, name: str, ending: str, models: int) -> Path:

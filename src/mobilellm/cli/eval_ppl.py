@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from mobilellm.atomic import check_file_writable
 from mobilellm.cli.eval_model import ModelOptions, scored_model
 from mobilellm.cli.eval_outputs import PRINTED, check_output, print_records
 from mobilellm.cli.tables import print_notes, print_sheet
@@ -35,7 +36,7 @@ class Ppl:
 
 
 def run_ppl(arguments: Ppl) -> None:
-    check_output(arguments.json)
+    check_output(arguments.json, check_file_writable)
     with scored_model(arguments.model, arguments.options, "tokens") as scored:
         record = evaluate_perplexity(
             scored.model, arguments.data, arguments.settings, scored.progress, scored.counts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from mobilellm.atomic import atomic_write
+from mobilellm.atomic import atomic_write, check_file_writable
 from mobilellm.cli.eval_model import ModelOptions, Scored, say, scored_model
 from mobilellm.cli.eval_outputs import PRINTED, check_output
 from mobilellm.cli.main import one_line
@@ -68,7 +68,8 @@ def run_table(
         raise ValueError(f"table: limit = {arguments.limit} must be at least 1")
     if arguments.data_dir is not None and not arguments.data_dir.is_dir():
         raise FileNotFoundError(f"{arguments.data_dir}: no such folder; --data-dir names that of the tasks")
-    for path in (arguments.json, arguments.out, arguments.records if arguments.models else None):
+    check_output(arguments.json, check_file_writable)
+    for path in (arguments.out, arguments.records if arguments.models else None):
         check_output(path)
     asked = [wanted(argument) for argument in arguments.models]
     open_model = open_model or functools.partial(scored_model, options=arguments.options, unit="tokens")
