@@ -205,6 +205,7 @@ def test_hub_ids_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         shutil.copytree(files, snapshot)
     (snapshot / "model.safetensors").unlink()
 
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     model, (licence, reason) = opened("nobody/opt")
@@ -219,6 +220,6 @@ def test_hub_ids_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert model.encode(["Hello"]) == [ids]
     with pytest.raises(ValueError, match=r"^nobody/half: transformers cannot load it: "):
         opened("nobody/half")
-    absent = "nobody/absent: no such directory, and as a Hub id: the Hub cannot be"
+    absent = "nobody/absent: no such directory, and as a Hub id: HF_HUB_OFFLINE is set; nothing of it"
     with pytest.raises(FileNotFoundError, match=f"^{absent}"):
         opened("nobody/absent")
