@@ -31,6 +31,8 @@ def resolve(
     that fit `wanted` are fetched, by default all that `load` reads. Raises FileNotFoundError when there is
     neither such a directory nor, on the Hub or in its cache, such a repository.
     """
+    if source == "":  # as of $UNSET: pathlib takes it for the folder one stands in
+        raise FileNotFoundError("'' names no model; name a model directory, a training run or a Hub id")
     path = local_path(source)
     if path.is_dir():
         return _model_of_run(path) if not (path / "config.json").exists() else path

@@ -889,6 +889,17 @@ def test_no_such_directory(tmp_path: Path) -> None:
         quietly(tmp_path / "file")
 
 
+def test_an_empty_name_is_not_the_folder_one_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a variable that is not set."""
+    save(tmp_path / "model", MobileLLM(preset("test")), None)
+    monkeypatch.chdir(tmp_path / "model")
+    assert quietly(Path("."))
+    with pytest.raises(FileNotFoundError, match="^'' names no model; name a model directory"):
+        quietly("")  # type: ignore[arg-type]
+
+
 def test_a_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """runs/quikstart looks like a Hub id; where runs/ is here, nothing is asked of any network."""
     monkeypatch.chdir(tmp_path)
