@@ -190,6 +190,20 @@ def test_threads_that_cannot_be_started_are_done_without(
     assert threading_count() == before
 
 
+def test_a_model_loads_without_threads_that_nobody_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = exported(tmp_path, "F32")
+    monkeypatch.setattr(thread_choice, "cores", lambda: Cores(fast=8, usable=8))
+    library = native_library.load()
+    assert not isinstance(library, str)
+    monkeypatch.setattr(library, "use_threads", lambda *_: native_library.REFUSED)
+    before = threading_count()
+    native = engine.load(file)
+    assert threading_count() == before
+    np.testing.assert_array_equal(logits(native), logits(engine.load(file, 1)))
+
+
 @pytest.mark.parametrize("isa", engine.INSTRUCTION_SETS)
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
 def test_chunks_change_no_bit_with_any_instruction_set(tmp_path: Path, kind: str, isa: str) -> None:

@@ -15,6 +15,8 @@ PROGRAM = "model.pte"
 
 def artefact_directory(path: str | Path) -> Path | None:
     """The directory of such an artefact, named by itself or by its program; None for anything else."""
+    if not str(path):
+        return None
     path = Path(path)
     if path.name == PROGRAM and path.is_file():
         return path.parent

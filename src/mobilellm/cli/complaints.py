@@ -41,7 +41,7 @@ def misused_flag(typed: Sequence[str], help_text: str) -> str:
     The parser would take that value for the next argument (`export --verify=no MODEL`), and an empty path, as
     of `--out=$UNSET`, for the folder one stands in.
     """
-    program = re.findall(r"usage: (mobilellm .*?) \[-h\]", help_text)[0]
+    program = next(iter(re.findall(r"usage: (mobilellm .*?) \[-h\]", help_text)), "mobilellm")
     kinds = flags_with_kinds(help_text)
     for number, word in enumerate(typed):
         flag, attached, value = word.partition("=")

@@ -58,7 +58,7 @@ class NativeModel:
         self.config = gguf_model.read_config(file)
         self.kv_cache = check_cache_type(kv_cache, self.config)
         self._choices = thread_choices(threads)
-        self._threads = self.threads
+        self._threads = threads or 1  # those that nobody asked for come later, or are done without
         isa = _checked_isa(isa)
         self.library, self._file, self._process = library, file, os.getpid()
         tensors = [_tensor(file, name) for name in _tensor_names(self.config)]
@@ -75,6 +75,7 @@ class NativeModel:
         self._running, self._open = threading.Lock(), threading.Lock()
         self._finalizer = weakref.finalize(self, _destroy, library, self.handle, self._process)
         self._finalizer.atexit = False  # a thread may still be in a call then, and the memory goes anyway
+        self._take_threads(self.threads)
         self._fill()
 
     def new_cache(self, capacity: int | None = None) -> NativeCache:
