@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from gpu_training import ways_tried
 from rival_llama import llama_of
 from torch import Tensor
 
@@ -130,7 +131,7 @@ def packed_against_alone(way: str, device: torch.device) -> Result:
     def by(ways: Sequence[str], dtype: torch.dtype | None, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states, and the gradient of the embedding."""
         model.zero_grad()
-        with _ways(ways), torch.autocast(device.type, dtype or torch.bfloat16, dtype is not None):
+        with ways_tried(ways), torch.autocast(device.type, dtype or torch.bfloat16, dtype is not None):
             hidden = training_hidden(model, there, chosen)[0]
         (hidden.float() * direction).sum().backward()  # type: ignore[no-untyped-call]
         gradient = model.model.embed_tokens.weight.grad
@@ -294,15 +295,6 @@ def _losses(
 def _model(config: ModelConfig, device: torch.device) -> MobileLLM:
     """The same weights on every device."""
     return MobileLLM(config, torch.Generator().manual_seed(0)).to(device)
-
-
-@contextlib.contextmanager
-def _ways(ways: Sequence[str]) -> Iterator[None]:
-    before, document_mask.WAYS = document_mask.WAYS, tuple(ways)
-    try:
-        yield
-    finally:
-        document_mask.WAYS = before
 
 
 def _apart(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -8,13 +8,13 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from our_loop import first_steps
 from rival_llama import llama_of
 
 from mobilellm.accounting import training_flops_per_token
@@ -25,16 +25,9 @@ from mobilellm.model import document_mask
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.tokenizer import BOS_ID
-from mobilellm.train.loop import train
 from mobilellm.train.memory import memory_per_device
 from mobilellm.train.recipe import load_recipe
-from mobilellm.train.settings import (
-    BatchSettings,
-    CheckpointSettings,
-    ComputeSettings,
-    ScheduleSettings,
-    TrainSettings,
-)
+from mobilellm.train.settings import ComputeSettings, OptimSettings
 
 WARM_UP, LEAST, MOST = 2, 3, 6
 """Steps before the measurement, and in it: fewer where they take more than ENOUGH seconds."""
@@ -53,10 +46,6 @@ class Shape(NamedTuple):
     device: torch.device
     sequences: int
     length: int
-
-
-class Enough(Exception):  # noqa: N818
-    """Raised after the last step, so that no checkpoint is written."""
 
 
 def training(
@@ -154,15 +143,6 @@ class Run:
 
     def ours(self) -> list[float]:
         sequences, length, device = self.shape.sequences, self.shape.length, self.shape.device
-        settings = TrainSettings(
-            steps=100,
-            batch=BatchSettings(
-                tokens_per_step=sequences * length, sequence_length=length, micro_batch=self.micro
-            ),
-            schedule=ScheduleSettings(warmup_steps=0),
-            compute=self.compute,
-            checkpoint=CheckpointSettings(every=10**9),
-        )
         with device:
             model = MobileLLM(self.config, torch.Generator(device).manual_seed(0))
         generator = np.random.default_rng(0)
@@ -172,16 +152,18 @@ class Run:
         loader = PackedLoader(tokens, length, sequences, 0, document_mask=self.documents is not None)
         seconds = list[float]()
 
-        def on_record(record: dict[str, Any]) -> None:
+        def on_record(record: dict[str, Any]) -> bool:
             seconds.append(record["seconds"])
             self.waited.append(record["data_seconds"])
             self.losses.append(record["loss"])
-            if _enough(seconds):
-                raise Enough
+            return _enough(seconds)
 
         way = contextlib.nullcontext() if self.documents is None else _only(self.documents)
-        with tempfile.TemporaryDirectory() as folder, way, contextlib.suppress(Enough):
-            train(model, loader, settings, Path(folder), on_record=on_record)
+        with way:
+            first_steps(
+                model, loader, WARM_UP + MOST, sequences, length, OptimSettings(), self.compute, on_record,
+                self.micro,
+            )  # fmt: skip
         return seconds
 
     def trainer(self) -> list[float]:
@@ -238,12 +220,17 @@ def _enough(seconds: list[float]) -> bool:
 @contextlib.contextmanager
 def _only(way: str) -> Iterator[None]:
     """Documents are kept apart by this way, or not at all: RuntimeError where it does not work."""
-    before = document_mask.WAYS
-    document_mask.WAYS = () if way == "dense" else (way,)
+    if way != "dense" and not document_mask.works(way, torch.device("cuda", 0)):
+        raise RuntimeError(f"{way} does not work on this GPU")
+    with ways_tried(() if way == "dense" else (way,)):
+        yield
+
+
+@contextlib.contextmanager
+def ways_tried(ways: Sequence[str]) -> Iterator[None]:
+    """Of model/document_mask.py these alone, or the dense mask."""
+    before, document_mask.WAYS = document_mask.WAYS, tuple(ways)
     try:
-        device = torch.device("cuda", 0)
-        if way != "dense" and not document_mask.works(way, device):
-            raise RuntimeError(f"{way} does not work on this GPU")
         yield
     finally:
         document_mask.WAYS = before

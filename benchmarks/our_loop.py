@@ -33,25 +33,27 @@ def first_steps(
     length: int,
     optim: OptimSettings,
     compute: ComputeSettings,
-    on_record: Callable[[dict[str, Any]], None],
+    on_record: Callable[[dict[str, Any]], bool | None],
+    micro_batch: int | None = None,
 ) -> None:
-    """`on_record` is told of each of the `steps`, of a run that would have ten times as many.
+    """`on_record` is told of each of the `steps`, of a run that would have ten times as many, or says enough.
 
-    A step is one micro-batch of `sequences` times `length` tokens, at a constant learning rate.
+    A step is `sequences` times `length` tokens at a constant learning rate: one micro-batch, or several of
+    `micro_batch` sequences.
     """
     count = 0
 
     def told(record: dict[str, Any]) -> None:
         nonlocal count
-        on_record(record)
+        enough = on_record(record)
         count += 1
-        if count == steps:
+        if enough or count == steps:
             raise _Enough
 
     settings = TrainSettings(
         steps=10 * steps,
         batch=BatchSettings(
-            tokens_per_step=sequences * length, sequence_length=length, micro_batch=sequences
+            tokens_per_step=sequences * length, sequence_length=length, micro_batch=micro_batch or sequences
         ),
         optim=optim,
         schedule=ScheduleSettings(warmup_steps=0, final_fraction=1.0),
