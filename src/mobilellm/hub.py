@@ -27,9 +27,9 @@ def resolve(
     """The local directory of a model; `say` gets one-line notices (the licence, a fallback to the cache).
 
     A directory of a training run stands for the `model` directory inside it, or `adapter` if it trained one
-    (`model/adapter_files.py`). Of a Hub repository the files
-    that fit `wanted` are fetched, by default all that `load` reads. Raises FileNotFoundError when there is
-    neither such a directory nor, on the Hub or in its cache, such a repository.
+    (`model/adapter_files.py`). Of a Hub repository the files that fit `wanted` are fetched, by default all
+    that `load` reads. Raises FileNotFoundError when there is neither such a directory nor, on the Hub or in
+    its cache, such a repository.
     """
     if source == "":  # as of $UNSET: pathlib takes it for the folder one stands in
         raise FileNotFoundError("'' names no model; name a model directory, a training run or a Hub id")

@@ -140,10 +140,8 @@ def _through_line(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tens
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    alone = (
-        q.device.type == "cuda" and not torch.compiler.is_compiling()
-    )  # else a compiler is at work, or none
-    function: Any = _compiled_flex() if alone else flex_attention
+    on_gpu = q.device.type == "cuda"
+    function: Any = _compiled_flex() if on_gpu and not torch.compiler.is_compiling() else flex_attention
     q, k = q.to(v.dtype), k.to(v.dtype)
     out: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out
