@@ -104,6 +104,17 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
             entries([model], [], tmp_path / str(number), ignore)
 
 
+def test_a_run_stands_for_its_model_and_no_name_for_nothing(tmp_path: Path) -> None:
+    saved(tmp_path / "run" / "model", SHAPE)
+    (tmp_path / "made").mkdir()
+    entry = entries([str(tmp_path / "run")], [], tmp_path / "made", ignore)[0]
+    assert (entry.source, entry.runtime) == (tmp_path / "run" / "model", "mobilellm torch")
+    assert entry.context == SHAPE.max_position_embeddings
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match="'' names no model"):
+        entries([""], [], tmp_path / "other", ignore)
+
+
 @pytest.mark.parametrize(
     ("marker", "label"), [("model.pte", "executorch"), ("genai_config.json", "onnxruntime")]
 )

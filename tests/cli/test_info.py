@@ -126,6 +126,7 @@ def test_brackets_in_a_path_are_not_markup(capsys: pytest.CaptureFixture[str], t
 
 def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "'126m' is neither a preset (125m, 350m" in refusal(capsys, "126m")
+    assert "'' is neither a preset (125m, 350m" in refusal(capsys, "")
     assert "no/such/place" in refusal(capsys, "no/such/place")
     assert "no config.json there" in refusal(capsys, str(tmp_path))
     (tmp_path / "notes.txt").write_text("words")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilellm import gguf_model
+from mobilellm import gguf_model, hub
 from mobilellm.bench.contestant import KINDS, RUNTIME, kv_cache_of
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import Roles
@@ -106,10 +106,12 @@ def entries(
 
 def _source(model: str, folder: Path, say: Callable[[str], None]) -> Path:
     path = Path(model)
-    if path.suffix == ".gguf" or path.is_dir():
+    if path.suffix == ".gguf":
         if not path.exists():
             raise FileNotFoundError(f"{model}: no such file")
         return path
+    if path.is_dir():
+        return hub.resolve(model, say)  # of a run its model
     if path.exists():
         raise ValueError(
             f"{model}: is no .gguf file; name one, a model directory, or a shape such as 125m:Q8_0"

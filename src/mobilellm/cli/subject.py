@@ -36,7 +36,7 @@ def find_subject(name: str) -> Subject:
     except ValueError:
         pass
     path = Path(name)
-    if not path.exists():
+    if not name or not path.exists():
         raise FileNotFoundError(
             f"{name!r} is neither a preset ({', '.join(preset_names())}) nor a directory or file here"
         )
