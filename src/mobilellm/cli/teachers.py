@@ -78,12 +78,12 @@ def look_at_teacher(source: str, dtype: str | None, tokenizer: Tokenizer | None,
 
 
 def _look_at_gguf(source: str, dtype: str | None, tokenizer: Tokenizer | None) -> TeacherShape:
-    from mobilellm import gguf_model
+    from mobilellm import gguf_model, gguf_tokenizer
     from mobilellm.gguf import read_gguf
 
     _check_dtype_of_gguf(source, dtype)
     file = read_gguf(source)
-    theirs = gguf_model.read_tokenizer(file)
+    theirs = gguf_tokenizer.read_tokenizer(file)
     if tokenizer is not None:
         _check_tokenizer(source, theirs, tokenizer)
     size = sum(tensor.nbytes for tensor in file.tensors.values())
