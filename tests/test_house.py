@@ -22,7 +22,8 @@ SOURCE = ROOT / "src"
 FLOORS = {
     1: {
         "config", "layouts", "presets", "accounting", "hardware",
-        "tokenizer", "tokenizer_files", "tokenizer_training", "sentencepiece_model", "short_text", "texts",
+        "tokenizer", "tokenizer_files", "tokenizer_merges", "tokenizer_training", "sentencepiece_model",
+        "short_text", "texts",
         "chat_template", "text_stream", "call_syntax", "tool_calls", "completion", "sampling",
         "gguf", "gguf_blocks", "gguf_model", "gguf_tokenizer",
         "hub", "hub_connection", "licence", "git_lfs",

@@ -18,7 +18,8 @@ from mobilellm.gguf_blocks import TYPES
 from mobilellm.gguf_model import Roles, layout
 from mobilellm.presets import preset
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE
-from mobilellm.tokenizer import Tokenizer, merges_of
+from mobilellm.tokenizer import Tokenizer
+from mobilellm.tokenizer_merges import merges_of
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
