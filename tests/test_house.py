@@ -26,7 +26,7 @@ FLOORS = {
         "short_text", "texts",
         "chat_template", "text_stream", "call_syntax", "tool_calls", "completion", "sampling",
         "gguf", "gguf_blocks", "gguf_model", "gguf_tokenizer",
-        "hub", "hub_connection", "licence", "git_lfs",
+        "model_directory", "hub", "hub_connection", "licence", "git_lfs",
         "atomic", "compiled", "compiling", "environment", "installation", "user_cache",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},

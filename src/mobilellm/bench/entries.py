@@ -18,7 +18,7 @@ from mobilellm.bench.contestant import KINDS, RUNTIME, kv_cache_of
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import Roles
 from mobilellm.installation import missing_packages
-from mobilellm.layouts import read_config_file
+from mobilellm.model_directory import read_config_file
 from mobilellm.runtime.bench import describe
 from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.runtime.random_model import shape_and_type, write_random_model

@@ -38,7 +38,7 @@ def open_teacher(
         return _gguf(source, dtype, tokenizer, say)
     from mobilellm import hub
     from mobilellm.config import ConfigError
-    from mobilellm.layouts import read_config_file
+    from mobilellm.model_directory import read_config_file
 
     dtype = dtype or "float32"
     directory = hub.resolve(source, say)
@@ -61,8 +61,8 @@ def look_at_teacher(source: str, dtype: str | None, tokenizer: Tokenizer | None,
         return _look_at_gguf(source, dtype, tokenizer)
     from mobilellm import hub
     from mobilellm.config import ConfigError
-    from mobilellm.layouts import read_config_file
     from mobilellm.model import checkpoint
+    from mobilellm.model_directory import read_config_file
 
     directory = hub.resolve(source, say)
     theirs = _tokenizer(source, directory)
