@@ -63,8 +63,7 @@ class Roles(NamedTuple):
     embedding: BlockType
 
 
-_ANY_ROLES = Roles(TYPES["F32"], TYPES["F32"])
-"""Where only the names and shapes of a layout are asked for."""
+_FLOATS = Roles(TYPES["F32"], TYPES["F32"])
 
 
 class Stored(NamedTuple):
@@ -73,7 +72,7 @@ class Stored(NamedTuple):
     type: BlockType
 
 
-def layout(config: ModelConfig, roles: Roles) -> Iterator[tuple[str, Stored]]:
+def layout(config: ModelConfig, roles: Roles = _FLOATS) -> Iterator[tuple[str, Stored]]:
     """(Llama checkpoint name, what is stored) of every tensor, in the order in which a token reads them.
 
     Norms are F32. A matrix whose rows the type's blocks do not divide is stored as F16 instead.
@@ -203,7 +202,7 @@ def stated_config(file: GGUF) -> ModelConfig:
 
 def read_weight(file: GGUF, config: ModelConfig, checkpoint_name: str) -> NDArray[np.float32]:
     """A tensor by its checkpoint name, as `write_model` was given it but for the rounding of its type."""
-    name = dict(layout(config, _ANY_ROLES))[checkpoint_name].name
+    name = dict(layout(config))[checkpoint_name].name
     values = file.array(name)
     return _half_apart(values, config.head_dim) if name.endswith(_ROTATED) else values
 
@@ -258,7 +257,7 @@ def _check_tensors(file: GGUF, config: ModelConfig) -> None:
         raise ValueError(
             f"{file.path}: says it has {config.num_layers} blocks and has {len(file.tensors)} tensors"
         )
-    wanted = {stored.name: stored.shape for _, stored in layout(config, _ANY_ROLES)}
+    wanted = {stored.name: stored.shape for _, stored in layout(config)}
     for name, shape in wanted.items():
         if name not in file.tensors:
             raise ValueError(f"{file.path}: the tensor {name!r} is missing")

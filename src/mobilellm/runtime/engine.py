@@ -239,6 +239,14 @@ def missing() -> str | None:
     return library if isinstance(library, str) else None
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """Those of `INSTRUCTION_SETS` that this processor and this build have; none where it was not compiled."""
+    library = native_library.load()
+    if isinstance(library, str):
+        return ()
+    return tuple(isa for isa in INSTRUCTION_SETS if library.half(isa.encode(), 0.0) >= 0)
+
+
 def _checked_isa(isa: str | None) -> str:
     isa = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
     if isa and isa not in INSTRUCTION_SETS:
