@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from model_files import gguf_file
 
 import mobilellm.runtime
 from mobilellm.runtime.batch import ContinuousBatch
 from mobilellm.runtime.bench import RuntimeContestant
-from mobilellm.runtime.random_model import shape_and_type, write_random_model
 from mobilellm.sampling import Sampling
 
 PROMPT = "the quick brown fox jumps over the lazy dog and runs"
@@ -50,10 +50,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(arguments.model)
-        if not file.is_file():
-            file = Path(folder) / "model.gguf"
-            write_random_model(file, *shape_and_type(arguments.model))
+        file = gguf_file(arguments.model, folder)
         threads, peers = arguments.threads, dict[str, list[str]]()
         if arguments.peer is not None:
             peers["llama_server"] = _llama_server(arguments.peer, file, threads)
