@@ -256,6 +256,13 @@ def test_a_training_run_stands_for_its_model(tmp_path: Path) -> None:
     assert quietly(tmp_path / "run").model.config.num_layers == 3
 
 
+def test_a_gguf_file_is_known_by_the_end_of_its_name(tmp_path: Path) -> None:
+    for name, said in (("m.gguf", "is a .gguf file, which is there to be run"), ("m.GGUF", "rename it")):
+        (tmp_path / name).write_bytes(b"GGUF")
+        with pytest.raises(FileNotFoundError, match=said):
+            hub.resolve(tmp_path / name, print)
+
+
 # dtypes
 
 

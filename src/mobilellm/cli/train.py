@@ -69,16 +69,28 @@ def default_arguments(rest: Sequence[str]) -> Arguments:
         return Arguments(recipe=rest[0], settings=recipe)
     if {"-h", "--help"} & set(rest):
         return Arguments(recipe="tiny-cpu", settings=load_recipe("tiny-cpu"))
+    for word in rest:
+        _refuse_folder(word)
     raise ValueError(f"train: name a recipe first: {', '.join(recipe_names())}, or a TOML file")
 
 
 def recipe_named(name: str) -> Recipe:
     """`load_recipe`, with the recipe that was likely meant where there is none of that name."""
+    _refuse_folder(name)
     try:
         return load_recipe(name)
     except FileNotFoundError as error:
         what, known = str(error).split(";", 1)
         raise FileNotFoundError(f"{what}{perhaps(name, recipe_names()) or ';'}{known}") from None
+
+
+def _refuse_folder(name: str) -> None:
+    """A run named in place of its recipe."""
+    if name not in recipe_names() and (Path(name) / "recipe.toml").is_file():
+        run = shlex.quote(name.rstrip("/") or name)
+        raise ValueError(
+            f"{name}: is a run; it goes on with: {program()} train {run}/recipe.toml --out {run}"
+        )
 
 
 def tables_named(rest: Sequence[str]) -> set[str]:
