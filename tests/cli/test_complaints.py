@@ -71,6 +71,21 @@ from mobilellm.cli.main import VERBS, _main
         ("bench m.gguf", "load, threads; name one first: mobilellm bench decode m.gguf (mobilellm bench"),
         ("shards s", "export; name one first: mobilellm shards info s (mobilellm shards"),
         ("eval chat --data x", "eval chat: no model is named; name at least one"),
+        # What is trained on, without its flag or by another.
+        (
+            "train tiny-cpu shards",
+            "train: shards names nothing to train on; that is: mobilellm train tiny-cpu ",
+        ),
+        ("train tiny-cpu --steps 3 --data s", "train: --data names nothing to train on; that is: mobilellm"),
+        (
+            "train sft-cpu --train=t.json",
+            "train: --train names nothing to train on; that is: mobilellm train sft-cpu --chat.train FILE",
+        ),
+        (
+            "finetune m t.json",
+            "finetune: t.json names nothing to train on; that is: mobilellm finetune m --chat.train FILE",
+        ),
+        ("train tiny-cpu --data.train nowhere", "(mobilellm prepare TEXT --tokenizer DIR --out FOLDER makes"),
         # A flag where there is none.
         ("chat --model m", "chat: MODEL goes without a flag: mobilellm chat MODEL (mobilellm chat --help"),
     ],
