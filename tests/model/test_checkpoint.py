@@ -263,6 +263,13 @@ def test_links_lead_to_files_elsewhere(tmp_path: Path) -> None:
     assert equal(read_weights(tmp_path / "links").tensors, tensors)
 
 
+def test_a_gguf_file_is_known_by_the_end_of_its_name(tmp_path: Path) -> None:
+    for name, said in (("m.gguf", "is a .gguf file, which is there to be run"), ("m.GGUF", "rename it")):
+        (tmp_path / name).write_bytes(b"GGUF")
+        with pytest.raises(FileNotFoundError, match=said):
+            hub.resolve(tmp_path / name, print)
+
+
 # dtypes
 
 
