@@ -23,6 +23,7 @@ inline floats fused(floats a, floats b, floats c) { return floats(_mm512_fmadd_p
 inline float sum(floats v) { return _mm512_reduce_add_ps(__m512(v)); }
 inline int32_t sum(ints v) { return _mm512_reduce_add_epi32(__m512i(v)); }
 inline float largest_of(floats v) { return _mm512_reduce_max_ps(__m512(v)); }
+inline int32_t largest_of(ints v) { return _mm512_reduce_max_epi32(__m512i(v)); }
 
 inline shorts halved(floats v) { return shorts(_mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT)); }
 
