@@ -38,6 +38,7 @@ from random_models import (
 from torch import Tensor
 
 import mobilellm
+from mobilellm import hub
 from mobilellm.config import ConfigError, ModelConfig
 from mobilellm.model.api import LoadedModel
 from mobilellm.model.checkpoint import CheckpointError, Weights, build, read_weights, save, unroll
