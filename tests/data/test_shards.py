@@ -33,7 +33,9 @@ from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE
 from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from tokenizer_oracles import TEXTS, trained
 
-STORIES = [Document(f"story {i}", f"Story {i}.\nIt has {i * i} words,\n\nor é {i}.") for i in range(300)]  # more than are encoded at once
+STORIES = [
+    Document(f"story {i}", f"Story {i}.\nIt has {i * i} words,\n\nor é {i}.") for i in range(300)
+]  # more than are encoded at once
 
 
 def write(directory: Path, documents: list[Document] = STORIES, **changes: Any) -> ShardIndex:
