@@ -176,6 +176,7 @@ def test_arguments_may_be_written_as_json() -> None:
         ([{"role": "user", "content": [{"type": "image_url"}]}], "must be text"),
         ([{"role": "user", "tool_calls": [{}]}], "of a message of the assistant"),
         ([{"role": "assistant", "tool_calls": [{}]}], "has no function with a name"),
+        ([{"role": "assistant", "tool_calls": ["f"]}], "tool call 'f' has no function with a name"),
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "arguments of f are not JSON",
@@ -191,6 +192,12 @@ def test_messages_that_are_none(messages: list[Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as raised:
         template().prompt(messages)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("tool", ["f", {}, {"function": {}}, {"function": "f"}, {"function": ["name"]}])
+def test_tools_that_are_none(tool: Any) -> None:
+    with pytest.raises(ValueError, match="must be an object that describes a function with a name"):
+        template().prompt(TALK[:1], [tool])
 
 
 @pytest.mark.parametrize(
