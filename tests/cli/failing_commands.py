@@ -117,7 +117,7 @@ def launch(
     (folder / "commands.json").write_text(
         json.dumps([(*each, p) for each, p in zip(commands, ports, strict=True)])
     )
-    ended = run_processes(__file__, size, folder, {}, 120)
+    ended = run_processes(__file__, size, folder, {}, 300)
     found = []
     for rank, each in enumerate(ended):
         file = folder / f"{rank}.json"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.train.settings import ComputeSettings
@@ -68,7 +69,7 @@ class World:
             raise ValueError(problems[0])
 
 
-class ToldByAnother(ConnectionError):
+class ToldByAnother(ConnectionError):  # noqa: N818
     """What ends this process ends others, too, and one of them says it: this one need not."""
 
 
@@ -97,13 +98,13 @@ def join(device: str | None = None) -> Iterator[World]:
     if size == 1:
         yield World(device=place)
         return
-    store, rank, size = next(dist.rendezvous("env://", rank, size))
+    store, rank, size = next(rendezvous("env://", rank, size))
     backend = "nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, place, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
     except BaseException as error:
-        another = _instead(error, dist.PrefixStore("failed", store), rank, size)
+        another = _instead(error, store, rank, size)
         if another is None:
             raise
         raise another from error
@@ -111,25 +112,25 @@ def join(device: str | None = None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _instead(error: BaseException, store: dist.Store, rank: int, size: int) -> ConnectionError | None:
+def _instead(error: BaseException, store: Any, rank: int, size: int) -> ConnectionError | None:
     """What this process is to raise instead of `error`, if it is not the one to tell of it.
 
     Who fails by itself leaves a mark before it goes, so that who then loses contact knows that it was told.
     """
     lost = isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
     text = f"{type(error).__name__}: {error}"
-    key = "lost" if lost else hashlib.sha256(text.encode()).hexdigest()
+    key = "failed/lost" if lost else "failed/" + hashlib.sha256(text.encode()).hexdigest()
     told = False
     with contextlib.suppress(RuntimeError):  # the store may be gone with the first process
-        told = store.add(key, 1) > 1 or (lost and store.add("told", 0) > 0)
+        told = store.add(key, 1) > 1 or (lost and store.add("failed/told", 0) > 0)
         if not lost:
-            store.add("told", 1)
+            store.add("failed/told", 1)
     if told and isinstance(error, Exception):
         return ToldByAnother(text)
     if lost:
         return ConnectionError(
             f"process {rank} of {size} lost contact with another, which was killed or cannot be reached "
-            f"({text.split('. ')[0]})"
+            f"({text.split('. ', maxsplit=1)[0]})"
         )
     error.add_note(f"so says process {rank} of {size}, on {socket.gethostname()}")
     return None
@@ -151,7 +152,7 @@ def _environment() -> tuple[int, int, int]:
     """Rank, number of processes, rank on this machine."""
     for launcher, names in (
         ("torchrun", ("RANK", "WORLD_SIZE", "LOCAL_RANK")),
-        # Of the step, which has the tasks that srun started: a job's script and its shells are in none, and alone.
+        # Of the step, which has the tasks that srun started: a job's script and its shells are alone.
         ("srun", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")),
     ):
         values = [os.environ.get(name) for name in names]
@@ -166,8 +167,8 @@ def _environment() -> tuple[int, int, int]:
         unmet = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if size > 1 and unmet:
             raise ValueError(
-                f"{launcher} started {size} processes, but {' and '.join(unmet)} does not say where they meet; "
-                "export both before (docs/examples/pretrain.sbatch)"
+                f"{launcher} started {size} processes, but {' and '.join(unmet)} does not say where they "
+                "meet; export both before (docs/examples/pretrain.sbatch)"
             )
         return rank, size, local
     return 0, 1, 0
