@@ -148,7 +148,11 @@ def _fail(message: str) -> int:
 
 
 def one_line(error: Exception, verb: str) -> str:
-    """What went wrong, as the user reads it."""
+    """What went wrong, as the user reads it, and what is noted with it (PEP 678)."""
+    return "; ".join([_of_the_error(error, verb), *getattr(error, "__notes__", ())])
+
+
+def _of_the_error(error: Exception, verb: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 REQUEUE = 75
 """Exit code when a scheduler asked to stop (SIGTERM, SIGUSR1): EX_TEMPFAIL of sysexits.h, start me again."""
+FAILED = 2
+"""That of the processes that leave it to another to say why, and of that one."""
 _NO_FLAGS_OF_TEXTS = ("--data", "--train", "--dataset", "--text", "--train-data", "--train-file")
 in_flags = recipe_flags.in_flags  # by which main tells what went wrong
 
@@ -135,10 +137,13 @@ def run(arguments: Arguments) -> None:
         text.read(quiet=arguments.json)
         _plan(arguments, with_steps(recipe, text.sequences) if recipe.epochs else recipe, config, text)
         return
-    from mobilellm.train.distributed import join
+    from mobilellm.train.distributed import ToldByAnother, join
 
-    with join(arguments.device) as world:
-        outcome = _train(arguments, config, text, world)
+    try:
+        with join(arguments.device) as world:
+            outcome = _train(arguments, config, text, world)
+    except ToldByAnother:
+        sys.exit(FAILED)
     if outcome.stopped:
         sys.exit(130 if outcome.stopped == "interrupt" else REQUEUE)
 
@@ -154,6 +159,7 @@ def _check_models_are_named(recipe: Recipe) -> None:
 def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: World) -> Outcome:
     from mobilellm.report.progress import TrainingProgress, say_stopping
     from mobilellm.train.loop import train
+    from mobilellm.train.stop_requests import stop_requests
     from mobilellm.train.trackers import Trackers
 
     out = arguments.out
@@ -202,11 +208,13 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             None if qat is None else qat.passes,
             on_start if world.is_first else None,
         )
-    run_parts.keep_model(out, model, recipe, text, world)
-    if qat is not None and world.is_first:
-        qat.keep(out, text.tokenizer)
-    if world.is_first:
-        _closing(arguments, recipe, outcome)
+    with stop_requests():  # one that comes now finds the run at its end: it must not change the exit code
+        run_parts.keep_model(out, model, recipe, text, world)
+        if qat is not None and world.is_first:
+            qat.keep(out, text.tokenizer)
+        if world.is_first:
+            _closing(arguments, recipe, outcome)
+        world.gather(None)  # a launcher ends who is still at work a while after another is done
     return outcome
 
 
