@@ -139,6 +139,7 @@ def test_rows() -> None:
         (9, "5", "not text"),
         (10, "b", ""),
     ]
+    assert records([b"caf\xc3\xa9", b"caf\xe9"], "rows") == [(1, "café", ""), (2, "caf\ufffd", "not UTF-8")]
     assert records([None, None], "rows", fields=("x",)) == [
         (1, "", "no text field"),
         (2, "", "no text field"),

@@ -54,7 +54,7 @@ class Chunk(NamedTuple):
     def size(self) -> int:
         if isinstance(self.content, bytes):
             return len(self.content)
-        return sum(len(value) for value in self.content if isinstance(value, str))
+        return sum(len(value) for value in self.content if isinstance(value, str | bytes))
 
 
 class Cutting(NamedTuple):

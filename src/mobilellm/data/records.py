@@ -46,6 +46,8 @@ def _rows(chunk: Chunk, values: list[Any], fields: dict[str, None]) -> Iterator[
     for number, value in enumerate(values, chunk.number):
         if isinstance(value, str):
             yield number, value, ""
+        elif isinstance(value, bytes):
+            yield number, *_decoded(value)
         elif chunk.fields:
             fields.update(dict.fromkeys(chunk.fields))
             yield number, "", NO_FIELD
