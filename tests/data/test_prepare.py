@@ -278,6 +278,24 @@ def test_near_duplicates(tmp_path: Path) -> None:
     assert kept_all.rejected == {}
 
 
+def test_near_duplicates_beside_chunks_without_a_document(tmp_path: Path) -> None:
+    """As a damaged or empty file, or a megabyte of bad lines."""
+    texts = write_corpus(tmp_path / "in", 40)
+    (tmp_path / "in" / "d.jsonl").write_text("no JSON\n" * 3)
+    (tmp_path / "in" / "e.txt").write_text("")
+    (tmp_path / "in" / "f.parquet").write_text("damaged")
+    for chunk_bytes in (1, 10**6):
+        done = run(
+            tmp_path / "in",
+            tmp_path / f"{chunk_bytes}",
+            near_duplicates=0.9,
+            call={"chunk_bytes": chunk_bytes},
+        )
+        assert done.index.rejected["unreadable line"] >= 3
+        assert sum(done.index.total(split, "documents") for split in ("train", "held-out")) == len(texts)
+    assert contents(tmp_path / "1") == contents(tmp_path / "1000000")
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 300, 10**6])
 @pytest.mark.parametrize("limit", [2, 17, 160, 301])
 def test_a_limit_counts_documents(
