@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,22 @@ def test_long_texts_come_a_few_at_a_time(tmp_path: Path) -> None:
         pa.table({"text": [str(i) * 5000 for i in range(40)]}), tmp_path / "x.parquet", use_dictionary=False
     )
     assert max(len(chunk.content) for chunk in chunks(tmp_path / "x.parquet", size=20_000)) <= 4
+
+
+def test_memory_does_not_grow_with_a_row_group(tmp_path: Path) -> None:
+    """Some writers make a whole file one group."""
+    table = pa.table({"text": [f"{i} " * 500 for i in range(10_000)]})
+    pq.write_table(table, tmp_path / "x.parquet", use_dictionary=False, compression="none")
+    size = (tmp_path / "x.parquet").stat().st_size
+    tracemalloc.start()
+    count = sum(
+        len(chunk.content)
+        for chunk in parquet_chunks(Source(str(tmp_path / "x.parquet"), "parquet", size), START, "text")
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 10_000
+    assert peak < size / 3
 
 
 def test_packed_and_damaged_files(tmp_path: Path) -> None:

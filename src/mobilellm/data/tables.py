@@ -15,6 +15,7 @@ from mobilellm.data.inputs import Source
 from mobilellm.hub_connection import why_unreachable
 
 _MOST_ROWS = 4096
+_BUFFER = 2**20
 
 
 def parquet_chunks(
@@ -30,9 +31,9 @@ def parquet_chunks(
     row = place.offset
     try:
         with _unpacked(Path(source.name), scratch) as stream:
-            for chunk in _parquet_chunks(
-                pyarrow.parquet.ParquetFile(stream), source, place, text_field, size
-            ):
+            # By default it reads all of a row group at once, which may be all of the file.
+            file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+            for chunk in _parquet_chunks(file, source, place, text_field, size):
                 yield chunk
                 row = chunk.next.offset
     except (DamagedFileError, pyarrow.ArrowException, OSError) as error:
