@@ -25,7 +25,7 @@ VERBS = {
     "tokenizer": "train a tokenizer on your text",
     "prepare": "raw text of any size to token shards, on all cores, resumable",
     "train": "train by a recipe; the same command goes on where it stopped",
-    "data": "look at conversations as a model is trained on them",
+    "data": "look at conversations as a model is trained on them, or at the batch that stopped a run",
     "finetune": "teach a model to chat, to call functions: your conversations, the same loop",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
@@ -54,6 +54,7 @@ _WITH_A_WORD = {
     ("report", "artefacts"): "report_artefacts",
     ("tokenizer", "train"): "tokenizer",
     ("data", "show"): "data",
+    ("data", "batch"): "data_batch",
 }
 """Module of a verb whose first argument is this word."""
 _NEED_A_WORD = {verb: word for (verb, word), module in _WITH_A_WORD.items() if module == verb}

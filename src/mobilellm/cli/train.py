@@ -13,6 +13,7 @@ import json
 import shlex
 import statistics
 import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from mobilellm.cli.complaints import perhaps
 from mobilellm.cli.qat_parts import Qat
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
-from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, with_steps, with_tables
+from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, to_toml, with_steps, with_tables
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
@@ -177,7 +178,8 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 
         def on_start(first: int) -> None:
             card = run_parts.card(out.name, recipe, config, text, first, world)
-            trackers = stack.enter_context(Trackers(out, recipe.log, card, first))
+            asked = {"recipe": tomllib.loads(to_toml(recipe))}  # by which trackers compare runs
+            trackers = stack.enter_context(Trackers(out, recipe.log, card | asked, first))
             watchers.extend((run_folder.FolderFiles(out, recipe, card, text.left_out), trackers.update))
             if arguments.json:
                 return
