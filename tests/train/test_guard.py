@@ -51,6 +51,15 @@ def test_what_is_no_number_always_stops(tmp_path: Path, loss: float, norm: float
     assert record["reason"] in str(caught.value)
 
 
+def test_it_goes_on_after_the_losses_it_is_given(tmp_path: Path) -> None:
+    guard = Guard(GuardSettings(window=3), tmp_path)
+    assert stops(guard, [1.0, 2.0]) == 0
+    guard.restore([5.0, 6.0])
+    assert guard.losses == (5.0, 6.0)
+    guard.restore([5.0, 6.0, 7.0, 8.0])
+    assert guard.losses == (6.0, 7.0, 8.0)
+
+
 def test_a_spike(tmp_path: Path) -> None:
     settings = GuardSettings(spike_factor=2.0, window=20)
     usual = [4.0, 3.0, 5.0, 4.5, 3.5] * 4  # their median is 4
