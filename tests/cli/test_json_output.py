@@ -15,7 +15,8 @@ from mobilellm.data.documents import Document
 from mobilellm.data.shards import write_shards
 from mobilellm.model import checkpoint
 
-sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("runtime", "eval")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
 import task_rows
 from gguf_files import SHAPE, random_model, saved, small_tokenizer
 
