@@ -6,6 +6,7 @@ A verb's module holds a dataclass `Arguments` (its fields are the flags) and `ru
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -65,6 +66,7 @@ _USAGE_ERROR, _INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit: 0 done, 2 the caller's mistake (one line on stderr), 130 interrupted."""
     _open_what_is_closed()
+    _show_what_cannot_be_encoded()
     sys.exit(_main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -202,6 +204,12 @@ def _open_what_is_closed() -> None:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+def _show_what_cannot_be_encoded() -> None:
+    """On a terminal that is not UTF-8, or in a file's name that is no text: \\x…, in place of an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class _StandardOutput:
