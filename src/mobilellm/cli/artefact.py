@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilellm.cli.notices import say
 from mobilellm.cli.tables import print_notes, print_sheet, print_worded_table
 from mobilellm.export.targets import unverified_name
 
@@ -27,9 +27,7 @@ def unverified_told(out: Path, mend: str) -> Iterator[None]:
         yield
     except BaseException:
         if _identity(path) not in (None, before):
-            print(
-                f"mobilellm: {path} is whole, but was not compared with its source; {mend}", file=sys.stderr
-            )
+            say(f"{path} is whole, but was not compared with its source; {mend}")
         raise
 
 

@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 
 from mobilellm.cli.artefact import described, print_exported, settings_of, unverified_told
+from mobilellm.cli.notices import say
 from mobilellm.export.targets import KINDS, Options, kind_for, target_of, unverified_name
 from mobilellm.installation import program
 
@@ -66,7 +67,7 @@ def run(arguments: Arguments) -> None:
             settings,
             arguments.verify,
             arguments.overwrite,
-            _say,
+            say,
         )
     if arguments.json:
         print(json.dumps(described(exported, kind)))
@@ -74,7 +75,3 @@ def run(arguments: Arguments) -> None:
         print_exported(exported, kind)
     if exported.report is not None and not exported.report.passed:
         sys.exit(1)
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from mobilellm.cli.artefact import described, print_exported, settings_of
+from mobilellm.cli.notices import say
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def run(arguments: Arguments) -> None:
         arguments.against,
         settings_of(arguments.text, arguments.tokens, arguments.runtime, arguments.origin),
         arguments.overwrite,
-        _say,
+        say,
     )
     if arguments.json:
         print(json.dumps(described(exported, kind)))
@@ -56,7 +57,3 @@ def run(arguments: Arguments) -> None:
         print_exported(exported, kind)
     if exported.report is not None and not exported.report.passed:
         sys.exit(1)
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)
