@@ -57,6 +57,8 @@ def _not_this_file(path: Path) -> str:
         return f"is a file; name the directory that holds it, {path.parent}"
     with path.open("rb") as file:
         if file.read(4) == b"GGUF":
+            if path.suffix != ".gguf":
+                return "holds a GGUF model, but only a name that ends in .gguf is taken for one; rename it"
             return "is a .gguf file, which is there to be run; name the model directory it was made from"
     return "is no model; name a model directory, a training run or a Hub id, or a .gguf file to run"
 

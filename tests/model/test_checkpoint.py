@@ -38,6 +38,7 @@ from random_models import (
 from torch import Tensor
 
 import mobilellm
+from mobilellm import hub
 from mobilellm.config import ConfigError, ModelConfig
 from mobilellm.model.api import LoadedModel
 from mobilellm.model.checkpoint import CheckpointError, Weights, build, read_weights, save, unroll
@@ -261,6 +262,13 @@ def test_links_lead_to_files_elsewhere(tmp_path: Path) -> None:
         (tmp_path / "links" / file.name).symlink_to(f"../files/{number}")
         file.rename(file.with_name(str(number)))
     assert equal(read_weights(tmp_path / "links").tensors, tensors)
+
+
+def test_a_gguf_file_is_known_by_the_end_of_its_name(tmp_path: Path) -> None:
+    for name, said in (("m.gguf", "is a .gguf file, which is there to be run"), ("m.GGUF", "rename it")):
+        (tmp_path / name).write_bytes(b"GGUF")
+        with pytest.raises(FileNotFoundError, match=said):
+            hub.resolve(tmp_path / name, print)
 
 
 # dtypes
