@@ -11,21 +11,16 @@ from typing import Any
 
 import pytest
 import task_rows
-import torch
 import transformers
 from language_models import ToldModel
-from tiny_baselines import TEXT, edit_config, make
+from tiny_baselines import edit_config, make, make_ours
 
-from mobilellm.config import ModelConfig
 from mobilellm.eval.interface import LanguageModel
 from mobilellm.eval.models import open_model
 from mobilellm.eval.paper import chosen
 from mobilellm.eval.record import Record, read, save
 from mobilellm.eval.tasks import BY_NAME, LoadedTasks, load_tasks, quiet
 from mobilellm.eval.zero_shot import save_log_likelihoods, score
-from mobilellm.model import checkpoint
-from mobilellm.model.transformer import MobileLLM
-from mobilellm.tokenizer import Tokenizer
 
 NAMES = list(BY_NAME)
 _LONGER = 512
@@ -269,30 +264,6 @@ def test_characters_are_code_points_and_the_first_of_equals_wins() -> None:
 # Beside lm-eval's own backend
 
 
-def make_llama(directory: Path) -> None:
-    """A tiny random model of ours without shared layers, as transformers' own Llama reads it."""
-    tokenizer = Tokenizer.train([TEXT], 352)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_position_embeddings=_LONGER,
-        rope_theta=10_000.0,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = MobileLLM(config)
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-    checkpoint.save(directory, model, tokenizer, layout="llama")
-
-
 @pytest.fixture(scope="module")
 def real(shared: Path) -> LoadedTasks:
     return load_tasks((), shared / "zeroshot")
@@ -315,7 +286,7 @@ def test_the_same_answers_as_lm_evals_own_backend(
     from lm_eval.models.huggingface import HFLM
 
     if layout == "llama":
-        make_llama(tmp_path / "model")
+        make_ours(tmp_path / "model", layout="llama", context=_LONGER)
     else:
         make(layout, tmp_path / "model")
         edit_config(tmp_path / "model", max_position_embeddings=_LONGER)
