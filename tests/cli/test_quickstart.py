@@ -27,8 +27,6 @@ from mobilellm.cli.quickstart_folder import what_is_kept
 from mobilellm.config import ModelConfig
 from mobilellm.train.recipe import load_recipe
 
-from .refusals import refusal
-
 STEPS = 12
 
 
@@ -209,7 +207,7 @@ def test_refusals(whole: tuple[Path, str], tmp_path: Path, capsys: pytest.Captur
         (["--out", str(tmp_path / "d"), "--steps", "0"], ["--steps 0"]),
         (["--out", str(tmp_path / "d"), "--seed", "-1"], ["--seed -1"]),
     ):
-        line = refusal(capsys, "quickstart", *flags)
+        line = refusal(capsys, *flags)
         for word in words:
             assert word in line
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
@@ -229,7 +227,7 @@ def test_a_failed_start_claims_nothing(
     folder.mkdir()
     little.write_text("too little")
     assert "10 bytes of text are too few to learn from" in refusal(
-        capsys, "quickstart", "--out", str(folder), "--text", str(little)
+        capsys, "--out", str(folder), "--text", str(little)
     )
     assert list(folder.iterdir()) == []
     assert _main([*command_of(folder, small_text), "--steps", "1"]) == 0
@@ -295,7 +293,7 @@ def test_shards_of_an_earlier_version_which_kept_the_tokenizer_beside_them(
     assert _main(command_of(copy, small_text)) == 0
     assert "complete" in capsys.readouterr().out
     (copy / "report.json").unlink()
-    line = refusal(capsys, "quickstart", *command_of(copy, small_text)[1:])
+    line = refusal(capsys, *command_of(copy, small_text)[1:])
     assert f"{copy / 'shards'}: holds no tokenizer; --fresh deletes the run and starts over" in line
 
 
@@ -308,11 +306,11 @@ def test_a_report_is_not_made_of_half_the_metrics(
     before = contents(copy)
     for kept in ("", "".join(lines[5:]), "".join(lines[1:])):
         (copy / "metrics.jsonl").write_text(kept)
-        line = refusal(capsys, "quickstart", *command_of(copy, small_text)[1:])
+        line = refusal(capsys, *command_of(copy, small_text)[1:])
         assert f"{copy / 'metrics.jsonl'}: " in line
         assert "--fresh" in line
     (copy / "metrics.jsonl").unlink()
-    assert f"{copy / 'metrics.jsonl'}: " in refusal(capsys, "quickstart", *command_of(copy, small_text)[1:])
+    assert f"{copy / 'metrics.jsonl'}: " in refusal(capsys, *command_of(copy, small_text)[1:])
     (copy / "metrics.jsonl").write_text("".join(lines))
     assert contents(copy) == before
 
@@ -324,7 +322,7 @@ def test_damaged_files_are_named(
 ) -> None:
     (copy / "report.json").unlink()
     (copy / file).write_bytes(content)
-    assert f"error: {copy / file}: " in refusal(capsys, "quickstart", *command_of(copy, small_text)[1:])
+    assert f"error: {copy / file}: " in refusal(capsys, *command_of(copy, small_text)[1:])
 
 
 def test_foreign_files_stop_fresh(copy: Path, small_text: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +330,7 @@ def test_foreign_files_stop_fresh(copy: Path, small_text: Path, capsys: pytest.C
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text("mine")
         before = contents(copy)
-        line = refusal(capsys, "quickstart", *command_of(copy, small_text)[1:], "--fresh")
+        line = refusal(capsys, *command_of(copy, small_text)[1:], "--fresh")
         assert f"holds {name.partition('/')[2]}, which" in line
         assert contents(copy) == before
         (copy / name).unlink()
@@ -343,7 +341,7 @@ def test_foreign_files_in_the_model_are_told_before_the_training(
 ) -> None:
     (copy / "report.json").unlink()
     (copy / "model" / "thesis.txt").write_text("mine")
-    assert "holds thesis.txt" in refusal(capsys, "quickstart", *command_of(copy, small_text)[1:])
+    assert "holds thesis.txt" in refusal(capsys, *command_of(copy, small_text)[1:])
     assert (copy / "model" / "thesis.txt").read_text() == "mine"
 
 
@@ -361,12 +359,10 @@ def test_one_at_a_time(copy: Path, small_text: Path, capsys: pytest.CaptureFixtu
     before = contents(copy)
     with hold(copy, ""):
         for flags in ([], ["--fresh"]):
-            line = refusal(capsys, "quickstart", *command_of(copy, small_text)[1:], *flags)
+            line = refusal(capsys, *command_of(copy, small_text)[1:], *flags)
             assert f"{copy}: another quickstart is running there" in line
     with hold(copy / "checkpoints", ""):  # of a training that something else has started there
-        assert "another process is training" in refusal(
-            capsys, "quickstart", *command_of(copy, small_text)[1:], "--fresh"
-        )
+        assert "another process is training" in refusal(capsys, *command_of(copy, small_text)[1:], "--fresh")
     assert contents(copy) == before
 
 
@@ -395,7 +391,7 @@ def test_prompts(
         assert f"  mobilellm generate {copy} --temperature 0.7 {shown}\n" in printed
     (copy / "report.json").unlink()
     before = contents(copy)
-    line = refusal(capsys, "quickstart", *command_of(copy, small_text)[1:], "--prompt", "word " * 2000)
+    line = refusal(capsys, *command_of(copy, small_text)[1:], "--prompt", "word " * 2000)
     assert "--prompt has" in line
     assert contents(copy) == before
 
@@ -490,6 +486,14 @@ def test_what_is_not_installed_is_told_before_the_start(tmp_path: Path, absent: 
     assert done.stderr.startswith(f"mobilellm: error: quickstart needs the {' and '.join(absent)} package")
     assert "[train]" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line an error prints."""
+    assert _main(["quickstart", *flags]) == 2, flags
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
 
 
 def command_of(folder: Path, text: Path) -> list[str]:
