@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from mobilellm.cli.artefact import Comparison, show, unverified_told
+from mobilellm.cli.comparison import Comparison, show, unverified_told
 from mobilellm.cli.notices import say
 from mobilellm.export.targets import KINDS, Options, kind_for, target_of, unverified_name
 from mobilellm.installation import program

@@ -156,7 +156,7 @@ def _write(
         save(out, loaded.model, result.stored, loaded.tokenizer, report, arguments.overwrite, directory)
         return out, (out / WEIGHTS).stat().st_size
     from mobilellm.atomic import atomic_write
-    from mobilellm.cli.artefact import unverified_told
+    from mobilellm.cli.comparison import unverified_told
     from mobilellm.export.export import export_source
     from mobilellm.export.source import source_of
     from mobilellm.export.targets import KINDS, Options

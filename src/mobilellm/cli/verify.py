@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from mobilellm.cli.artefact import Comparison, show
+from mobilellm.cli.comparison import Comparison, show
 from mobilellm.cli.notices import say
 
 
