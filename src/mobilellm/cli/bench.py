@@ -8,7 +8,6 @@ a machine that does other things too. With --peers, llama.cpp and transformers r
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from mobilellm.bench.race import Progress, race_decode, race_prefill
 from mobilellm.bench.starts import cold_starts
 from mobilellm.bench.thread_race import race_threads
 from mobilellm.cli.bench_output import Results, of_starts, of_threads, of_timings
+from mobilellm.cli.notices import say
 from mobilellm.cli.tables import print_notes, print_table
 from mobilellm.environment import environment
 from mobilellm.installation import install_command, missing_packages
@@ -123,7 +123,7 @@ def run(arguments: Decode | Prefill | Load | Threads) -> None:
     peers, notes = _peers(options.peers if isinstance(options, RaceOptions) else None)
 
     with tempfile.TemporaryDirectory(prefix="mobilellm-bench-") as folder:
-        taking_part = entries(arguments.models, peers, Path(folder), _say, options.kv_cache)
+        taking_part = entries(arguments.models, peers, Path(folder), say, options.kv_cache)
         results = _measured(arguments, taking_part)
     notes += results.notes
     machine = environment(())["cpu"]
@@ -206,10 +206,6 @@ def _peers(named: Sequence[str] | None) -> tuple[list[str], list[str]]:
         else:
             installed.append(peer)
     return installed, notes
-
-
-def _say(what: str) -> None:
-    print(f"mobilellm: {what}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import tyro
 
 from mobilellm.chat.visible import visible
 from mobilellm.chat_template import DEFAULT, ChatTemplate, Conversation, read_template, stored_template
+from mobilellm.cli.notices import say
 from mobilellm.data.chat import Place, Skip, encode, read_talks, said
 from mobilellm.sentencepiece_model import SPECIAL_PIECES
 from mobilellm.tokenizer import Tokenizer
@@ -111,7 +112,7 @@ def _template(arguments: Arguments) -> ChatTemplate:
     if arguments.model is not None:
         from mobilellm import hub
 
-        directory = hub.resolve(arguments.model, lambda notice: print(notice, file=sys.stderr))
+        directory = hub.resolve(arguments.model, say)
         tokenizer, source = Tokenizer.load(directory), stored_template(directory) or DEFAULT
     else:
         assert arguments.tokenizer is not None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mobilellm.cli.eval_model import ModelOptions, say, scored_model
+from mobilellm.cli.eval_model import ModelOptions, scored_model
 from mobilellm.cli.eval_outputs import PRINTED, file_names, keep_record, output_file, print_records
+from mobilellm.cli.notices import say
 
 if TYPE_CHECKING:
     from mobilellm.eval.harness import Progress

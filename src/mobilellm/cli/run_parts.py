@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilellm.cli import distill_parts, lora_parts
-from mobilellm.cli.chat_text import ChatText
+from mobilellm.cli.conversation_text import ChatText
 from mobilellm.cli.qat_parts import chosen_scheme
 from mobilellm.cli.shard_text import ShardText
 from mobilellm.train.recipe import Recipe
