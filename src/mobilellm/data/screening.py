@@ -20,12 +20,11 @@ from mobilellm.data.encoder import Encoder
 from mobilellm.data.near_duplicates import Bands, Signer
 from mobilellm.data.quality import QualityRules, broken_rule
 from mobilellm.data.records import is_unicode, records_of
+from mobilellm.data.rejected import EXCERPT
 from mobilellm.tokenizer import Tokenizer
 
 NOT_UNICODE = "not Unicode"
 EMPTY, TOO_SHORT, TOO_LONG = "empty", "too short", "too long"
-
-_EXCERPT = 80
 
 
 class ScreenSettings(NamedTuple):
@@ -81,7 +80,7 @@ class Screen:
         for number, text, unread in records_of(chunk, settings.text_field, settings.cutting, fields):
             records += 1
             if problem := unread or self._problem(text):
-                rejections.append(Rejection(number, problem, text[:_EXCERPT]))
+                rejections.append(Rejection(number, problem, text[:EXCERPT]))
             else:
                 numbers.append(number)
                 texts.append(text)
@@ -97,7 +96,7 @@ class Screen:
             tuple(fields),
             rejections,
             numbers,
-            [text[:_EXCERPT] for text in texts],
+            [text[:EXCERPT] for text in texts],
             np.array(digests, dtype=np.uint64),
             counts,
             encoded.ids.tobytes(),
