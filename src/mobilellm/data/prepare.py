@@ -96,6 +96,8 @@ def prepare(
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers = {workers} must be at least 1")
+    if not 0 <= checkpoint_seconds < float("inf"):
+        raise ValueError(f"checkpoint_seconds = {checkpoint_seconds} must be a number, 0 or above")
     command = command_of(sources, tokenizer, settings)
     if not overwrite and not fresh and (done := already_done(out, sources, tokenizer, settings)):
         forget(out, command)
