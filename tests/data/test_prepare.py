@@ -595,10 +595,10 @@ def test_what_has_not_begun_leaves_nothing(corpus: tuple[Path, list[str]], tmp_p
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"text_field": "body"}, "other text_field"),
-        ({"licence": "x", "held_out": 0.2}, "other held_out, licence"),
+        ({"text_field": "body"}, "other text field"),
+        ({"licence": "x", "held_out": 0.2}, "other held out, licence"),
         ({"tokenizer": small()}, "other tokenizer"),
-        ({"near_duplicates": 0.8}, "other near_duplicates"),
+        ({"near_duplicates": 0.8}, "other near duplicates"),
     ],
     ids=["field", "two", "tokenizer", "near"],
 )
