@@ -142,15 +142,15 @@ def _verify(arguments: Verify) -> None:
     from mobilellm.data.shards import read_index, verify
 
     if not arguments.shards:
-        raise ValueError("verify: no folder is named; name at least one folder of shards")
-    verified = []
+        raise ValueError("shards verify: no folder is named; name at least one folder of shards")
+    verified: list[dict[str, Any]] = []
     for folder in arguments.shards:
         verify(folder)
         shards = read_index(folder).shards
-        tokens = sum(shard.tokens for shard in shards)
-        verified.append({"directory": str(folder), "files": len(shards), "tokens": tokens})
+        files, tokens = len(shards), sum(shard.tokens for shard in shards)
+        verified.append({"directory": str(folder), "files": files, "tokens": tokens})
         if not arguments.json:
-            print(f"{folder}: {len(shards)} files, {tokens:,} tokens, every byte as it was written")
+            print(f"{folder}: {files} files, {tokens:,} tokens, every byte as it was written")
     if arguments.json:
         print(json.dumps({"verified": verified}))
 
