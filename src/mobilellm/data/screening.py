@@ -51,7 +51,6 @@ class Examined(NamedTuple):
     the text field.
     """
 
-    records: int
     fields: tuple[str, ...]
     rejections: list[Rejection]
     numbers: list[int]
@@ -76,9 +75,7 @@ class Screen:
         fields: dict[str, None] = {}
         numbers: list[int] = []
         texts: list[str] = []
-        records = 0
         for number, text, unread in records_of(chunk, settings.text_field, settings.cutting, fields):
-            records += 1
             if problem := unread or self._problem(text):
                 rejections.append(Rejection(number, problem, text[:EXCERPT]))
             else:
@@ -92,7 +89,6 @@ class Screen:
         counts[:, 1] = [len(each) for each in data]
         counts[:, 2] = count_words(data)
         return Examined(
-            records,
             tuple(fields),
             rejections,
             numbers,
