@@ -9,7 +9,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-
 _REMEMBERED = 3600
 """Seconds of work that the time left follows from, at most its last thousand parts: of parts that take longer
 than half of this no speed would be known."""
