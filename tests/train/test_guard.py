@@ -44,6 +44,7 @@ def test_what_is_no_number_always_stops(tmp_path: Path, loss: float, norm: float
         guard.check(1, loss, norm, ADDRESS, 0.25)
     assert str(tmp_path / "bad-batch.json") in str(caught.value)
     assert "an optim.lr below 0.25" in str(caught.value)
+    assert f"mobilellm data batch {tmp_path} shows its text" in str(caught.value)
     record = json.loads((tmp_path / "bad-batch.json").read_text(), parse_constant=pytest.fail)  # plain JSON
     assert record["batch"] == ADDRESS
     assert (record["step"], record["loss"], record["gradient_norm"]) == (1, str(loss), str(norm))
