@@ -161,6 +161,16 @@ def test_the_ids_are_those_of_stock_transformers(tmp_path: Path, source: str, as
             assert ours == made
 
 
+def test_content_may_come_in_parts_or_not_at_all() -> None:
+    def talk(content: object) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": content}]
+
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "new?"}]
+    assert template().prompt(talk(parts)) == template().prompt(talk("What is new?"))
+    assert template().prompt(talk(parts[1])) == template().prompt(talk("new?"))
+    assert template().prompt(talk(None)) == template().prompt(talk(""))
+
+
 def test_arguments_may_be_written_as_json() -> None:
     def talk(arguments: object) -> list[dict[str, Any]]:
         return [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
