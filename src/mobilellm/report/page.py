@@ -70,7 +70,8 @@ td:first-child, th:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; max-width: 16rem; overflow-wrap: anywhere; } td:first-child { color: var(--faint); }
 th + th { min-width: 6.5rem; vertical-align: bottom; }
 td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); min-width: 6rem; }
-.names { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: .6rem 0 1.2rem; padding: 0; }
+.names { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: .6rem 0 1.2rem; }
+.names { padding: 0; }
 .names li { display: flex; align-items: center; min-width: 0; overflow-wrap: anywhere; font-size: .9rem; }
 .names i { flex: none; width: 1.6rem; margin-right: .5rem; border-top: 3px var(--light); }
 @media (prefers-color-scheme: dark) { .names i { border-top-color: var(--dark); } }
