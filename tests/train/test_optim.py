@@ -131,6 +131,17 @@ def test_squares_are_summed_in_pieces(kernels: Kernels, count: int, dtype: torch
     assert sums[0] == sums[1] == pytest.approx(numbers.double().square().sum().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_beside_the_weights_is_touched(kernels: Kernels, dtype: torch.dtype) -> None:
+    wider = [torch.ones(101) for _ in range(3)]
+    weights, mean, square = (each[:100] for each in wider)
+    gradient = torch.ones(100, dtype=dtype)
+    is_float = int(dtype == torch.float32)
+    kernels("adamw", weights, mean, square, gradient, is_float, 1.0, 0.9, 0.9, 0.95, 0.1, 1.0, 1e-8, 100)
+    assert (weights != 1).all()
+    assert [each[100].item() for each in wider] == [1, 1, 1]
+
+
 def test_a_gradient_that_is_no_number_is_seen(kernels: Kernels) -> None:
     """The guard stops at a norm that is not finite, as torch's clipping gives it."""
     model = tiny_model()
