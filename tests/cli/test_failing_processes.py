@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import failing_commands
 from failing_commands import RECIPE, WHO, launch
 from spread_commands import free_ports
 
@@ -103,6 +106,20 @@ def test_one_that_is_killed_leaves_a_checkpoint(
     _goes_on(place, out)
     starts = json.loads((place / out / "run.json").read_text())["starts"]
     assert [start["world_size"] for start in starts] == [size, 1]
+
+
+def test_torchrun_starts_all_again(place: Path) -> None:
+    """Whom it starts again meet each other, and not those who are gone."""
+    (place / "commands.json").write_text(json.dumps([("killed in a step", train("again"))]))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, failing_commands.__file__, str(place)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert losses(place / "again") == pytest.approx(losses(place / "alone"), rel=1e-5)
+    starts = json.loads((place / "again" / "run.json").read_text())["starts"]
+    assert [(start["step"], start["world_size"]) for start in starts] == [(0, 2), (6, 2)]
 
 
 def _goes_on(place: Path, out: str) -> None:
