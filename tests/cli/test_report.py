@@ -12,6 +12,8 @@ import pytest
 from mobilellm.cli.main import _main
 from mobilellm.report import written
 
+from .refusals import refusal
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from run_folders import FACTS, RECIPE, write_run
 
@@ -23,14 +25,6 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return captured.out
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    assert _main(["report", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
 def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "x", tail='{"step": 101, "tok')
     text = output(capsys, run)
@@ -40,7 +34,7 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert rows["tokens/s"] == "10,000"
     assert rows["steps"] == "100 of 200"
     assert "6N and causal attention" in text
-    monkeypatch.setattr(written, "draw", lambda panel, *style: panel.name.encode())
+    monkeypatch.setattr(written, "draw", lambda panel, *style, **names: panel.name.encode())
     assert output(capsys, run) == text  # again, over its own files
 
 
@@ -48,7 +42,7 @@ def test_several_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pictures are looked at in tests/report and drawn by `test_one_run`; here it is the command that counts.
-    monkeypatch.setattr(written, "draw", lambda panel, *style: panel.name.encode())
+    monkeypatch.setattr(written, "draw", lambda panel, *style, **names: panel.name.encode())
     monkeypatch.chdir(tmp_path)
     write_run(Path("a"), facts=FACTS | {"name": "a"})
     write_run(Path("b"), facts=FACTS | {"name": "b"}, recipe=RECIPE.replace("adamw", "muon"))
@@ -66,14 +60,16 @@ def test_several_runs(
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "x")
-    assert "no such folder" in refusal(capsys, tmp_path / "nowhere")
-    assert "it is no run folder" in refusal(capsys, tmp_path)
-    assert "named twice" in refusal(capsys, run, run)
-    assert "report:" in refusal(capsys)
+    assert "no such folder" in refusal(capsys, "report", tmp_path / "nowhere")
+    assert "it is no run folder" in refusal(capsys, "report", tmp_path)
+    assert "named twice" in refusal(capsys, "report", run, run)
+    assert "report:" in refusal(capsys, "report")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "loss.png").write_text("mine")
-    assert "loss.png: is there and no report made it" in refusal(capsys, run, "--out", tmp_path / "out")
-    said = refusal(capsys, run, "--out", _file(tmp_path / "out.txt"))
+    assert "loss.png: is there and no report made it" in refusal(
+        capsys, "report", run, "--out", tmp_path / "out"
+    )
+    said = refusal(capsys, "report", run, "--out", _file(tmp_path / "out.txt"))
     assert "out.txt: is a file; choose another --out" in said
 
 

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from mobilellm.model.api import load
 from mobilellm.model.transformer import Block
 from mobilellm.report.progress import TrainingProgress
 from mobilellm.tokenizer import Tokenizer
+from mobilellm.train.device import name_of
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.recipe import load_recipe
 
@@ -137,6 +139,18 @@ def refused_as_planned(capsys: pytest.CaptureFixture[str], arguments: list[str])
 
 
 # A run
+
+
+@pytest.mark.parametrize("typed", [["RUN"], ["RUN/", "--steps", "9"], ["--resume", "RUN"]])
+def test_a_run_in_place_of_its_recipe(
+    typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my run").mkdir()
+    Path("my run/recipe.toml").write_text(RECIPE)
+    said = refused(capsys, ["train", *(word.replace("RUN", "my run") for word in typed)])
+    assert "my run" in said.partition(": is a run; it goes on with: ")[0]
+    assert said.endswith(" train 'my run'/recipe.toml --out 'my run'")
 
 
 def test_what_a_run_leaves(place: Path, whole: Path) -> None:
@@ -271,6 +285,31 @@ def test_tensorboard_says_the_same(whole: Path) -> None:
     assert {key: scalars[key] for key in wanted} == pytest.approx(wanted, rel=1e-6)
 
 
+def test_a_tracker_is_told_the_recipe(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which it compares runs; and what it prints is not on the standard output of --json."""
+    (tmp_path / "trackio.py").write_text(
+        "print('loaded')\n"
+        "def init(**given):\n    global run\n    run = given\n    print('begun')\n    import trackio\n"
+        "    return trackio\n"
+        "def log(numbers, step): print(numbers)\n"
+        "def finish(): print('finished')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    out = tmp_path / "run"
+    assert _main(command(place, out, "--steps", "2", "--log.tracker", "trackio", "--json")) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["steps"] == 2
+    assert "begun" in shown.err
+    told = sys.modules["trackio"].run["config"]
+    assert told["recipe"] == tomllib.loads((out / "recipe.toml").read_text())
+    assert told["parameters"] == json.loads((out / "run.json").read_text())["parameters"]
+    assert told["device"] == name_of(torch.device("cpu"))
+    monkeypatch.delitem(sys.modules, "trackio")
+
+
 def test_the_model_generates(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main(["generate", str(whole), "Return a", "--max-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("Return a")
@@ -396,6 +435,22 @@ def test_stopped_and_gone_on_with(
     assert "going on after step 3" in capsys.readouterr().out
     assert timeless(tmp_path / "run") == timeless(whole)
     assert same_model(tmp_path / "run", whole)
+
+
+def test_what_asks_again_at_the_end_finds_a_run_that_ends(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler's SIGTERM after its warning, while the model is written: the job is still to be requeued."""
+    keep = run_parts.keep_model
+
+    def asked(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        keep(*arguments)
+
+    monkeypatch.setattr(TrainingProgress, "update", stop_at(3, signal.SIGUSR1))
+    monkeypatch.setattr(run_parts, "keep_model", asked)
+    assert _main(command(place, tmp_path / "run")) == 75
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
 def wait_for(file: Path, words: str, running: subprocess.Popen[str]) -> None:

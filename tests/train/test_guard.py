@@ -44,10 +44,20 @@ def test_what_is_no_number_always_stops(tmp_path: Path, loss: float, norm: float
         guard.check(1, loss, norm, ADDRESS, 0.25)
     assert str(tmp_path / "bad-batch.json") in str(caught.value)
     assert "an optim.lr below 0.25" in str(caught.value)
+    assert f"mobilellm data batch {tmp_path} shows its text" in str(caught.value)
     record = json.loads((tmp_path / "bad-batch.json").read_text(), parse_constant=pytest.fail)  # plain JSON
     assert record["batch"] == ADDRESS
     assert (record["step"], record["loss"], record["gradient_norm"]) == (1, str(loss), str(norm))
     assert record["reason"] in str(caught.value)
+
+
+def test_it_goes_on_after_the_losses_it_is_given(tmp_path: Path) -> None:
+    guard = Guard(GuardSettings(window=3), tmp_path)
+    assert stops(guard, [1.0, 2.0]) == 0
+    guard.restore([5.0, 6.0])
+    assert guard.losses == (5.0, 6.0)
+    guard.restore([5.0, 6.0, 7.0, 8.0])
+    assert guard.losses == (6.0, 7.0, 8.0)
 
 
 def test_a_spike(tmp_path: Path) -> None:
@@ -128,7 +138,7 @@ def test_a_checkpoint_without_losses_goes_on(tmp_path: Path) -> None:
     tiny_run(tmp_path / "old", settings, on_record=stop_at(13))
     file = tmp_path / "old" / "checkpoints" / "step-00000013" / "state.json"
     values = json.loads(file.read_text())
-    del values["losses"]
+    del values["losses"], values["sha256"]  # nor was that of the state
     file.write_text(json.dumps(values))
     rest = tiny_run(tmp_path / "old", settings)
     assert rest.losses == whole.losses[13:]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobilellm.cli.notices import say
 from mobilellm.cli.quantize_texts import calibration_texts, evaluation_texts
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def load_source(source: str) -> tuple[LoadedModel, Path]:
 
 def stored_fingerprint(directory: Path, tokenizer: Tokenizer | None) -> str | None:
     """Of the model as it lies there, as an export tells its source; None for what cannot be exported."""
-    from mobilellm import hub
     from mobilellm.model import checkpoint
     from mobilellm.model.tensor_files import fingerprint
+    from mobilellm.model_directory import is_adapter
 
-    if tokenizer is None or hub.is_adapter(directory):
+    if tokenizer is None or is_adapter(directory):
         return None
     return fingerprint(checkpoint.read_weights(directory, on_demand=True).tensors, tokenizer)
 
@@ -110,7 +110,3 @@ class _ProgressLines:
             say(text)
             self._said = not last
             self._next = time.monotonic() + _SECONDS_A_LINE
-
-
-def say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr, flush=True)

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 from mobilellm.atomic import check_destination, take_name
 from mobilellm.data.chunks import CHUNK_BYTES, START, Chunk, Cutting, Place
 from mobilellm.data.corpus import Corpus
-from mobilellm.data.inputs import Source, find_sources
+from mobilellm.data.inputs import Source
 from mobilellm.data.journal import Workplace, forget
 from mobilellm.data.near_duplicates import Bands, bands_for
 from mobilellm.data.prepare_settings import (
@@ -31,6 +32,7 @@ from mobilellm.data.prepare_settings import (
     command_of,
     name_of,
     preparation_of,
+    sources_of,
 )
 from mobilellm.data.readers import chunks_of
 from mobilellm.data.records import NO_FIELD, NO_OBJECT, NOT_JSON, NOT_UTF8
@@ -89,11 +91,13 @@ def prepare(
     disk) the same call goes on. Raises Stopped soon after `stop` is set.
     """
     settings = settings or PrepareSettings()
-    sources = find_sources(inputs, settings.format)
+    sources = sources_of(inputs, settings)
     out = Path(os.path.realpath(out))
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers = {workers} must be at least 1")
+    if not 0 <= checkpoint_seconds < float("inf"):
+        raise ValueError(f"checkpoint_seconds = {checkpoint_seconds} must be a number, 0 or above")
     command = command_of(sources, tokenizer, settings)
     if not overwrite and not fresh and (done := already_done(out, sources, tokenizer, settings)):
         forget(out, command)
@@ -121,7 +125,7 @@ def prepare(
             index = make_index(
                 tokenizer.vocab_size,
                 tokenizer.fingerprint,
-                settings.source or name_of(sources),
+                settings.source or name_of(sources.read),
                 settings.licence,
                 corpus.rejected,
                 shards,
@@ -165,7 +169,10 @@ class _Run:
         self._seen, self._read = state.get("seen", ""), state.get("read", 0)
         self.fields: dict[str, None] = dict.fromkeys(state.get("fields", ()))
         self.finished = state.get("finished", False)
-        self._sizes = [source.size for source in sources]
+        sizes = [source.size for source in sources]
+        self._before = [0, *accumulate(size or 0 for size in sizes)]
+        """Bytes before each source; the last is all of them."""
+        self._size = None if None in sizes else self._before[-1]
         self._began, self._bytes_before = time.monotonic(), corpus.text_bytes
 
     def go(self, workers: int, tokenizer: Tokenizer, bands: Bands | None, checkpoint_seconds: float) -> None:
@@ -208,15 +215,13 @@ class _Run:
         )  # fmt: skip
 
     def progress(self) -> Progress:
-        before = [size or 0 for size in self._sizes[: self.place.source]]
-        known = [size for size in self._sizes if size is not None]
         return Progress(
             self.corpus.documents,
             self.corpus.tokens,
             self.corpus.text_bytes,
             sum(self.corpus.rejected.values()),
-            sum(before) + (self._read if self.place.source < len(self._sizes) else 0),
-            sum(known) if len(known) == len(self._sizes) else None,
+            self._before[self.place.source] + (self._read if self.place.source < len(self._sources) else 0),
+            self._size,
             time.monotonic() - self._began,
             self.corpus.text_bytes - self._bytes_before,
         )
@@ -258,7 +263,7 @@ class _Run:
             advice += "; texts in another encoding become UTF-8 by: iconv -f latin1 -t utf-8 FILE"
         left = f"{corpus.documents} {'document' if corpus.documents == 1 else 'documents'} left"
         raise ShardError(
-            f"{self._sources[0].name}{' …' if len(self._sources) > 1 else ''}: {left} "
+            f"{name_of(self._sources)}: {left} "
             f"({reasons or 'nothing rejected'}); at least 2 are needed, one to train on and one to hold out; "
             f"{advice}"
         )

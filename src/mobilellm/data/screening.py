@@ -20,12 +20,11 @@ from mobilellm.data.encoder import Encoder
 from mobilellm.data.near_duplicates import Bands, Signer
 from mobilellm.data.quality import QualityRules, broken_rule
 from mobilellm.data.records import is_unicode, records_of
+from mobilellm.data.rejected import EXCERPT
 from mobilellm.tokenizer import Tokenizer
 
 NOT_UNICODE = "not Unicode"
 EMPTY, TOO_SHORT, TOO_LONG = "empty", "too short", "too long"
-
-_EXCERPT = 80
 
 
 class ScreenSettings(NamedTuple):
@@ -52,7 +51,6 @@ class Examined(NamedTuple):
     the text field.
     """
 
-    records: int
     fields: tuple[str, ...]
     rejections: list[Rejection]
     numbers: list[int]
@@ -77,35 +75,28 @@ class Screen:
         fields: dict[str, None] = {}
         numbers: list[int] = []
         texts: list[str] = []
-        records = 0
         for number, text, unread in records_of(chunk, settings.text_field, settings.cutting, fields):
-            records += 1
             if problem := unread or self._problem(text):
-                rejections.append(Rejection(number, problem, text[:_EXCERPT]))
+                rejections.append(Rejection(number, problem, text[:EXCERPT]))
             else:
                 numbers.append(number)
                 texts.append(text)
         data = [text.encode() for text in texts]
         digests = [int.from_bytes(hashlib.sha256(each).digest()[:8], "big") for each in data]
-        bands = None
-        if self._signer:
-            signed = [self._signer.digests(text) for text in texts]
-            bands = np.array(signed, dtype=np.uint64).reshape(len(texts), -1)
         encoded = self._encoder.encode(data)
         counts = np.empty((len(texts), 3), dtype=np.int64)
         counts[:, 0] = encoded.tokens
         counts[:, 1] = [len(each) for each in data]
         counts[:, 2] = count_words(data)
         return Examined(
-            records,
             tuple(fields),
             rejections,
             numbers,
-            [text[:_EXCERPT] for text in texts],
+            [text[:EXCERPT] for text in texts],
             np.array(digests, dtype=np.uint64),
             counts,
             encoded.ids.tobytes(),
-            bands,
+            self._signer.digests_of_all(texts) if self._signer else None,
         )
 
     def _problem(self, text: str) -> str:

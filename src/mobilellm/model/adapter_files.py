@@ -23,9 +23,10 @@ from mobilellm.model import checkpoint
 from mobilellm.model.adapters import fingerprint, merged
 from mobilellm.model.tensor_files import CheckpointError, read_safetensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.model_directory import ADAPTER_CONFIG
 from mobilellm.tokenizer import Tokenizer
 
-CONFIG, TENSORS = hub.ADAPTER_CONFIG, "adapter_model.safetensors"
+CONFIG, TENSORS = ADAPTER_CONFIG, "adapter_model.safetensors"
 _FINGERPRINT = "mobilellm_base_sha256"
 _PREFIX = "base_model.model."
 _HARMLESS = (True, False, "gaussian", "eva", "orthogonal")
@@ -66,9 +67,7 @@ def save_adapter(
             (temporary / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
 
 
-def merge_adapter(
-    directory: Path, base: str | Path | None, say: Callable[[str], None], revision: str | None = None
-) -> Merged:
+def merge_adapter(directory: Path, base: str | Path | None, say: Callable[[str], None]) -> Merged:
     """Fold an adapter into `base`, by default the model that it names.
 
     Raises ValueError or FileNotFoundError, one line: for what is no LoRA or DoRA adapter, for a base of
@@ -79,7 +78,7 @@ def merge_adapter(
     if not source:
         raise ValueError(f"{directory}: does not say what it was trained on; name the model with --model")
     try:
-        place = hub.resolve(source, say, revision)
+        place = hub.resolve(source, say)
     except FileNotFoundError as error:
         if base is not None:
             raise

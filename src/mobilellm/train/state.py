@@ -2,7 +2,7 @@
 
 step-00000100/shard-…-model-….safetensors   trained weights as model.NAME, the optimiser's tensors as
                                             optimizer.NAME.KEY, one file a process
-step-00000100/state.json                    RunState, and the sha256 of every file
+step-00000100/state.json                    RunState, and the sha256 of every file and of itself
 
 The tensors are written and read by torch.distributed.checkpoint, in safetensors: a run goes on with any
 number of processes, sharded or not. Random numbers are not stored: those of a step follow from seed, step
@@ -108,6 +108,12 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def join_after(self, failure: BaseException) -> None:
+        """`join`, for a run that fails for another reason: what went wrong here is noted with it."""
+        self.join()
+        if self._error is not None:
+            failure.add_note(f"the last checkpoint was not written, either ({self._error})")
 
     def _publish(self, temporary: Path, path: Path, state: RunState) -> None:
         """Hash and sync every file, write state.json, and give the folder its name."""
