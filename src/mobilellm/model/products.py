@@ -1,8 +1,9 @@
-"""Matrix products of training on a CPU in bfloat16, as fast as the processor can: two ways, one interface.
+"""Matrix products of training on a CPU in bfloat16, as fast as the processor can: three ways, one interface.
 
-With instructions for bfloat16, torch's own products of rounded weights. Without them torch would take up to
-fifty times as long as in float32; cpu_products.c takes bfloat16 activations and float32 weights as they are,
-and sums in float32. N tokens; weights are (rows, E).
+Where vectors of bfloat16 are multiplied by pairs (AVX-512 BF16), cpu_pair_products.c, which rounds weights as it
+comes to them. With other instructions for bfloat16, torch's own products of rounded weights. Without any torch
+would take up to fifty times as long as in float32; cpu_products.c takes bfloat16 activations and float32 weights
+as they are. Sums are float32. N tokens; weights are (rows, E).
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor
 
 from mobilellm.model.cpu_kernels import Kernels
+
+
+FLOATS, PAIRS = "multiply", "multiply_pairs"
+"""Functions that multiply float32, and pairs of bfloat16."""
 
 
 class Products(Protocol):
@@ -37,6 +42,9 @@ class Products(Protocol):
 
 def products(kernels: Kernels) -> Products:
     """Those for this processor."""
+    has_tiles: bool = torch.cpu._is_amx_tile_supported()
+    if PAIRS in kernels and not has_tiles:  # torch multiplies tiles of bfloat16, several times as fast
+        return KernelProducts(kernels, PAIRS)
     return TorchProducts() if has_bfloat16() else KernelProducts(kernels)
 
 
@@ -78,10 +86,10 @@ def _narrow(weights: tuple[Tensor, ...]) -> Tensor:
 
 
 class KernelProducts:
-    """By cpu_products.c. Weights stay float32 and where they are."""
+    """By `function` of cpu_products.c or cpu_pair_products.c. Weights stay float32 and where they are."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
+    def __init__(self, kernels: Kernels, function: str = FLOATS) -> None:
+        self.kernels, self.function = kernels, function
 
     def operand(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.to(dtype)
@@ -98,7 +106,7 @@ class KernelProducts:
         assert addend is None or (addend.dtype == torch.float32 and addend.stride(-1) == 1)
         start = (None, 0) if addend is None else (addend.data_ptr(), addend.stride(-2))
         result = (out.data_ptr(), _batch(out)[1], out.stride(-2), _is_float(out))
-        self.kernels("multiply", *_operand(a), *_operand(b), *start, *result, _batch(a)[0], M, N, K)
+        self.kernels(self.function, *_operand(a), *_operand(b), *start, *result, _batch(a)[0], M, N, K)
         return out
 
     def through(self, x: Tensor, *weights: Tensor) -> Tensor:

@@ -1,0 +1,277 @@
+/* Matrix products on processors that multiply pairs of bf16 by the vector (AVX-512 BF16).
+ *
+ * out (M, N) = a (M, K) b (K, N) [+ addend], summed in float32; a, b and out are bf16 or float32 each, rounded to bf16
+ * where they come in, and a and b may lie transposed. A unit is two numbers that follow each other along K: one
+ * instruction spreads a unit of a, multiplies it by LANES units of b and adds both products to LANES sums.
+ *
+ * Threads share the output by columns and meet nowhere but where a has to be copied. Each copies b panel by panel,
+ * as it comes to it: a panel stays in the second cache while all rows of a pass by, and a is read as it lies unless
+ * it is transposed. That keeps the instruction busy 97 % of the time, so nothing is cut to fit the first cache.
+ */
+#include "cpu_bf16.h"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+enum {
+    LANES = 16,
+    VECTORS = 4,
+    ROWS = 6, /* 6 x 4 vectors of sums, one row of b and a unit of a: 29 of 32 registers */
+    COLUMNS = VECTORS * LANES,
+    DEPTH = 1536,       /* of a panel, at most: with the next one's numbers it takes half of the second cache */
+    GROUP = 16 * ROWS,  /* rows of a that are copied side by side */
+    PIECE = 64,         /* of their numbers that are copied at a time */
+    COPIED = 1 << 21    /* numbers of a that are copied at a time, about */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef uint32_t units __attribute__((vector_size(LANES * 4)));
+
+typedef struct {
+    const void *start;
+    i64 row, column; /* how many numbers further the next row and the next column are */
+    int is_float;
+} Matrix;
+
+static i64 least(i64 x, i64 y) { return x < y ? x : y; }
+
+static i64 parts(i64 whole, i64 size) { return (whole + size - 1) / size; }
+
+INLINE uint32_t pair(bf16 first, bf16 second) { return first | (uint32_t)second << 16; }
+
+INLINE units units_of_float(const float *x) {
+    return (units)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + LANES), _mm512_loadu_ps(x));
+}
+
+INLINE units units_of_bf16(const bf16 *x) { return (units)_mm512_loadu_si512(x); }
+
+/* Row i, lane j to row j, lane i: in every turn one bit of i changes places with the same bit of j. */
+INLINE void transpose(units *rows) {
+    units lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#pragma GCC unroll 4
+    for (uint32_t bit = 1; bit < LANES; bit *= 2) {
+        units odd = (units)((lane & bit) != 0);
+        units low = (odd & (lane - bit + LANES)) | (~odd & lane), high = (odd & (lane + LANES)) | (~odd & (lane + bit));
+#pragma GCC unroll 16
+        for (uint32_t i = 0; i < LANES; i++)
+            if (!(i & bit)) {
+                units one = rows[i], other = rows[i + bit];
+                rows[i] = __builtin_shuffle(one, other, low);
+                rows[i + bit] = __builtin_shuffle(one, other, high);
+            }
+    }
+}
+
+/* `count` vectors of `depth` numbers, unit by unit side by side in rows of `width`, with zeros for what lacks. `along`
+ * numbers further is the next of a vector, `across` the next vector. */
+#define PACK(NAME, TYPE, NARROW, UNITS)                                                                               \
+    static void NAME(const TYPE *from, i64 along, i64 across, i64 count, i64 depth, i64 width, uint32_t *to) {        \
+        i64 whole = depth / 2;                                                                                        \
+        if (count < width) memset(to, 0, (size_t)((depth + 1) / 2 * width) * sizeof *to);                             \
+        if (across == 1) {                                                                                            \
+            for (i64 k = 0; k < whole; k++)                                                                           \
+                for (i64 i = 0; i < count; i++)                                                                       \
+                    to[k * width + i] = pair(NARROW(from[2 * k * along + i]), NARROW(from[(2 * k + 1) * along + i])); \
+        } else {                                                                                                      \
+            i64 done = along == 1 ? whole / LANES * LANES : 0, blocks = done ? count / LANES * LANES : 0;             \
+            for (i64 i = 0; i < blocks; i += LANES)                                                                   \
+                for (i64 k = 0; k < done; k += LANES) {                                                               \
+                    units rows[LANES];                                                                                \
+                    for (i64 j = 0; j < LANES; j++) rows[j] = UNITS(from + (i + j) * across + 2 * k);                 \
+                    transpose(rows);                                                                                  \
+                    for (i64 j = 0; j < LANES; j++) memcpy(to + (k + j) * width + i, rows + j, sizeof *rows);         \
+                }                                                                                                     \
+            for (i64 i = 0; i < count; i++)                                                                           \
+                for (i64 k = i < blocks ? done : 0; k < whole; k++)                                                   \
+                    to[k * width + i] = pair(NARROW(from[i * across + 2 * k * along]),                                \
+                                             NARROW(from[i * across + (2 * k + 1) * along]));                         \
+        }                                                                                                             \
+        for (i64 i = 0; i < count && depth % 2; i++)                                                                  \
+            to[whole * width + i] = pair(NARROW(from[i * across + 2 * whole * along]), 0);                            \
+    }
+#define SAME(x) (x)
+PACK(pack_float, float, narrow, units_of_float)
+PACK(pack_bf16, bf16, SAME, units_of_bf16)
+
+static void pack(Matrix from, i64 offset, i64 along, i64 across, i64 count, i64 depth, i64 width, uint32_t *to) {
+    if (from.is_float)
+        pack_float((const float *)from.start + offset, along, across, count, depth, width, to);
+    else
+        pack_bf16((const bf16 *)from.start + offset, along, across, count, depth, width, to);
+}
+
+/* sums (ROWS, COLUMNS) = (sums, or 0 if fresh) + the rows, whose next unit is `step` bytes further, times the panel;
+ * or to `height` rows of out, where it is given. */
+static __attribute__((noinline)) void multiply_panel(const char *const *rows, i64 step, const uint32_t *panel, i64 depth, int fresh, float *sums,
+                           bf16 *out, i64 stride, i64 height) {
+    __m512 tile[ROWS][VECTORS];
+#pragma GCC unroll 6
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            tile[i][v] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + i * COLUMNS + v * LANES);
+    for (i64 k = 0; k < depth; k++, panel += COLUMNS) {
+        __m512bh many[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) many[v] = (__m512bh)_mm512_loadu_si512(panel + v * LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < ROWS; i++) {
+            int32_t unit;
+            memcpy(&unit, rows[i] + k * step, sizeof unit);
+            __m512bh one = (__m512bh)_mm512_set1_epi32(unit);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) tile[i][v] = _mm512_dpbf16_ps(tile[i][v], one, many[v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v += 2)
+            if (!out) {
+                _mm512_storeu_ps(sums + i * COLUMNS + v * LANES, tile[i][v]);
+                _mm512_storeu_ps(sums + i * COLUMNS + (v + 1) * LANES, tile[i][v + 1]);
+            } else if (i < height)
+                _mm512_storeu_si512(out + i * stride + v * LANES,
+                                    (__m512i)_mm512_cvtne2ps_pbh(tile[i][v + 1], tile[i][v]));
+}
+
+/* Sums + addend to out; addend and out are rows of their strides, where the tile begins. */
+static void store(const float *sums, const float *addend, i64 addend_stride, char *out, i64 stride, int is_float,
+                  i64 rows, i64 columns) {
+    for (i64 i = 0; i < rows; i++) {
+        float row[COLUMNS];
+        memcpy(row, sums + i * COLUMNS, sizeof row);
+        for (i64 j = 0; addend && j < columns; j++) row[j] += addend[i * addend_stride + j];
+        if (is_float)
+            memcpy((float *)out + i * stride, row, (size_t)columns * sizeof *row);
+        else
+            for (i64 j = 0; j < columns; j++) ((bf16 *)out)[i * stride + j] = narrow(row[j]);
+    }
+}
+
+/* Rows of a by strips, each strip's units side by side. */
+static void pack_strips(Matrix a, i64 offset, i64 count, i64 depth, uint32_t *to) {
+    uint32_t beside[PIECE / 2 * GROUP];
+    i64 units = parts(depth, 2);
+    for (i64 low = 0; low < depth; low += PIECE) {
+        i64 here = least(PIECE, depth - low);
+        pack(a, offset + low * a.column, a.column, a.row, count, here, GROUP, beside);
+        for (i64 i = 0; i < GROUP; i += ROWS)
+            for (i64 k = 0; k < parts(here, 2); k++)
+                memcpy(to + i * units + (low / 2 + k) * ROWS, beside + k * GROUP + i, ROWS * sizeof *to);
+    }
+}
+
+/* `batch` products, `*_batch` numbers after each other. */
+typedef struct {
+    Matrix a, b;
+    const float *addend;
+    char *out;
+    i64 a_batch, b_batch, out_batch, addend_stride, out_stride, M, N, K;
+    int out_is_float;
+} Product;
+
+/* Brings one of `shares` shares of the numbers of a panel that is yet to come into the second cache. */
+INLINE void announce(const char *start, Matrix b, i64 depth, i64 columns, i64 share, i64 shares) {
+    i64 along = b.row == 1, vectors = along ? columns : depth, bytes = (along ? depth : columns) * 4;
+    i64 stride = (along ? b.column : b.row) * 4;
+    for (i64 i = vectors * share / shares; i < vectors * (share + 1) / shares; i++)
+        for (i64 byte = 0; byte < bytes; byte += 64) __builtin_prefetch(start + i * stride + byte, 0, 2);
+}
+
+/* Strips `from` … `to` of the rows `top` … `bottom`; strips are counted down a panel, panel after panel, product
+ * after product. `copy` holds these rows, or is NULL: then they are read where they lie. */
+static void multiply_strips(const Product *p, i64 top, i64 bottom, i64 from, i64 to, const uint32_t *copy,
+                            uint32_t *panel, float *sums) {
+    i64 strips = parts(bottom - top, ROWS), panels = parts(p->N, COLUMNS), units = parts(p->K, 2);
+    for (i64 low = 0; low < p->K; low += DEPTH) {
+        i64 depth = least(DEPTH, p->K - low), is_last = low + depth == p->K;
+        for (i64 at = from; at < to; at++) {
+            i64 strip = at % strips, first = at / strips % panels * COLUMNS, n = at / strips / panels;
+            i64 columns = least(COLUMNS, p->N - first), row = top + strip * ROWS, height = least(ROWS, bottom - row);
+            if (at == from || strip == 0)
+                pack(p->b, n * p->b_batch + low * p->b.row + first * p->b.column, p->b.row, p->b.column, columns, depth,
+                     COLUMNS, panel);
+            if (p->b.is_float && first + COLUMNS < p->N && at - strip + strips < to)
+                announce((const char *)p->b.start + 4 * (n * p->b_batch + low * p->b.row + (first + COLUMNS) * p->b.column),
+                         p->b, depth, least(COLUMNS, p->N - first - COLUMNS), strip, strips);
+            const char *rows[ROWS];
+            for (int i = 0; i < ROWS; i++)
+                rows[i] = copy ? (const char *)(copy + (strip * units + low / 2) * ROWS + i)
+                               : (const char *)((const bf16 *)p->a.start + n * p->a_batch +
+                                                (row + least(i, height - 1)) * p->a.row + low);
+            float *tile = sums + (p->K > DEPTH ? (at - from) * ROWS * COLUMNS : 0);
+            char *out = p->out + (n * p->out_batch + row * p->out_stride + first) * (p->out_is_float ? 4 : 2);
+            int direct = is_last && columns == COLUMNS && !p->addend && !p->out_is_float;
+            multiply_panel(rows, copy ? 4 * ROWS : 4, panel, parts(depth, 2), low == 0, tile,
+                           direct ? (bf16 *)out : NULL, p->out_stride, height);
+            if (is_last && !direct)
+                store(tile, p->addend ? p->addend + row * p->addend_stride + first : NULL, p->addend_stride, out,
+                      p->out_stride, p->out_is_float, height, columns);
+        }
+    }
+}
+
+static i64 thread_of(i64 *threads) {
+#ifdef _OPENMP
+    *threads = omp_get_num_threads();
+    return omp_get_thread_num();
+#else
+    *threads = 1;
+    return 0;
+#endif
+}
+
+/* Returns 0, or 1 where there is no memory. */
+int multiply_pairs(const void *a, i64 a_batch, i64 a_row, i64 a_column, int a_is_float, const void *b, i64 b_batch,
+                   i64 b_row, i64 b_column, int b_is_float, const float *addend, i64 addend_stride, void *out,
+                   i64 out_batch, i64 out_stride, int out_is_float, i64 batch, i64 M, i64 N, i64 K, int threads) {
+    Product p = {{a, a_row, a_column, a_is_float}, {b, b_row, b_column, b_is_float}, addend, out, a_batch, b_batch,
+                 out_batch, addend_stride, out_stride, M, N, K, out_is_float};
+    int copies = a_column != 1 || a_is_float || K % 2, failed = 0;
+    i64 units = parts(K, 2), groups = parts(M, GROUP);
+    i64 rows = copies ? least(groups, parts(COPIED, K * GROUP)) * GROUP : M, times = copies ? batch : 1;
+    uint32_t *copy = copies ? malloc((size_t)(rows * units) * sizeof *copy) : NULL;
+    if (copies && !copy) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+        i64 team, me = thread_of(&team);
+        i64 most = parts(parts(least(rows, M), ROWS) * parts(N, COLUMNS) * (copies ? 1 : batch), team);
+        size_t of_sums = (size_t)(K > DEPTH ? most : 1) * ROWS * COLUMNS * sizeof(float);
+        size_t of_panel = (size_t)least(DEPTH / 2, units) * COLUMNS * sizeof(uint32_t);
+        char *room = aligned_alloc(64, of_panel + of_sums); /* of whole cache lines, as panels are read */
+        if (!room) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        for (i64 n = 0; n < times && !failed; n++)
+            for (i64 top = 0; top < M; top += rows) {
+                i64 bottom = least(top + rows, M);
+                Product q = p;
+                if (copies) {
+                    q.a.start = NULL;
+                    q.b.start = (const char *)b + n * b_batch * (b_is_float ? 4 : 2);
+                    q.out += n * out_batch * (out_is_float ? 4 : 2);
+#pragma omp for schedule(static)
+                    for (i64 i = top; i < bottom; i += GROUP)
+                        pack_strips(p.a, n * a_batch + i * a_row, least(GROUP, bottom - i), K, copy + (i - top) * units);
+                }
+                i64 all = parts(bottom - top, ROWS) * parts(N, COLUMNS) * (copies ? 1 : batch);
+                multiply_strips(&q, top, bottom, all * me / team, all * (me + 1) / team, copy, (uint32_t *)room,
+                                (float *)(room + of_panel));
+                if (copies) {
+#pragma omp barrier
+                }
+            }
+        free(room);
+    }
+    free(copy);
+    return failed;
+}
+#endif
