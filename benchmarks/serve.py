@@ -1,10 +1,11 @@
-"""What the HTTP server adds to the runtime, and where llama-cpp-python's server stands on the same file.
+"""What the HTTP server adds to the runtime, and where the servers of llama.cpp stand on the same file.
 
-    python benchmarks/serve.py --json docs/results/serve.json --peer /path/to/venv/bin/python
+    python benchmarks/serve.py --peer llama-server --python-peer venv/bin/python --json serve.json
 
 Runtime: tokens a second of the engine alone, and of the runtime writing one text and eight. Server: the same
-over HTTP, streamed, read by this process from a socket; time to the first token of a short prompt. The peer's
-server runs in an interpreter that has llama-cpp-python[server]; contestants take turns, medians of rounds.
+over HTTP, streamed, read by this process from a socket; time to the first token of a short prompt. Peers are
+llama.cpp's own server, which writes eight texts at once, and llama-cpp-python's, in an interpreter that has
+llama-cpp-python[server]. Contestants take turns, medians of rounds.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import machine
+from model_files import gguf_file
 
 import mobilellm.runtime
 from mobilellm.runtime.batch import ContinuousBatch
 from mobilellm.runtime.bench import RuntimeContestant
-from mobilellm.runtime.random_model import shape_and_type, write_random_model
 from mobilellm.sampling import Sampling
 
 PROMPT = "the quick brown fox jumps over the lazy dog and runs"
@@ -44,20 +45,23 @@ def main() -> None:
     parser.add_argument("--model", default="125m:Q8_0", help="SHAPE:TYPE, or a .gguf file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer", type=Path, help="python that has llama-cpp-python[server]")
+    parser.add_argument("--peer", type=Path, help="the program llama-server")
+    parser.add_argument("--python-peer", type=Path, help="python that has llama-cpp-python[server]")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(arguments.model)
-        if not file.is_file():
-            file = Path(folder) / "model.gguf"
-            write_random_model(file, *shape_and_type(arguments.model))
-        measured = _measured(file, arguments.threads, arguments.rounds, arguments.peer)
+        file = gguf_file(arguments.model, folder)
+        threads, peers = arguments.threads, dict[str, list[str]]()
+        if arguments.peer is not None:
+            peers["llama_server"] = _llama_server(arguments.peer, file, threads)
+        if arguments.python_peer is not None:
+            peers["llama_cpp_python"] = _llama_cpp_python(arguments.python_peer, file, threads)
+        measured = _measured(file, threads, arguments.rounds, peers)
     machine.write(arguments.json, {"model": arguments.model, "threads": arguments.threads, **measured})
 
 
-def _measured(file: Path, threads: int, rounds: int, peer: Path | None) -> dict[str, Any]:
-    """The engine alone is in this process; it sleeps while a server is asked."""
+def _measured(file: Path, threads: int, rounds: int, peers: dict[str, list[str]]) -> dict[str, Any]:
+    """The engine alone is in this process; it sleeps while a server is asked. `peers`: their commands."""
     contestants: dict[str, Callable[[], float]] = {}
     engine = RuntimeContestant(str(file), threads, 64 + NEW)
     contestants["engine_decode"] = lambda: NEW / engine.decode(12, NEW)
@@ -65,12 +69,10 @@ def _measured(file: Path, threads: int, rounds: int, peer: Path | None) -> dict[
     with ContinuousBatch(model, TEXTS) as batch:
         contestants["runtime_one"] = lambda: _written(batch, 1)
         contestants["runtime_eight"] = lambda: _written(batch, TEXTS)
-        with _server(_ours(file, threads)) as ours:
-            contestants |= _asked("server", ours)
-            if peer is None:
-                return _turns(contestants, rounds)
-            with _server(_peers(peer, file, threads)) as theirs:
-                return _turns(contestants | _asked("peer", theirs), rounds)
+        with ExitStack() as servers:
+            for name, command in ({"server": _ours(file, threads)} | peers).items():
+                contestants |= _asked(name, servers.enter_context(_server(command)))
+            return _turns(contestants, rounds, peers)
 
 
 def _asked(name: str, port: int) -> dict[str, Callable[[], float]]:
@@ -81,7 +83,7 @@ def _asked(name: str, port: int) -> dict[str, Callable[[], float]]:
     }
 
 
-def _turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+def _turns(contestants: dict[str, Callable[[], float]], rounds: int, peers: Iterable[str]) -> dict[str, Any]:
     for measure in contestants.values():  # warm
         measure()
     taken: dict[str, list[float]] = {name: [] for name in contestants}
@@ -94,9 +96,10 @@ def _turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str
         "server_one_to_runtime": round(figures["server_one"] / figures["runtime_one"], 3),
         "server_eight_to_one": round(figures["server_eight"] / figures["server_one"], 2),
     }
-    if "peer_one" in figures:
+    for peer in peers:
         ratios |= {
-            f"to_peer_{n}": round(figures[f"server_{n}"] / figures[f"peer_{n}"], 2) for n in ("one", "eight")
+            f"to_{peer}_{n}": round(figures[f"server_{n}"] / figures[f"{peer}_{n}"], 2)
+            for n in ("one", "eight")
         }
     return {"tokens_per_second": figures, "ratios": ratios, "rounds": taken}
 
@@ -171,7 +174,15 @@ def _ours(file: Path, threads: int) -> list[str]:
     return [sys.executable, "-m", "mobilellm", "serve", str(file), "--threads", str(threads), "--port"]
 
 
-def _peers(python: Path, file: Path, threads: int) -> list[str]:
+def _llama_server(program: Path, file: Path, threads: int) -> list[str]:
+    """With room for eight texts of 2,048 tokens; all else as it chooses itself."""
+    return [
+        str(program), "--model", str(file), "--threads", str(threads), "--threads-batch", str(threads),
+        "--parallel", str(TEXTS), "--ctx-size", str(TEXTS * 2048), "--port",
+    ]  # fmt: skip
+
+
+def _llama_cpp_python(python: Path, file: Path, threads: int) -> list[str]:
     """One text at a time is what it can do; told not to give up the one for the next."""
     return [
         str(python), "-m", "llama_cpp.server", "--model", str(file), "--n_threads", str(threads),

@@ -23,6 +23,7 @@ from typing import Any
 
 import machine
 import numpy as np
+from model_files import gguf_file
 from numpy.typing import NDArray
 
 import mobilellm.runtime
@@ -31,7 +32,6 @@ from mobilellm.runtime import Decoding
 from mobilellm.runtime.bench import fed_tokens
 from mobilellm.runtime.decoding import Limit
 from mobilellm.runtime.generation import HeldTokens, advance
-from mobilellm.runtime.random_model import shape_and_type, write_random_model
 from mobilellm.runtime.session import RuntimeModel
 
 PROMPT, NEW, WRITTEN, TEXTS, GUESSES = 1024, 32, 200, (1, 2, 4, 8), (0, 3, 6, 10)
@@ -47,10 +47,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(arguments.model)
-        if not file.is_file():
-            file = Path(folder) / "model.gguf"
-            write_random_model(file, *shape_and_type(arguments.model))
+        file = gguf_file(arguments.model, folder)
         model = mobilellm.runtime.load(file, arguments.threads, engine="native")
         measured = {
             "model": arguments.model,

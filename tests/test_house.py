@@ -21,11 +21,13 @@ SOURCE = ROOT / "src"
 
 FLOORS = {
     1: {
-        "config", "layouts", "presets", "accounting", "tokenizer", "tokenizer_files", "tokenizer_training",
-        "sentencepiece_model", "text_stream",
-        "short_text", "texts", "chat_template", "sampling", "atomic", "gguf", "hardware", "installation",
-        "git_lfs", "hub", "hub_connection", "licence", "environment", "gguf_blocks", "gguf_model", "completion", "user_cache",
-        "compiled", "compiling", "call_syntax", "tool_calls",
+        "config", "layouts", "presets", "accounting", "hardware",
+        "tokenizer", "tokenizer_files", "tokenizer_merges", "tokenizer_training", "sentencepiece_model",
+        "short_text", "texts",
+        "chat_template", "text_stream", "call_syntax", "tool_calls", "completion", "sampling",
+        "gguf", "gguf_blocks", "gguf_model", "gguf_tokenizer",
+        "model_directory", "hub", "hub_connection", "licence", "git_lfs",
+        "atomic", "compiled", "compiling", "environment", "installation", "user_cache",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},

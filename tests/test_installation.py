@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,48 @@ def test_from_a_checkout_the_pinned_versions_are_installed(
     assert Path(words[0]).samefile(sys.executable)
 
 
-def test_an_installed_package_comes_from_the_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    place = tmp_path / "lib" / "site-packages" / "mobilellm" / "installation.py"
-    monkeypatch.setattr(installation, "__file__", str(place))
+@pytest.fixture
+def as_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The package in site-packages, beside what pip writes down of where it came from."""
+    packages = tmp_path / "lib" / "site-packages"
+    record = packages / "mobilellm-0.1.0.dist-info"
+    record.mkdir(parents=True)
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: mobilellm\nVersion: 0.1.0\n")
+    monkeypatch.setattr(installation, "__file__", str(packages / "mobilellm" / "installation.py"))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Distribution.at(record))
+    return record / "direct_url.json"
+
+
+@pytest.mark.usefixtures("as_installed")
+def test_an_installed_package_comes_from_the_index() -> None:
     assert installation.install_command("train").endswith(' -m pip install "mobilellm[train]"')
+
+
+def test_what_came_from_elsewhere_is_not_asked_of_the_index(
+    as_installed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another project might have the name there."""
+    source = tmp_path / "my source"
+    source.mkdir()
+    for name in ("constraints.txt", "pyproject.toml"):
+        (source / name).touch()
+    as_installed.write_text(json.dumps({"url": source.as_uri(), "dir_info": {}}))
+    words = shlex.split(installation.install_command("hf"))
+    assert words[4:] == ["-c", str(source / "constraints.txt"), f"{source}[hf]"]
+    monkeypatch.chdir(source)
+    assert installation.install_command("hf").endswith(' install -c constraints.txt ".[hf]"')
+
+    wheel = tmp_path / "mobilellm-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    as_installed.write_text(json.dumps({"url": wheel.as_uri(), "archive_info": {}}))
+    assert shlex.split(installation.install_command("hf"))[4:] == [f"mobilellm[hf] @ {wheel.as_uri()}"]
+    wheel.unlink()
+    assert shlex.split(installation.install_command("hf"))[4:] == ["mobilellm[hf]"]
+
+    repository = {"url": "https://git.invalid/m.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}}
+    as_installed.write_text(json.dumps(repository))
+    words = shlex.split(installation.install_command("hf"))
+    assert words[4:] == ["mobilellm[hf] @ git+https://git.invalid/m.git@abc"]
 
 
 def test_what_a_verb_needs_and_a_package_that_it_does_not_bring() -> None:

@@ -4,64 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilellm.config import ORDERS, ConfigError, ModelConfig
-from mobilellm.layouts import MODEL_TYPES, config_json, parse_config, read_config_file
+from mobilellm.config import ORDERS, ConfigError
+from mobilellm.layouts import MODEL_TYPES, config_json, parse_config
 from mobilellm.presets import preset, preset_names
-
-OFFICIAL: dict[str, Any] = {  # the config.json of MobileLLM-125M, key for key
-    "architectures": ["MobileLLMForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "auto_map": {
-        "AutoConfig": "configuration_mobilellm.MobileLLMConfig",
-        "AutoModelForCausalLM": "modeling_mobilellm.MobileLLMForCausalLM",
-    },
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 576,
-    "initializer_range": 0.02,
-    "intermediate_size": 1536,
-    "layer_sharing": False,
-    "max_position_embeddings": 2048,
-    "mlp_bias": False,
-    "model_type": "mobilellm",
-    "num_attention_heads": 9,
-    "num_hidden_layers": 30,
-    "num_key_value_heads": 3,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "share_embedding": True,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float16",
-    "transformers_version": "4.41.2",
-    "use_cache": True,
-    "vocab_size": 32000,
-}
-LLAMA: dict[str, Any] = {  # of MobileLLM-1.5B: a plain untied Llama without auto_map and head_dim
-    key: value
-    for key, value in OFFICIAL.items()
-    if key not in ("auto_map", "layer_sharing", "share_embedding", "head_dim")
-} | {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 1600,
-    "intermediate_size": 4352,
-    "num_hidden_layers": 54,
-    "num_attention_heads": 25,
-    "num_key_value_heads": 5,
-    "torch_dtype": "bfloat16",
-}
+from official_configs import LLAMA, OFFICIAL
 
 
 def refused(values: dict[str, Any]) -> str:
@@ -265,47 +217,3 @@ def test_plain_rope_parameters_are_as_good_as_rope_theta() -> None:
 def test_layouts_and_dtypes_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="layout 'gpt2' is not known; choose one of llama, mobilellm"):
         config_json(preset("test"), "gpt2", "float32")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"[" * 100_000, b'{"model_type": ' + b"9" * 5000 + b"}"],
-)
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        read_config_file(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_no_file(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(FileNotFoundError, match="no config.json there"):
-            read_config_file(path)
-
-
-def test_a_folder_of_models(tmp_path: Path) -> None:
-    for name in ("base/model", "chat"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "config.json").write_text(json.dumps(OFFICIAL), encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match="name one of the models in it: base, chat"):
-        read_config_file(tmp_path)
-
-
-def test_an_export_is_no_model(tmp_path: Path) -> None:
-    exported = OFFICIAL | {"transformers.js_config": {"dtype": "q4"}}
-    (tmp_path / "config.json").write_text(json.dumps(exported), encoding="utf-8")
-    (tmp_path / "onnx").mkdir()
-    for path in (tmp_path, tmp_path / "config.json"):
-        with pytest.raises(ConfigError, match="belongs to an export to ONNX, which generate, chat"):
-            read_config_file(path)
-    (tmp_path / "model.safetensors").touch()  # a model on the Hub may have both
-    with pytest.raises(ConfigError, match="unknown keys .'transformers.js_config'"):
-        read_config_file(tmp_path)
-
-
-def test_a_file_or_its_directory(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(OFFICIAL), encoding="utf-8")
-    assert read_config_file(tmp_path) == read_config_file(tmp_path / "config.json")
-    assert isinstance(read_config_file(str(tmp_path)).config, ModelConfig)

@@ -27,9 +27,9 @@ import trl
 import mobilellm
 from mobilellm.atomic import check_destination
 from mobilellm.hf import from_mobilellm, load_tokenizer, to_mobilellm
-from mobilellm.layouts import not_a_model_directory
 from mobilellm.model import checkpoint
 from mobilellm.model.api import LoadedModel
+from mobilellm.model_directory import not_a_model_directory
 from mobilellm.train.lora import TARGETS
 
 

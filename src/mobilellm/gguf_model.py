@@ -1,4 +1,4 @@
-"""A model in GGUF: names, metadata and tokenizer, written with the `gguf` package and read back strictly.
+"""A model in GGUF: tensors and metadata, written with the `gguf` package and read back strictly.
 
 A model without layer sharing is an ordinary "llama" that llama.cpp and all that build on it run. A shared one
 stores every block once and names its architecture "mobilellm", so that a reader which does not know how often
@@ -9,7 +9,7 @@ that rotate together lie side by side (2i, 2i + 1), where Llama checkpoints have
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilellm import gguf_tokenizer
 from mobilellm.atomic import atomic_write
 from mobilellm.config import ConfigError, ModelConfig
 from mobilellm.gguf import GGUF, shown
 from mobilellm.gguf_blocks import TYPES, BlockType
-from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPECIAL_PIECES
 from mobilellm.texts import Texts
-from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from mobilellm.tokenizer import Tokenizer
 
 PLAIN, SHARED = "llama", "mobilellm"
 
@@ -52,9 +52,7 @@ _FIELDS = {  # key after the architecture's name -> field of ModelConfig
 }
 _REPEATS, _ORDER = f"{SHARED}.layer_sharing.repeats", f"{SHARED}.layer_sharing.order"
 _MOST = {"num_heads": 1024, "num_steps": 2**16, "max_position_embeddings": 2**30}
-_LONGEST_PIECE = 256
 _ROTATED = ("attn_q.weight", "attn_k.weight")
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # ggml's kinds of token
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's names for whole files
 
 
@@ -65,23 +63,22 @@ class Roles(NamedTuple):
     embedding: BlockType
 
 
+_FLOATS = Roles(TYPES["F32"], TYPES["F32"])
+
+
 class Stored(NamedTuple):
     name: str
     shape: tuple[int, ...]
     type: BlockType
 
 
-def layout(config: ModelConfig, roles: Roles) -> Iterator[tuple[str, Stored]]:
+def layout(config: ModelConfig, roles: Roles = _FLOATS) -> Iterator[tuple[str, Stored]]:
     """(Llama checkpoint name, what is stored) of every tensor, in the order in which a token reads them.
 
     Norms are F32. A matrix whose rows the type's blocks do not divide is stored as F16 instead.
     """
-    E, V = config.hidden_size, config.vocab_size
-    Q, KV, F = (
-        config.num_heads * config.head_dim,
-        config.num_kv_heads * config.head_dim,
-        config.intermediate_size,
-    )
+    E, V, F = config.hidden_size, config.vocab_size, config.intermediate_size
+    Q, KV = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes = {
         "input_layernorm": (E,), "self_attn.q_proj": (Q, E), "self_attn.k_proj": (KV, E),
         "self_attn.v_proj": (KV, E), "self_attn.o_proj": (E, Q), "post_attention_layernorm": (E,),
@@ -136,7 +133,7 @@ def write_model(
         if config.shares_layers:
             writer.add_uint32(_REPEATS, config.repeats)
             writer.add_string(_ORDER, config.order)
-        _add_tokenizer(writer, tokenizer, config.vocab_size, chat_template)
+        gguf_tokenizer.add_tokenizer(writer, tokenizer, config.vocab_size, chat_template)
         planned = list(layout(config, roles))
         for _, stored in planned:
             role = roles.embedding if stored.name in ("token_embd.weight", "output.weight") else roles.linear
@@ -205,44 +202,9 @@ def stated_config(file: GGUF) -> ModelConfig:
 
 def read_weight(file: GGUF, config: ModelConfig, checkpoint_name: str) -> NDArray[np.float32]:
     """A tensor by its checkpoint name, as `write_model` was given it but for the rounding of its type."""
-    any_type = Roles(TYPES["F32"], TYPES["F32"])
-    name = dict(layout(config, any_type))[checkpoint_name].name
+    name = dict(layout(config))[checkpoint_name].name
     values = file.array(name)
     return _half_apart(values, config.head_dim) if name.endswith(_ROTATED) else values
-
-
-def read_tokenizer(file: GGUF) -> Tokenizer:
-    """The tokenizer inside. Raises ValueError for one that is not Llama's SentencePiece."""
-    metadata, path = file.metadata, file.path
-    kind = metadata.get("tokenizer.ggml.model")
-    if not isinstance(kind, str) or kind != "llama":
-        raise ValueError(f"{path}: its tokenizer is {shown(kind)}; only 'llama' (SentencePiece BPE) is read")
-    pieces, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
-    if not isinstance(pieces, Texts) or not isinstance(scores, np.ndarray) or len(scores) != len(pieces):
-        raise ValueError(f"{path}: the tokenizer's tokens and scores are missing or not equally many")
-    used = len(pieces)
-    while used > len(LAYOUT_HEAD) and pieces[used - 1] == _padding(used - 1):
-        used -= 1  # rows of the embedding that no piece uses
-    pieces = pieces.first(used)
-    falling = np.argsort(-scores[len(LAYOUT_HEAD) : used].astype(np.float64), kind="stable")
-    ranked = (len(LAYOUT_HEAD) + falling).astype(np.int32)  # of equal scores, the lower id
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is not None and len(pieces) > embedding.shape[0]:
-        raise ValueError(
-            f"{path}: its tokenizer has {len(pieces):,} pieces and its embedding {embedding.shape[0]:,} rows"
-        )
-    longest = max(map(len, pieces.of_more_than(_LONGEST_PIECE)), default=0)
-    if longest > _LONGEST_PIECE:  # every way to cut a piece in two is looked at
-        raise ValueError(f"{path}: a piece has {longest:,} characters, of {_LONGEST_PIECE} at most")
-    try:
-        return Tokenizer(pieces, ranked=ranked)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def chat_template(file: GGUF) -> str | None:
-    template = file.metadata.get("tokenizer.chat_template")
-    return template if isinstance(template, str) else None
 
 
 @contextmanager
@@ -279,30 +241,6 @@ def _half_apart(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float3
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, columns)
 
 
-def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int, template: str | None) -> None:
-    scores = tokenizer.scores()
-    spare = range(tokenizer.vocab_size, vocab_size)
-    kinds = [_UNKNOWN, _CONTROL, _CONTROL] + [_BYTE] * (len(LAYOUT_HEAD) - len(SPECIAL_PIECES))
-    kinds += [_NORMAL] * (tokenizer.vocab_size - len(kinds)) + [_CONTROL] * len(spare)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([*tokenizer.pieces, *map(_padding, spare)])
-    writer.add_token_scores([*scores, *(0.0 for _ in spare)])
-    writer.add_token_types(kinds)
-    writer.add_bos_token_id(BOS_ID)
-    writer.add_eos_token_id(EOS_ID)
-    writer.add_unk_token_id(UNK_ID)
-    writer.add_pad_token_id(PAD_ID)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(True)
-    if template is not None:
-        writer.add_chat_template(template)
-
-
-def _padding(index: int) -> str:
-    return f"[PAD{index}]"
-
-
 def _has(file: GGUF, architecture: str, key: str) -> bool:
     return f"{architecture}.{key}" in file.metadata
 
@@ -319,10 +257,7 @@ def _check_tensors(file: GGUF, config: ModelConfig) -> None:
         raise ValueError(
             f"{file.path}: says it has {config.num_layers} blocks and has {len(file.tensors)} tensors"
         )
-    any_type = Roles(TYPES["F32"], TYPES["F32"])
-    wanted: Mapping[str, tuple[int, ...]] = {
-        stored.name: stored.shape for _, stored in layout(config, any_type)
-    }
+    wanted = {stored.name: stored.shape for _, stored in layout(config)}
     for name, shape in wanted.items():
         if name not in file.tensors:
             raise ValueError(f"{file.path}: the tensor {name!r} is missing")

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mobilellm.hub_connection import hub_or_cache
-from mobilellm.layouts import LICENCE_FILES
 from mobilellm.licence import CARD, stated_licence
+from mobilellm.model_directory import CONFIG, LICENCE_FILES, model_in
 
 DESCRIPTION = ("*.json", "tokenizer.model", CARD, *LICENCE_FILES)
 """What tells which model a repository holds, without its weights."""
 _WANTED = (*DESCRIPTION, "*.safetensors", "pytorch_model*.bin")
-ADAPTER_CONFIG = "adapter_config.json"
-"""By which a directory is known as an adapter, in peft's format."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -35,7 +33,7 @@ def resolve(
         raise FileNotFoundError("'' names no model; name a model directory, a training run or a Hub id")
     path = local_path(source)
     if path.is_dir():
-        return _model_of_run(path) if not (path / "config.json").exists() else path
+        return model_in(path)
     if path.exists():
         raise FileNotFoundError(f"{source}: {_not_this_file(path)}")
     if not _HUB_ID.fullmatch(str(source)):
@@ -55,17 +53,14 @@ def resolve(
 
 def _not_this_file(path: Path) -> str:
     """What to name in place of a file."""
-    if (path.parent / "config.json").is_file():
+    if (path.parent / CONFIG).is_file():
         return f"is a file; name the directory that holds it, {path.parent}"
     with path.open("rb") as file:
         if file.read(4) == b"GGUF":
+            if path.suffix != ".gguf":
+                return "holds a GGUF model, but only a name that ends in .gguf is taken for one; rename it"
             return "is a .gguf file, which is there to be run; name the model directory it was made from"
     return "is no model; name a model directory, a training run or a Hub id, or a .gguf file to run"
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and no whole model."""
-    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
 
 
 def local_path(source: str | Path) -> Path:
@@ -112,19 +107,6 @@ def _download(
         except HfHubHTTPError as error:
             reason = str(error).splitlines()[0]
     raise FileNotFoundError(f"{repository}: no such directory, and as a Hub id: {reason}")
-
-
-def _model_of_run(path: Path) -> Path:
-    """The model or adapter in the directory of a training run; `path` itself where there is neither."""
-    for inner, file in ((path / "model", "config.json"), (path / "adapter", ADAPTER_CONFIG)):
-        if (inner / file).exists():
-            return inner
-    if (path / "checkpoints").is_dir():
-        raise FileNotFoundError(
-            f"{path}: a training run that has no model yet; go on with the command that started it, and stop "
-            "it with one Ctrl-C if you want the model so far"
-        )
-    return path
 
 
 def _licence(repository: str, revision: str | None) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 EXTRAS = {
     "torch": "torch", "matplotlib": "plots", "tensorboardX": "train", "transformers": "hf", "pyarrow": "data",
@@ -38,15 +40,21 @@ def extras_with(package: str, whole: str | None) -> str:
 
 
 def install_command(extra: str) -> str:
-    """The pip command for an extra. From a checkout it keeps to the versions of constraints.txt."""
+    """The pip command for an extra, from where this installation came.
+
+    From a checkout, or a directory that was installed, it keeps to the versions of constraints.txt.
+    """
     pip = f"{_shown(Path(sys.executable))} -m pip install"
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / "constraints.txt").is_file() or not (checkout / "pyproject.toml").is_file():
-        return f'{pip} "mobilellm[{extra}]"'
-    if checkout == Path.cwd().resolve():
-        return f'{pip} -c constraints.txt -e ".[{extra}]"'
-    constraints = shlex.quote(str(checkout / "constraints.txt"))
-    return f"{pip} -c {constraints} -e {shlex.quote(f'{checkout}[{extra}]')}"
+    source, editable = Path(__file__).resolve().parents[2], "-e "
+    if not _is_checkout(source):
+        url, editable = _installed_from(), ""
+        source = Path(unquote(urlsplit(url).path))
+        if not url.startswith("file://") or not _is_checkout(source):
+            return f'{pip} "mobilellm[{extra}]{f" @ {url}" if url else ""}"'
+    if source == Path.cwd().resolve():
+        return f'{pip} -c constraints.txt {editable}".[{extra}]"'
+    constraints = shlex.quote(str(source / "constraints.txt"))
+    return f"{pip} -c {constraints} {editable}{shlex.quote(f'{source}[{extra}]')}"
 
 
 def missing_packages(*names: str) -> list[str]:
@@ -67,6 +75,26 @@ def activation() -> str | None:
     """The command after which the shell finds `mobilellm`; None if it does so already, or nothing would."""
     script = Path(sys.executable).with_name("activate")
     return None if program() == "mobilellm" or not script.is_file() else f"source {_shown(script)}"
+
+
+def _is_checkout(directory: Path) -> bool:
+    return all((directory / name).is_file() for name in ("constraints.txt", "pyproject.toml"))
+
+
+def _installed_from() -> str:
+    """The URL that pip was given where it was no name of an index (PEP 610); "" if it was one."""
+    from importlib.metadata import PackageNotFoundError, distribution  # slow to import, and seldom needed
+
+    try:
+        recorded = json.loads(distribution("mobilellm").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return ""
+    url = str(recorded.get("url", ""))
+    version_control = recorded.get("vcs_info")
+    if version_control:
+        return f"{version_control['vcs']}+{url}@{version_control['commit_id']}"
+    is_gone = url.startswith("file://") and not Path(unquote(urlsplit(url).path)).exists()
+    return "" if is_gone else url
 
 
 def _is_installed(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""config.json as it is found in the wild, to and from ModelConfig. JSON only: no torch.
+"""What a config.json says in every layout found in the wild, to and from ModelConfig.
 
 Layouts (their `model_type`):
   llama      plain Llama. The official 1.5B is one of these, untied. What we write for models without sharing.
@@ -9,23 +9,14 @@ A key that would change the computation and that we do not implement is refused,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mobilellm.atomic import foreign_file
 from mobilellm.config import ConfigError, ModelConfig
 
 MODEL_TYPES = ("llama", "mobilellm")
-
-_CONFIGS = ("config.json", "model/config.json")
-"""Where a model directory and a training run have it."""
-
-_OF_ONNX = "transformers.js_config"
-"""Stands in the config.json of an export to ONNX, whose layers are executed steps, and of some models."""
 
 _DIRECT = {  # config.json key -> ModelConfig field
     "vocab_size": "vocab_size",
@@ -62,18 +53,6 @@ _INERT = {  # bookkeeping that does not change the logits
     "transformers_version", "unk_token_id", "use_cache",
 }  # fmt: skip
 
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
-"""Patterns of the files that say what one may do with a model."""
-_MODEL_FILES = (
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "pytorch_model*.bin", "pytorch_model.bin.index.json", "tokenizer.json", "tokenizer.model",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "configuration_mobilellm.py", "modeling_mobilellm.py", "README.md", ".gitattributes",
-    "quantized.safetensors", "quantization.json",
-    ".cache/huggingface/*",  # what a download by huggingface_hub leaves behind
-    *LICENCE_FILES,
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class ConfigFile:
@@ -82,55 +61,6 @@ class ConfigFile:
     config: ModelConfig
     model_type: str
     repairs: tuple[str, ...]
-
-
-def read_config_file(path: str | Path) -> ConfigFile:
-    """Read a config.json, or the config.json of a directory. Raises FileNotFoundError or ConfigError."""
-    path = Path(path)
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        if (path / "adapter_config.json").is_file():
-            raise FileNotFoundError(
-                f"{path}: is an adapter, not a whole model; make one with: mobilellm merge {path} --out DIR"
-            )
-        raise FileNotFoundError(f"{path}: no config.json there; {_models_in(path)}")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not JSON ({error}); the file is damaged, fetch it again") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected a JSON object, got {type(values).__name__}")
-    if _OF_ONNX in values and file.with_name("onnx").is_dir() and not any(file.parent.glob("*.safetensors")):
-        raise ConfigError(
-            f"{file}: belongs to an export to ONNX, which generate, chat, serve and eval run when its own "
-            "directory is named; all else takes the model it was made of"
-        )
-    return parse_config(values, str(file))
-
-
-def _models_in(path: Path) -> str:
-    """What to name in place of a directory that holds no model itself."""
-    below = sorted(path.iterdir()) if path.is_dir() else []
-    models = [each.name for each in below if any((each / name).is_file() for name in _CONFIGS)]
-    return f"name one of the models in it: {', '.join(models[:8])}" if models else "name a model directory"
-
-
-def not_a_model_directory(path: Path) -> str:
-    """What shows that a directory is not just a model in a known layout, in words, or "".
-
-    For who is about to replace it: everything in it must be what a model directory holds.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        return "holds other things than a model (there is no config.json)"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict) or values.get("model_type") not in MODEL_TYPES:
-        return f"its config.json is not that of a model in a known layout ({', '.join(MODEL_TYPES)})"
-    foreign = foreign_file(path, _MODEL_FILES)
-    return f"holds {foreign}, which is not part of a model" if foreign else ""
 
 
 def parse_config(values: Mapping[str, Any], source: str = "config.json") -> ConfigFile:

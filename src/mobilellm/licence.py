@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mobilellm.layouts import LICENCE_FILES
+from mobilellm.model_directory import LICENCE_FILES
 
 CARD = "README.md"
 

@@ -22,7 +22,7 @@ _NEVER = 1 << 62
 
 
 class ShortTexts:
-    """For vocabularies whose merges are all that make a piece of `ranked`: see `tokenizer.merges_of`."""
+    """For vocabularies whose merges are all that make a piece of `ranked`: `tokenizer_merges.merges_of`."""
 
     def __init__(self, pieces: Texts, ranked: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """`ranked`: ids, the piece that is to be made first before the others."""

@@ -23,7 +23,6 @@ from mobilellm.short_text import ShortTexts
 from mobilellm.texts import Texts
 from mobilellm.tokenizer_files import (
     NORMALIZER,
-    Merge,
     added_pieces,
     backend,
     config_repairs,
@@ -31,6 +30,7 @@ from mobilellm.tokenizer_files import (
     read_tokenizer_json,
     write_tokenizer_files,
 )
+from mobilellm.tokenizer_merges import Merge, check_merges, merges_of, scores_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,21 +43,6 @@ PAD_ID = UNK_ID  # never eos: masking the padding must not mask the end of a tex
 _SPACE_BYTES = SPACE.encode()
 _MOST_SHORT_CHARACTERS = 2000
 """Encoded without the library: more would take longer than it takes to get ready."""
-
-_PROBES = (
-    "Hello, world! It's 3.14 o'clock.",
-    " one leading space",
-    "    four, then  two   and three ",
-    "def f(x):\n\tif x:\n        return  x\n\n\n",
-    "naïve café — “quotes” … 中文 日本語 한국어 русский عربي",
-    "🙂👩\u200d👩\u200d👧 e\u0301 \u00a0 \u200b ▁ \x00 \x7f",
-    " ",
-    "  ",
-    "\n",
-    "</s> <s> <0x41>",
-    "1234567890 000 ======== ---- ////",
-)
-"""Texts on which a wrong conversion of a SentencePiece model shows."""
 
 
 class Tokenizer:
@@ -111,7 +96,7 @@ class Tokenizer:
                 raise ValueError(
                     f"{json_file}: adds {extra[0]!r}, which tokenizer.model lacks; remove one of the two"
                 )
-            repairs += json_disagreement(json_file, _PROBES, tokenizer.encode_batch(_PROBES, bos=False))
+            repairs += json_disagreement(json_file, lambda texts: tokenizer.encode_batch(texts, bos=False))
         tokenizer.repairs = tuple(repairs)
         return tokenizer
 
@@ -166,7 +151,7 @@ class Tokenizer:
         try:
             return backend(self.pieces, self.merges)
         except Exception:  # the library raises bare Exception, for merges of what is no piece
-            _check_merges(self.pieces, self.merges)
+            check_merges(self.merges, self.pieces)
             raise
 
     @cached_property
@@ -254,25 +239,15 @@ class Tokenizer:
 
         lengths = np.array([len(part) for part in self._bytes])
         counts = np.bincount(np.asarray(ids), minlength=self.vocab_size)
-        return int((lengths * counts).sum()) - int(
-            counts[BOS_ID]
-        )  # less the space that encoding puts in front
+        spaces_in_front = int(counts[BOS_ID])  # which encoding put there
+        return int((lengths * counts).sum()) - spaces_in_front
 
     def scores(self) -> tuple[float, ...]:
         """A SentencePiece score for each piece, such that merging by score gives the ids that `merges` give.
 
-        0 for special and byte pieces; 0, -1, -2, ... for the others by rank, single characters last. Raises
-        ValueError if scores cannot say it, because the merges are not all that make a piece (`merges_of`).
+        Raises ValueError if scores cannot say it: see `tokenizer_merges.scores_of`.
         """
-        ranked = tuple(dict.fromkeys(left + right for left, right in self.merges))
-        if sorted(merges_of(ranked, self.pieces)) != sorted(self.merges):
-            raise ValueError(
-                "this tokenizer leaves out merges that SentencePiece would do; scores cannot say that"
-            )
-        unmerged = dict.fromkeys(self.pieces[len(LAYOUT_HEAD) :]).keys() - set(ranked)
-        order = (*ranked, *(piece for piece in self.pieces if piece in unmerged))
-        score = {piece: float(-rank) for rank, piece in enumerate(order)}
-        return tuple(score.get(piece, 0.0) for piece in self.pieces)
+        return scores_of(self.merges, self.pieces)
 
     def save(self, directory: str | Path, model_max_length: int | None = None) -> None:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json for us and transformers.
@@ -304,21 +279,6 @@ class Tokenizer:
         return index
 
 
-def merges_of(ranked: Iterable[str], pieces: Iterable[str]) -> list[Merge]:
-    """Every way to make each of the `ranked` pieces out of two others, in their order.
-
-    SentencePiece joins any two neighbours that together are a piece, the best piece first, and the leftmost
-    pair first where the same piece can be made twice; hence the shorter left side first.
-    """
-    known = frozenset(pieces)
-    return [
-        (left, right)
-        for piece in ranked
-        for cut in range(1, len(piece))
-        if (right := piece[cut:]) in known and (left := piece[:cut]) in known
-    ]
-
-
 def _check_vocabulary(pieces: Texts) -> None:
     for index, expected in enumerate(LAYOUT_HEAD):
         if index >= len(pieces) or pieces[index] != expected:
@@ -328,13 +288,6 @@ def _check_vocabulary(pieces: Texts) -> None:
         raise ValueError("the vocabulary holds a piece twice")
     if pieces.find(_SPACE_BYTES) is None:
         raise ValueError(f"the vocabulary has no piece {SPACE!r} for a space")
-
-
-def _check_merges(pieces: Sequence[str], merges: Sequence[Merge]) -> None:
-    known = frozenset(pieces)
-    for left, right in merges:
-        if not {left, right, left + right} <= known:
-            raise ValueError(f"the merge of {left!r} and {right!r} is not made of pieces in the vocabulary")
 
 
 def _why_not_text(texts: Sequence[object]) -> str:

@@ -6,18 +6,17 @@ was read encodes exactly as the file says. Written so that stock transformers ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilellm.atomic import atomic_write
 from mobilellm.git_lfs import pointer_problem
 from mobilellm.sentencepiece_model import SPACE, SPECIAL_PIECES
+from mobilellm.tokenizer_merges import Merge
 
 if TYPE_CHECKING:
     import tokenizers
-
-Merge = tuple[str, str]
 
 NORMALIZER: dict[str, Any] = {
     "type": "Sequence",
@@ -30,6 +29,21 @@ NORMALIZER: dict[str, Any] = {
 _UNK, _BOS, _EOS = SPECIAL_PIECES
 _SPECIAL_TOKENS = {"bos_token": _BOS, "eos_token": _EOS, "unk_token": _UNK}
 _NO_LENGTH_LIMIT = int(1e30)  # what transformers writes for "no limit"
+
+_PROBES = (
+    "Hello, world! It's 3.14 o'clock.",
+    " one leading space",
+    "    four, then  two   and three ",
+    "def f(x):\n\tif x:\n        return  x\n\n\n",
+    "naïve café — “quotes” … 中文 日本語 한국어 русский عربي",
+    "🙂👩\u200d👩\u200d👧 e\u0301 \u00a0 \u200b ▁ \x00 \x7f",
+    " ",
+    "  ",
+    "\n",
+    "</s> <s> <0x41>",
+    "1234567890 000 ======== ---- ////",
+)
+"""Texts on which a wrong conversion of a SentencePiece model shows."""
 
 
 def backend(pieces: Sequence[str], merges: Sequence[Merge]) -> tokenizers.Tokenizer:
@@ -75,8 +89,8 @@ def config_repairs(path: Path) -> list[str]:
     return repairs
 
 
-def json_disagreement(path: Path, texts: Sequence[str], expected: Sequence[list[int]]) -> list[str]:
-    """A sentence if the tokenizer.json at `path` does not encode `texts` to the `expected` ids.
+def json_disagreement(path: Path, encode: Callable[[Sequence[str]], list[list[int]]]) -> list[str]:
+    """A sentence if the tokenizer.json at `path` does not encode hard texts as `encode` does, BOS left out.
 
     Any kind of tokenizer.json is run, not only the ones `read_tokenizer_json` accepts.
     """
@@ -88,12 +102,12 @@ def json_disagreement(path: Path, texts: Sequence[str], expected: Sequence[list[
         line = str(error).splitlines()[0]
         return [f"{path.name} cannot be read ({line}); using tokenizer.model"]
     other.encode_special_tokens = True
-    encodings = other.encode_batch_fast(list(texts), add_special_tokens=False)
-    wrong = sum(encoding.ids != ids for encoding, ids in zip(encodings, expected, strict=True))
+    encodings = other.encode_batch_fast(list(_PROBES), add_special_tokens=False)
+    wrong = sum(encoding.ids != ids for encoding, ids in zip(encodings, encode(_PROBES), strict=True))
     if not wrong:
         return []
     return [
-        f"{path.name} encodes {wrong} of {len(texts)} probe texts differently from tokenizer.model; "
+        f"{path.name} encodes {wrong} of {len(_PROBES)} probe texts differently from tokenizer.model; "
         "using tokenizer.model"
     ]
 

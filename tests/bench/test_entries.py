@@ -12,7 +12,8 @@ import torch
 import mobilellm
 from mobilellm.bench.entries import entries, write_directory, write_unrolled
 from mobilellm.gguf import read_gguf
-from mobilellm.gguf_model import read_config, read_tokenizer, read_weight
+from mobilellm.gguf_model import read_config, read_weight
+from mobilellm.gguf_tokenizer import read_tokenizer
 from mobilellm.runtime import reference
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from mobilellm.cli.complaints import complaint, flags_with_kinds, perhaps
+from mobilellm.cli.guesses import _MEANT
 from mobilellm.cli.main import VERBS, _main
 
 
@@ -63,6 +64,30 @@ from mobilellm.cli.main import VERBS, _main
         ("finetune", "finetune: name a model first"),
         ("finetun", "'finetun' is not a command, did you mean finetune? commands are quickstart, "),
         ("xyz", "'xyz' is not a command; commands are quickstart, "),
+        ("run m.gguf", "'run' is not a command; what does it is: mobilellm chat MODEL\n"),
+        ("-v", "'-v' is not a command; what does it is: mobilellm --version\n"),
+        # A model where the word for what is wanted of it should be.
+        ("eval runs/x", "chat, table, compare; name one first: mobilellm eval ppl runs/x (mobilellm eval"),
+        ("bench m.gguf", "load, threads; name one first: mobilellm bench decode m.gguf (mobilellm bench"),
+        ("shards s", "export; name one first: mobilellm shards info s (mobilellm shards"),
+        ("eval chat --data x", "eval chat: no model is named; name at least one"),
+        # What is trained on, without its flag or by another.
+        (
+            "train tiny-cpu shards",
+            "train: shards names nothing to train on; that is: mobilellm train tiny-cpu ",
+        ),
+        ("train tiny-cpu --steps 3 --data s", "train: --data names nothing to train on; that is: mobilellm"),
+        (
+            "train sft-cpu --train=t.json",
+            "train: --train names nothing to train on; that is: mobilellm train sft-cpu --chat.train FILE",
+        ),
+        (
+            "finetune m t.json",
+            "finetune: t.json names nothing to train on; that is: mobilellm finetune m --chat.train FILE",
+        ),
+        ("train tiny-cpu --data.train nowhere", "(mobilellm prepare TEXT --tokenizer DIR --out FOLDER makes"),
+        # A flag where there is none.
+        ("chat --model m", "chat: MODEL goes without a flag: mobilellm chat MODEL (mobilellm chat --help"),
     ],
 )
 def test_one_line_that_names_the_mend(typed: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +166,17 @@ def test_help_of_a_verb_by_either_name(capsys: pytest.CaptureFixture[str]) -> No
     assert (_main(["help", "merge"]), _main(["merge", "--help"])) == (0, 0)
     first, second = capsys.readouterr().out.split("usage: ")[1:]
     assert first == second
+
+
+@pytest.mark.parametrize("command", _MEANT)
+def test_what_stands_for_a_word_can_be_typed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not set(_MEANT[command].split()) & set(VERBS)
+    words = command.replace("RECIPE", "tiny-cpu").split()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("COLUMNS", "120")
+        assert _main([*words, *(["--help"] if words[0] in VERBS else [])]) == 0
+    flags = {word for word in words if word.startswith("--")} - {"--version"}
+    assert flags <= flags_with_kinds(capsys.readouterr().out).keys()
 
 
 def test_nothing_is_guessed_from_afar() -> None:

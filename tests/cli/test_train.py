@@ -139,6 +139,18 @@ def refused_as_planned(capsys: pytest.CaptureFixture[str], arguments: list[str])
 # A run
 
 
+@pytest.mark.parametrize("typed", [["RUN"], ["RUN/", "--steps", "9"], ["--resume", "RUN"]])
+def test_a_run_in_place_of_its_recipe(
+    typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my run").mkdir()
+    Path("my run/recipe.toml").write_text(RECIPE)
+    said = refused(capsys, ["train", *(word.replace("RUN", "my run") for word in typed)])
+    assert "my run" in said.partition(": is a run; it goes on with: ")[0]
+    assert said.endswith(" train 'my run'/recipe.toml --out 'my run'")
+
+
 def test_what_a_run_leaves(place: Path, whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == [
         "checkpoints", "metrics.jsonl", "model", "recipe.toml", "run.json", "tensorboard",

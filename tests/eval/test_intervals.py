@@ -47,7 +47,14 @@ def test_values_that_come_together_count_once() -> None:
     assert high - low < 0.6 * (alone[1] - alone[0])
 
 
-def test_weights_and_a_single_group() -> None:
+def test_a_weight_is_so_many_copies() -> None:
+    draw = np.random.default_rng(1)
+    values, weights, groups = draw.normal(3, 2, 40), draw.integers(1, 5, 40), np.arange(40) // 2
+    found = interval(list(values), groups.tolist(), weights.tolist())
+    copies = interval(list(np.repeat(values, weights)), np.repeat(groups, weights).tolist())
+    assert found == pytest.approx(copies, abs=1e-9)
+    assert found != pytest.approx(interval(list(values), groups.tolist()), abs=1e-3)
+
+
+def test_of_a_single_group_nothing_can_be_said() -> None:
     assert clustered([1.0, 0.0], [0, 0], [3.0, 1.0]) is None
-    low, high = interval([1.0, 0.0], [0, 1], [3.0, 1.0])
-    assert (low, high) == (0.0, 1.0)

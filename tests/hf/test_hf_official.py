@@ -25,6 +25,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from mobilellm.hf import MobileLLMForCausalLM, MobileLLMModel, to_mobilellm
 from mobilellm.model.checkpoint import save
 from mobilellm.tokenizer import Tokenizer
+from official_configs import OFFICIAL, as_llama
 
 TOKENIZER_CONFIG = (
     '{"bos_token": "", "eos_token": "", "model_max_length": 1000000000000000019884624838656, '
@@ -51,34 +52,12 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def official_config(model: MobileLLMForCausalLM, sharing: bool) -> dict[str, Any]:
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "rms_norm_eps", "initializer_range")
-    return {key: getattr(model.config, key) for key in keys} | {
-        "architectures": ["MobileLLMForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "auto_map": {
-            "AutoConfig": "configuration_mobilellm.MobileLLMConfig",
-            "AutoModelForCausalLM": "modeling_mobilellm.MobileLLMForCausalLM",
-        },
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "layer_sharing": sharing,
-        "max_position_embeddings": 64,
-        "mlp_bias": False,
-        "model_type": "mobilellm",
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "num_key_value_heads": 2,
-        "pretraining_tp": 1,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "share_embedding": True,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float16",
-        "transformers_version": "4.41.2",
-        "use_cache": not sharing,
-    }
+    shape = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range",
+    )  # fmt: skip
+    values = {key: getattr(model.config, key) for key in shape}
+    return OFFICIAL | values | {"layer_sharing": sharing, "use_cache": not sharing}
 
 
 @pytest.fixture(params=["125M", "125M-layer-share", "converted", "1B", "1.5B"])
@@ -93,9 +72,7 @@ def official(
     config = official_config(model, sharing)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if name == "1.5B":
-        dropped = ("auto_map", "layer_sharing", "share_embedding")
-        config = {key: value for key, value in config.items() if key not in dropped}
-        config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+        config = as_llama(config) | {"head_dim": config["head_dim"], "torch_dtype": "float16"}
     elif name == "1B":
         tensors[HEAD] = torch.randn_like(tensors[EMBEDDING])
     elif name == "converted":

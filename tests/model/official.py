@@ -14,47 +14,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from official_configs import OFFICIAL, as_llama
+
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 VOCAB, HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 600, 36, 80, 3, 9, 3, 4
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["MobileLLMForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "auto_map": {
-        "AutoConfig": "configuration_mobilellm.MobileLLMConfig",
-        "AutoModelForCausalLM": "modeling_mobilellm.MobileLLMForCausalLM",
-    },
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+CONFIG = OFFICIAL | {
     "head_dim": HEAD_DIM,
-    "hidden_act": "silu",
     "hidden_size": HIDDEN,
-    "initializer_range": 0.02,
     "intermediate_size": INTERMEDIATE,
-    "layer_sharing": False,
     "max_position_embeddings": 64,
-    "mlp_bias": False,
-    "model_type": "mobilellm",
     "num_attention_heads": HEADS,
     "num_hidden_layers": LAYERS,
     "num_key_value_heads": KV_HEADS,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "share_embedding": True,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float16",
-    "transformers_version": "4.41.2",
-    "use_cache": True,
     "vocab_size": VOCAB,
 }
-LLAMA: dict[str, Any] = {
-    key: value
-    for key, value in CONFIG.items()
-    if key not in ("auto_map", "layer_sharing", "share_embedding", "head_dim")
-} | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}
+LLAMA = as_llama(CONFIG)
 LAYER_SHARE = CONFIG | {"layer_sharing": True, "use_cache": False}
 
 

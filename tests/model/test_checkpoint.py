@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import official
 import pytest
 import safetensors
@@ -252,8 +251,24 @@ def test_safetensors_go_before_pickles(tmp_path: Path) -> None:
 
 def test_a_training_run_stands_for_its_model(tmp_path: Path) -> None:
     official.mobilellm_125m(tmp_path / "run" / "model")
-    assert hub.resolve(tmp_path / "run", print) == tmp_path / "run" / "model"
     assert quietly(tmp_path / "run").model.config.num_layers == 3
+
+
+def test_links_lead_to_files_elsewhere(tmp_path: Path) -> None:
+    """As in the cache of huggingface_hub."""
+    tensors = official.mobilellm_125m(tmp_path / "files")
+    (tmp_path / "links").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "files").iterdir())):
+        (tmp_path / "links" / file.name).symlink_to(f"../files/{number}")
+        file.rename(file.with_name(str(number)))
+    assert equal(read_weights(tmp_path / "links").tensors, tensors)
+
+
+def test_a_gguf_file_is_known_by_the_end_of_its_name(tmp_path: Path) -> None:
+    for name, said in (("m.gguf", "is a .gguf file, which is there to be run"), ("m.GGUF", "rename it")):
+        (tmp_path / name).write_bytes(b"GGUF")
+        with pytest.raises(FileNotFoundError, match=said):
+            hub.resolve(tmp_path / name, print)
 
 
 # dtypes
@@ -873,49 +888,6 @@ def test_a_full_disk_leaves_the_old_directory(tmp_path: Path, fits: str) -> None
         assert equal(read_weights(out).tensors, dict(random_model(config, 1).state_dict()))
 
 
-# Where models come from
-
-
-def test_no_such_directory(tmp_path: Path) -> None:
-    for source in (tmp_path / "absent", "./absent", "absent", "a/b/c", "~no-such-user/x", "-x/y", "a b/c"):
-        with pytest.raises(FileNotFoundError, match="no such directory; name a model directory") as caught:
-            quietly(source)  # type: ignore[arg-type]
-        assert "\n" not in str(caught.value)
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="file: is no model; name a model directory"):
-        quietly(tmp_path / "file")
-    (tmp_path / "file").write_bytes(b"GGUF\3\0\0\0")
-    with pytest.raises(FileNotFoundError, match="name the model directory it was made from"):
-        quietly(tmp_path / "file")
-
-
-def test_an_empty_name_is_not_the_folder_one_stands_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As that of a variable that is not set."""
-    save(tmp_path / "model", MobileLLM(preset("test")), None)
-    monkeypatch.chdir(tmp_path / "model")
-    assert quietly(Path("."))
-    with pytest.raises(FileNotFoundError, match="^'' names no model; name a model directory"):
-        quietly("")  # type: ignore[arg-type]
-
-
-def test_a_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """runs/quikstart looks like a Hub id; where runs/ is here, nothing is asked of any network."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
-    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("went to the Hub"))
-    with pytest.raises(FileNotFoundError, match="no such directory; runs is here and holds quickstart"):
-        quietly("runs/quikstart")  # type: ignore[arg-type]
-
-
-def test_a_run_without_a_model(tmp_path: Path) -> None:
-    """Killed before its first end."""
-    (tmp_path / "run" / "checkpoints" / "step-00000010").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="run: a training run that has no model yet; go on with"):
-        quietly(tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "pytorch_model.bin", "tokenizer.model", "tokenizer.json", "shard"]
 )
@@ -932,46 +904,6 @@ def test_a_git_lfs_pointer_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / "m" / name).write_text(pointer)
     with pytest.raises(ValueError, match=f"{name}: only a Git LFS pointer to the file; run `git lfs pull`"):
         quietly(tmp_path / "m")
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of Hub models, and no Hub."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-@pytest.mark.usefixtures("hub_cache")
-def test_a_hub_id_offline_is_one_line() -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        quietly("nobody/no-such-model")  # type: ignore[arg-type]
-    said = str(caught.value)
-    assert said.startswith(
-        "nobody/no-such-model: no such directory, and as a Hub id: HF_HUB_OFFLINE is set; nothing of it "
-    )
-    assert "\n" not in said
-
-
-def test_a_hub_id_in_the_cache_loads_offline(tmp_path: Path, hub_cache: Path) -> None:
-    """A cache as huggingface_hub lays it out, with a link to every file."""
-    cached = hub_cache / "models--nobody--a-model"
-    tensors = official.mobilellm_125m(tmp_path / "files")
-    (tmp_path / "files" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
-    snapshot = cached / "snapshots" / "0123456789012345678901234567890123456789"
-    snapshot.mkdir(parents=True)
-    (cached / "blobs").mkdir()
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(snapshot.name, encoding="utf-8")
-    for number, file in enumerate((tmp_path / "files").iterdir()):
-        file.rename(cached / "blobs" / str(number))
-        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    said: list[str] = []
-    loaded = mobilellm.load("nobody/a-model", say=said.append)
-    assert "nobody/a-model: licence cc-by-nc-4.0" in said  # of the card in the cache
-    state = dict(loaded.model.state_dict())
-    assert equal(state, {name: tensor.float() for name, tensor in tensors.items()})
 
 
 def test_loading_keeps_the_tokenizer_that_fits(tmp_path: Path) -> None:

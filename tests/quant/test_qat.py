@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mobilellm.cli.main import _main
 from mobilellm.eval.perplexity import windowed
-from mobilellm.export.comparisons import LOGITS_BAR
+from mobilellm.export.answer_checks import LOGITS_BAR
 from mobilellm.gguf import read_gguf
 from mobilellm.model import checkpoint
 from mobilellm.model.quantized import read_quantized

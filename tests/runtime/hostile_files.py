@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm import gguf_model
+from mobilellm import gguf_tokenizer
 from mobilellm.gguf import read_gguf
 from mobilellm.runtime.engine import NativeModel
 from mobilellm.texts import Texts
@@ -103,8 +103,8 @@ def use(path: Path) -> bool:
     """Read a file, and run one token where it is accepted: whether it was. A refusal must be one line."""
     try:
         file = read_gguf(path)
-        gguf_model.read_tokenizer(file)
-        gguf_model.chat_template(file)
+        gguf_tokenizer.read_tokenizer(file)
+        gguf_tokenizer.read_chat_template(file)
         model = NativeModel(file, 1)
     except ValueError as error:
         text = str(error)

@@ -10,7 +10,8 @@ import pytest
 
 import mobilellm.runtime
 from mobilellm.gguf import read_gguf
-from mobilellm.gguf_model import read_config, read_tokenizer
+from mobilellm.gguf_model import read_config
+from mobilellm.gguf_tokenizer import read_tokenizer
 from mobilellm.presets import preset
 from mobilellm.runtime.random_model import made_tokenizer, shape_and_type, write_random_model
 

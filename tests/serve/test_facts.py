@@ -38,6 +38,7 @@ def test_threads_are_those_of_now(model: RuntimeModel) -> None:
 
 def test_what_lies_elsewhere_is_not_measured(model: RuntimeModel, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
     for source in ("organisation/model", tmp_path):
         assert facts(named(model, source))["file_bytes"] is None
 

@@ -78,26 +78,60 @@ def test_bfloat16_products_stay_near(rows: int, monkeypatch: pytest.MonkeyPatch)
         assert 0 < distance(ours, theirs) < limit
 
 
+def test_a_narrow_gradient_is_the_rounded_sum_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a sum of roundings: in 400 chunks it is as near as in one."""
+    hidden, weight, targets, weights = problem(400, 16, 50)
+    found = []
+    for rows in (1, 400):
+        monkeypatch.setattr(loss_module, "CHUNK_ROWS", rows)
+        monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 0)
+        head = weight.clone().requires_grad_()
+        head.grad_dtype = torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            linear_cross_entropy(hidden, head, targets, weights).backward()  # type: ignore[no-untyped-call]
+        assert head.grad is not None
+        found.append(head.grad.float())
+    assert distance(*found) < 4e-3
+
+
 @settings(max_examples=30, deadline=None)
 @given(N=st.integers(1, 40), V=st.integers(2, 50), z_loss=st.sampled_from([0.0, 1e-4, 0.1]))
 def test_what_a_gpu_compiles_is_the_same(N: int, V: int, z_loss: float) -> None:
     inputs = problem(N, 8, V)
     logits = inputs[0] @ inputs[1].t()
     loss, gradient = loss_module._gradient_at_once(logits.clone(), *inputs[2:], z_loss)
-    plain = loss_module.CrossEntropy(*inputs[2:], z_loss).gradient(logits, slice(0, N))
+    plain = loss_module.CrossEntropy(*inputs[2:], z_loss, fused=False).gradient(logits, slice(0, N))
     torch.testing.assert_close((loss, gradient), plain, atol=1e-6, rtol=1e-5)
 
 
 def test_compiled_between_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole chunks and what is left of the last."""
     compiled = torch.compile(loss_module._gradient_at_once, dynamic=False, backend="aot_eager")
-    monkeypatch.setattr(loss_module, "_fused_gradient", lambda: compiled)
+    asked: list[int] = []
+    monkeypatch.setattr(loss_module, "_fused_gradient", lambda: asked.append(len(asked)) or compiled)
     monkeypatch.setattr(loss_module, "CHUNK_ROWS", 16)
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 0)
     inputs = problem(40, 8, 50)
     fused = value_and_gradients(partial(linear_cross_entropy, fused=True), inputs, 1e-4)
     for ours, theirs in zip(fused, value_and_gradients(whole, inputs, 1e-4), strict=True):
         assert distance(ours, theirs) < 1e-5
+    assert asked == [0, 1, 2]
+    value_and_gradients(linear_cross_entropy, inputs, 1e-4)
+    assert asked == [0, 1, 2]  # nothing is compiled where nobody asks for it
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+def test_weights_of_any_type(narrow: bool) -> None:
+    """C reads them as float32."""
+    hidden, weight, targets, weights = problem(30, 8, 50)
+    counted = weights < 0.5
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        plain, *others = (
+            value_and_gradients(linear_cross_entropy, (hidden, weight, targets, each))
+            for each in (counted.float(), counted, counted.double(), counted.long())
+        )
+    for other in others:
+        assert all(map(torch.equal, plain, other))
 
 
 def test_without_gradients_only_the_value_is_made() -> None:

@@ -23,7 +23,14 @@ from tiny_runs import LS, leaves, same_weights, stop_at, tiny_loader, tiny_model
 
 import mobilellm.train.state
 from mobilellm.model.transformer import MobileLLM
-from mobilellm.train.checkpoint_files import RunState, checkpoints, drop_old, only_run
+from mobilellm.train.checkpoint_files import (
+    RunState,
+    checkpoints,
+    drop_old,
+    only_run,
+    read_state,
+    write_state,
+)
 from mobilellm.train.distributed import World
 from mobilellm.train.loop import run_identity
 from mobilellm.train.optim import adamw, build_optimizer
@@ -366,6 +373,25 @@ def flippable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return path, (path / WEIGHTS).read_bytes()
 
 
+def test_every_flipped_bit_of_the_state(tmp_path: Path) -> None:
+    """A step, a loss or a place in the data with another digit is as good a number as the right one."""
+    path = save(tmp_path, 5)
+    content = (path / "state.json").read_bytes()
+    written = json.loads(content)
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            (path / "state.json").write_bytes(changed)
+            try:
+                values = json.loads(changed)
+            except ValueError:
+                values = None  # refused as no JSON
+            if values != written:
+                with pytest.raises(ValueError, match="damaged checkpoint"):
+                    read_state(path)
+
+
 @pytest.mark.parametrize("what", ["extra", "nothing", "a path", "a list"])
 def test_other_files_than_the_state_names(tmp_path: Path, what: str) -> None:
     path = save(tmp_path, 5)
@@ -417,9 +443,8 @@ def test_other_tensors(tmp_path: Path, kind: str, how: str) -> None:
         if how != "missing":
             tensors[f"{kind}.other.exp_avg"] = tensor
     safetensors.torch.save_file(tensors, path / WEIGHTS)
-    values = json.loads((path / "state.json").read_text())
-    values["files"][WEIGHTS] = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
-    (path / "state.json").write_text(json.dumps(values))
+    state, _ = read_state(path)
+    write_state(path, state, {WEIGHTS: hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()})
     words = {"missing": "it lacks", "misshaped": name.removeprefix("model.")}
     refused(path, words.get(how, ""))
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilellm import gguf_model, hub
+from mobilellm import gguf_model, gguf_tokenizer, hub
 from mobilellm.bench.contestant import KINDS, RUNTIME, kv_cache_of
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import Roles
 from mobilellm.installation import missing_packages
-from mobilellm.layouts import read_config_file
+from mobilellm.model_directory import read_config_file
 from mobilellm.runtime.bench import describe
 from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.runtime.random_model import shape_and_type, write_random_model
@@ -159,8 +159,8 @@ def write_unrolled(source: Path, target: Path) -> None:
 
     roles = Roles(file.tensors["blk.0.attn_q.weight"].type, file.tensors["token_embd.weight"].type)
     gguf_model.write_model(
-        target, config.unrolled(), lambda name: weight(shared(name)), gguf_model.read_tokenizer(file), roles,
-        source.stem, gguf_model.chat_template(file),
+        target, config.unrolled(), lambda name: weight(shared(name)), gguf_tokenizer.read_tokenizer(file),
+        roles, source.stem, gguf_tokenizer.read_chat_template(file),
     )  # fmt: skip
     written = read_gguf(target)
     for name in written.tensors:
@@ -195,5 +195,5 @@ def write_directory(source: Path, directory: Path, dtype: str | None = None) -> 
         for name, _ in model.named_parameters()
     }
     model.load_state_dict(weights, assign=True)
-    checkpoint.save(directory, model, gguf_model.read_tokenizer(file))
+    checkpoint.save(directory, model, gguf_tokenizer.read_tokenizer(file))
     return dtype

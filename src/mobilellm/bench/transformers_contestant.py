@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from mobilellm.bench.torch_contestant import torch_about
-from mobilellm.layouts import read_config_file
+from mobilellm.model_directory import read_config_file
 from mobilellm.runtime.bench import fed_tokens
 
 

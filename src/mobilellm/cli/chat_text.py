@@ -40,8 +40,8 @@ class ChatText:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's own. Raises what reading it raises."""
-        from mobilellm.layouts import read_config_file
         from mobilellm.model.api import read_tokenizer
+        from mobilellm.model_directory import read_config_file
 
         tokenizer = read_tokenizer(self._source, read_config_file(self._source).config)
         if tokenizer is None:

@@ -29,9 +29,9 @@ def complaint(box: str, verb: str, typed: Sequence[str]) -> str:
     if text.startswith("Missing from ") and _at_the_flags(said):
         what = _missing(said, others)
     elif text.startswith("Unrecognized"):
-        what = _unknown(said, others, typed)
+        what = _unknown(said, others, typed, program)
     else:
-        what = _in_our_words(text)
+        what = _in_our_words(text, program)
     return _told(what, program)
 
 
@@ -109,7 +109,7 @@ def _missing(said: Sequence[str], others: Sequence[Sequence[str]]) -> str:
     return f"{needed}; {flags[0]} is not known{perhaps(flags[0], [each.split()[0] for each in names])}"
 
 
-def _unknown(said: Sequence[str], others: Sequence[Sequence[str]], typed: Sequence[str]) -> str:
+def _unknown(said: Sequence[str], others: Sequence[Sequence[str]], typed: Sequence[str], program: str) -> str:
     applied = [found[1] for line in said if (found := re.match(r" *(\S+) \(applied to ", line))]
     text = " ".join(line.strip() for line in said)
     tokens = applied or text.partition(": ")[2].split(", ")
@@ -117,7 +117,8 @@ def _unknown(said: Sequence[str], others: Sequence[Sequence[str]], typed: Sequen
     for each in others_said:
         if each.startswith("Available subcommands: ") and not tokens[0].startswith("-"):
             names = each.partition(": ")[2].split(", ")
-            return f"{tokens[0]!r} is not one of {', '.join(names)}{perhaps(tokens[0], names)}"
+            meant = perhaps(tokens[0], names) or f"; name one first: {program} {names[0]} {tokens[0]}"
+            return f"{tokens[0]!r} is not one of {', '.join(names)}{meant}"
     flags = [token for token in tokens if token.startswith("-")]
     if not flags:
         are = "is" if len(tokens) == 1 else "are"
@@ -137,7 +138,7 @@ def _likeliest(flag: str, others: Sequence[Sequence[str]]) -> str:
     return perhaps(flag, others_than_it) or (f", did you mean {others_than_it[0]}?" if others_than_it else "")
 
 
-def _in_our_words(text: str) -> str:
+def _in_our_words(text: str, program: str) -> str:
     of_a_number = (
         r"Error parsing (\S+): (?:invalid literal for (int\(\))|could not convert string to (float))"
     )
@@ -153,7 +154,10 @@ def _in_our_words(text: str) -> str:
         choices = sorted(each for each in re.findall(r"'([^']*)'", found[3]) if each != "None")
         return f"{found[2]} {found[1]!r} must be {_listed(choices, 'or')}{perhaps(found[1], choices)}"
     if found := re.match(r"Missing value for argument '(.*)'\. Expected 1 values\.", text):
-        return f"{found[1]} needs a value"
+        name, typed_as_flag = found[1].upper(), not found[1].startswith("-")
+        return (
+            f"{name} goes without a flag: {program} {name}" if typed_as_flag else f"{found[1]} needs a value"
+        )
     if found := re.match(r"Expected one of \{(.*)\}\.", text):
         return f"needs one of {found[1]}"
     return text

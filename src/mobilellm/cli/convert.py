@@ -35,8 +35,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     from mobilellm.atomic import check_destination
-    from mobilellm.layouts import not_a_model_directory
     from mobilellm.model.convert import convert
+    from mobilellm.model_directory import not_a_model_directory
 
     check_destination(arguments.destination, arguments.overwrite, not_a_model_directory)
     done = convert(

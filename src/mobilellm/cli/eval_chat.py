@@ -48,10 +48,10 @@ class Chat:
 
 
 def run_chat(arguments: Chat) -> None:
-    names = file_names("chat", arguments.models, (arguments.json,))
+    names = file_names("eval chat", arguments.models, (arguments.json,))
     check_output(arguments.sheet, check_file_writable)
     if arguments.data is None:
-        raise ValueError("chat: --data names no file of conversations")
+        raise ValueError("eval chat: --data names no file of conversations")
     if arguments.sheet_prompts < 1:
         raise ValueError(f"sheet_prompts = {arguments.sheet_prompts} must be at least 1")
     from mobilellm.cli.tables import print_notes

@@ -39,7 +39,7 @@ class Compare:
 
 def run_compare(arguments: Compare) -> None:
     if len(arguments.records) < 2:
-        raise ValueError(f"compare: {len(arguments.records)} record is named; name at least two")
+        raise ValueError(f"eval compare: {len(arguments.records)} record is named; name at least two")
     held = _named([read(path) for path in arguments.records], arguments.records)
     comparisons = [
         compare(held[0], other, arguments.metric, arguments.samples, arguments.seed) for other in held[1:]

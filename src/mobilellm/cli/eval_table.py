@@ -65,7 +65,7 @@ def run_table(
     `open_model` and `evaluate` are what opens and scores a model, by default as `eval zero-shot` does.
     """
     if arguments.limit is not None and arguments.limit < 1:
-        raise ValueError(f"table: limit = {arguments.limit} must be at least 1")
+        raise ValueError(f"eval table: limit = {arguments.limit} must be at least 1")
     if arguments.data_dir is not None and not arguments.data_dir.is_dir():
         raise FileNotFoundError(f"{arguments.data_dir}: no such folder; --data-dir names that of the tasks")
     check_output(arguments.json, check_file_writable)
@@ -91,7 +91,7 @@ def run_table(
             print_notes([f"Written: {files[0]}"])
     if failed:
         raise ValueError(
-            f"table: {len(failed)} of {len(asked)} models could not be scored: {', '.join(failed)}"
+            f"eval table: {len(failed)} of {len(asked)} models could not be scored: {', '.join(failed)}"
         )
 
 

@@ -44,9 +44,11 @@ class Tools:
 
 
 def run_tools(arguments: Tools) -> None:
-    names = file_names("tools", arguments.models, (arguments.json, arguments.answers))
+    names = file_names("eval tools", arguments.models, (arguments.json, arguments.answers))
     if not arguments.data:
-        raise ValueError("tools: --data names no file of questions; it takes BFCL files and conversations")
+        raise ValueError(
+            "eval tools: --data names no file of questions; it takes BFCL files and conversations"
+        )
     from mobilellm.eval.tools import evaluate_tools, read_tool_data
 
     data = read_tool_data(arguments.data, arguments.held_out, arguments.limit)

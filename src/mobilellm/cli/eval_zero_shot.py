@@ -47,7 +47,7 @@ class ZeroShot:
 
 
 def run_zero_shot(arguments: ZeroShot) -> None:
-    names = file_names("zero-shot", arguments.models, (arguments.json, arguments.log_likelihoods))
+    names = file_names("eval zero-shot", arguments.models, (arguments.json, arguments.log_likelihoods))
     tasks = [name for name in re.split(r"[,\s]+", arguments.tasks or "") if name]
     if arguments.tasks is not None and not tasks:
         raise ValueError("tasks = '' names none; leave --tasks out for the eight")

@@ -42,6 +42,7 @@ def default_arguments(rest: Sequence[str]) -> Arguments:
     recipe = with_tables(recipe, train.tables_named(rest))
     if rest and not rest[0].startswith("-"):
         recipe = replace(recipe, model=replace(recipe.model, init_from=Path(rest[0])))
+        train.refuse_texts(f"finetune {rest[0]}", rest[1:], "--chat.train FILE")
         return Arguments(model=rest[0], settings=recipe)
     if {"-h", "--help"} & set(rest):
         return Arguments(model="MODEL", settings=recipe)

@@ -16,6 +16,7 @@ from typing import Any, TextIO, cast
 
 from mobilellm import __version__
 from mobilellm.cli.complaints import perhaps
+from mobilellm.cli.guesses import command_for
 from mobilellm.cli.parse import parse
 from mobilellm.installation import EXTRAS, extras_with, install_command
 
@@ -98,6 +99,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"mobilellm {__version__}")
     elif arguments[0] not in VERBS:
         verb = arguments[0]
+        if (meant := command_for(verb)) is not None:
+            return _fail(f"{verb!r} is not a command; what does it is: {meant}")
         return _fail(
             f"{verb!r} is not a command{perhaps(verb, VERBS) or ';'} commands are {', '.join(VERBS)}"
         )

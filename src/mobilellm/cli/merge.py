@@ -39,15 +39,15 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     from mobilellm import hub
     from mobilellm.atomic import check_destination
-    from mobilellm.layouts import not_a_model_directory
     from mobilellm.licence import licence_files
     from mobilellm.model import checkpoint
     from mobilellm.model.adapter_files import merge_adapter
+    from mobilellm.model_directory import CONFIG, not_a_model_directory
 
     check_destination(arguments.out, arguments.overwrite, not_a_model_directory)
     dtype = checkpoint.torch_dtype(arguments.dtype)
     directory = hub.resolve(arguments.adapter, _say)
-    if not hub.is_adapter(directory) and (directory / "config.json").is_file():
+    if (directory / CONFIG).is_file():
         raise ValueError(f"{arguments.adapter}: is a whole model already; there is nothing to merge")
     done = merge_adapter(directory, arguments.model, _say)
     checkpoint.save(

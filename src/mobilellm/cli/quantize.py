@@ -114,7 +114,7 @@ def run(arguments: Arguments) -> None:
 
 def _check_out(out: Path, arguments: Arguments, in_gguf: bool) -> None:
     from mobilellm.atomic import check_destination, check_writable
-    from mobilellm.layouts import not_a_model_directory
+    from mobilellm.model_directory import not_a_model_directory
 
     if out.suffix != ".gguf":
         check_destination(out, arguments.overwrite, not_a_model_directory)

@@ -38,11 +38,11 @@ def load_source(source: str) -> tuple[LoadedModel, Path]:
 
 def stored_fingerprint(directory: Path, tokenizer: Tokenizer | None) -> str | None:
     """Of the model as it lies there, as an export tells its source; None for what cannot be exported."""
-    from mobilellm import hub
     from mobilellm.model import checkpoint
     from mobilellm.model.tensor_files import fingerprint
+    from mobilellm.model_directory import is_adapter
 
-    if tokenizer is None or hub.is_adapter(directory):
+    if tokenizer is None or is_adapter(directory):
         return None
     return fingerprint(checkpoint.read_weights(directory, on_demand=True).tensors, tokenizer)
 

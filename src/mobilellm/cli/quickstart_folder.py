@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.atomic import atomic_write, foreign_file, hold
-from mobilellm.layouts import not_a_model_directory
+from mobilellm.model_directory import not_a_model_directory
 from mobilellm.train.checkpoint_files import checkpoints, step_of
 from mobilellm.train.metrics import Record, read_metrics
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mobilellm.config import ModelConfig
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import read_config
-from mobilellm.layouts import read_config_file
+from mobilellm.model_directory import model_in, read_config_file
 from mobilellm.presets import preset, preset_names
 
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.pte", "*.onnx")
@@ -47,8 +47,7 @@ def find_subject(name: str) -> Subject:
         return Subject(name, config, path, kind, files={path.name: path.stat().st_size})
     if path.is_file() and path.suffix != ".json":
         raise FileNotFoundError(f"{name}: is no model; name a model directory, a run or a .gguf file")
-    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-        path /= "model"
+    path = model_in(path) if path.is_dir() else path
     described = read_config_file(path)
     directory = path if path.is_dir() else path.parent
     files = {file.name: file.stat().st_size for pattern in _WEIGHT_FILES for file in directory.glob(pattern)}

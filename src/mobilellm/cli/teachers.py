@@ -38,7 +38,7 @@ def open_teacher(
         return _gguf(source, dtype, tokenizer, say)
     from mobilellm import hub
     from mobilellm.config import ConfigError
-    from mobilellm.layouts import read_config_file
+    from mobilellm.model_directory import read_config_file
 
     dtype = dtype or "float32"
     directory = hub.resolve(source, say)
@@ -61,8 +61,8 @@ def look_at_teacher(source: str, dtype: str | None, tokenizer: Tokenizer | None,
         return _look_at_gguf(source, dtype, tokenizer)
     from mobilellm import hub
     from mobilellm.config import ConfigError
-    from mobilellm.layouts import read_config_file
     from mobilellm.model import checkpoint
+    from mobilellm.model_directory import read_config_file
 
     directory = hub.resolve(source, say)
     theirs = _tokenizer(source, directory)
@@ -78,12 +78,12 @@ def look_at_teacher(source: str, dtype: str | None, tokenizer: Tokenizer | None,
 
 
 def _look_at_gguf(source: str, dtype: str | None, tokenizer: Tokenizer | None) -> TeacherShape:
-    from mobilellm import gguf_model
+    from mobilellm import gguf_model, gguf_tokenizer
     from mobilellm.gguf import read_gguf
 
     _check_dtype_of_gguf(source, dtype)
     file = read_gguf(source)
-    theirs = gguf_model.read_tokenizer(file)
+    theirs = gguf_tokenizer.read_tokenizer(file)
     if tokenizer is not None:
         _check_tokenizer(source, theirs, tokenizer)
     size = sum(tensor.nbytes for tensor in file.tensors.values())

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 REQUEUE = 75
 """Exit code when a scheduler asked to stop (SIGTERM, SIGUSR1): EX_TEMPFAIL of sysexits.h, start me again."""
+_NO_FLAGS_OF_TEXTS = ("--data", "--train", "--dataset", "--text", "--train-data", "--train-file")
 in_flags = recipe_flags.in_flags  # by which main tells what went wrong
 
 
@@ -66,19 +67,44 @@ def default_arguments(rest: Sequence[str]) -> Arguments:
     """Arguments with the recipe's values, which flags then override."""
     if rest and not rest[0].startswith("-"):
         recipe = with_tables(recipe_named(rest[0]), tables_named(rest))
+        flag = "--data.train SHARDS" if recipe.chat is None else "--chat.train FILE"
+        refuse_texts(f"train {rest[0]}", rest[1:], flag)
         return Arguments(recipe=rest[0], settings=recipe)
     if {"-h", "--help"} & set(rest):
         return Arguments(recipe="tiny-cpu", settings=load_recipe("tiny-cpu"))
+    for word in rest:
+        _refuse_folder(word)
     raise ValueError(f"train: name a recipe first: {', '.join(recipe_names())}, or a TOML file")
 
 
 def recipe_named(name: str) -> Recipe:
     """`load_recipe`, with the recipe that was likely meant where there is none of that name."""
+    _refuse_folder(name)
     try:
         return load_recipe(name)
     except FileNotFoundError as error:
         what, known = str(error).split(";", 1)
         raise FileNotFoundError(f"{what}{perhaps(name, recipe_names()) or ';'}{known}") from None
+
+
+def _refuse_folder(name: str) -> None:
+    """A run named in place of its recipe."""
+    if name not in recipe_names() and (Path(name) / "recipe.toml").is_file():
+        run = shlex.quote(name.rstrip("/") or name)
+        raise ValueError(
+            f"{name}: is a run; it goes on with: {program()} train {run}/recipe.toml --out {run}"
+        )
+
+
+def refuse_texts(command: str, rest: Sequence[str], flag: str) -> None:
+    """What is trained on, named without its flag or by another."""
+    word = next(iter(rest), "")
+    other = next((each for each in rest if each.partition("=")[0] in _NO_FLAGS_OF_TEXTS), "")
+    if (word and not word.startswith("-")) or other:
+        raise ValueError(
+            f"{command.partition(' ')[0]}: {other.partition('=')[0] or word} names nothing to train on; "
+            f"that is: mobilellm {command} {flag}"
+        )
 
 
 def tables_named(rest: Sequence[str]) -> set[str]:

@@ -84,7 +84,10 @@ def read_index(directory: Path, may_be_empty: bool = False) -> ShardIndex:
     """The index of a folder of shards. Raises FileNotFoundError or ShardError."""
     file = directory / "index.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{directory}: no index.json there; it is not a folder of shards")
+        raise FileNotFoundError(
+            f"{directory}: no index.json there; it is no folder of shards "
+            "(mobilellm prepare TEXT --tokenizer DIR --out FOLDER makes one)"
+        )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

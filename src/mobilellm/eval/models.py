@@ -16,9 +16,9 @@ from mobilellm.artefacts.opening import artefact_directory
 from mobilellm.config import ConfigError
 from mobilellm.eval.interface import LanguageModel
 from mobilellm.installation import install_command, missing_packages
-from mobilellm.layouts import read_config_file
 from mobilellm.model.api import load
 from mobilellm.model.checkpoint import check_fit
+from mobilellm.model_directory import is_adapter, read_config_file
 from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ def open_model(
         raise ValueError(f"backend = {backend!r} is not known; choose one of {', '.join(BACKENDS)}")
     say = _once(say)  # both the description and the weights of a Hub repository are announced
     directory = hub.resolve(source, say, revision, hub.DESCRIPTION)
-    known = backend != "auto" or hub.is_adapter(directory)
+    known = backend != "auto" or is_adapter(directory)
     reason = "" if known else _why_not_ours(directory, str(source))
     if backend == "mobilellm" or (backend == "auto" and not reason):
         return _ours(source, dtype, device, revision, tokens_at_once, say)

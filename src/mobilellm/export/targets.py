@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from mobilellm.atomic import made_of
 from mobilellm.installation import install_command, missing_packages
-from mobilellm.layouts import not_a_model_directory
+from mobilellm.model_directory import not_a_model_directory
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig

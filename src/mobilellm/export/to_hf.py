@@ -18,10 +18,10 @@ from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source, growth_note, stored_name
 from mobilellm.export.stock_transformers import stock_transformers
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
-from mobilellm.layouts import read_config_file
 from mobilellm.licence import licence_files
 from mobilellm.model import checkpoint
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.model_directory import read_config_file
 from mobilellm.tokenizer import EOS_ID
 
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

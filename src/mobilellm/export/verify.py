@@ -16,16 +16,11 @@ from typing import Any
 from mobilellm import __version__
 from mobilellm.atomic import atomic_write
 from mobilellm.environment import environment
+from mobilellm.export.answer_checks import answer_checks, chat_checks, stop_check
 from mobilellm.export.arithmetic import float_logits
 from mobilellm.export.check import Check
-from mobilellm.export.comparisons import (
-    Fidelity,
-    answer_checks,
-    chat_checks,
-    fidelity,
-    inventory_checks,
-    stop_check,
-)
+from mobilellm.export.fidelity import Fidelity, fidelity
+from mobilellm.export.inventory_checks import inventory_checks
 from mobilellm.export.questions import Answers, Floats, Questions, ask
 from mobilellm.export.source import Source
 from mobilellm.export.targets import Options, Target, final_name

@@ -23,9 +23,10 @@ from mobilellm.model import checkpoint
 from mobilellm.model.adapters import fingerprint, merged
 from mobilellm.model.tensor_files import CheckpointError, read_safetensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.model_directory import ADAPTER_CONFIG
 from mobilellm.tokenizer import Tokenizer
 
-CONFIG, TENSORS = hub.ADAPTER_CONFIG, "adapter_model.safetensors"
+CONFIG, TENSORS = ADAPTER_CONFIG, "adapter_model.safetensors"
 _FINGERPRINT = "mobilellm_base_sha256"
 _PREFIX = "base_model.model."
 _HARMLESS = (True, False, "gaussian", "eva", "orthogonal")

@@ -16,6 +16,7 @@ from mobilellm.config import ModelConfig
 from mobilellm.model import checkpoint
 from mobilellm.model.generate import generate_tokens
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.model_directory import is_adapter
 from mobilellm.sampling import Sampling
 from mobilellm.tokenizer import Tokenizer
 
@@ -76,7 +77,7 @@ def load(
     wanted = checkpoint.torch_dtype(dtype) if dtype else None
     checkpoint.check_device(device)
     directory = hub.resolve(source, say, revision)
-    if hub.is_adapter(directory):
+    if is_adapter(directory):
         return _load_adapter(directory, source, wanted, device, say)
     weights = checkpoint.read_weights(directory)
     tokenizer = read_tokenizer(directory, weights.config)

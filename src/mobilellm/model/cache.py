@@ -49,6 +49,15 @@ class KVCache:
                 "make it longer or shorten the text"
             )
 
+    def view(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Positions (T,) or (B, T) of the next `count` tokens and the mask of what they see."""
+        columns = torch.arange(self.length, self.length + count, device=self.keys.device)  # (T,)
+        if self.padding is not None:
+            return _left_padding_view(self.padding, columns)
+        if count == 1 or self.length == 0:
+            return columns, None
+        return columns, torch.arange(self.length + count, device=columns.device) <= columns[:, None]  # (T, S)
+
     def append(self, step: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, D) of one executed step; return all keys and values so far, (B, K, S, D)."""
         start, end = self.length, self.length + keys.shape[2]
@@ -64,3 +73,15 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
+
+
+def _left_padding_view(padding: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) and mask (B, 1, T, S) for rows that begin with padding[b] tokens of padding.
+
+    Padding tokens may look at themselves: a row with nothing to look at would be NaN and spread.
+    """
+    keys = torch.arange(int(columns[-1]) + 1, device=columns.device)
+    positions = (columns - padding[:, None]).clamp(min=0)
+    visible = (keys >= padding[:, None])[:, None, :] & (keys <= columns[:, None])
+    mask = visible | (keys == columns[:, None])
+    return positions, mask[:, None]

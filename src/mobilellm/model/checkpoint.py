@@ -25,10 +25,11 @@ from torch import Tensor
 from mobilellm.atomic import atomic_directory
 from mobilellm.chat_template import TEMPLATE_FILE
 from mobilellm.config import ModelConfig
-from mobilellm.layouts import ConfigFile, config_json, not_a_model_directory, read_config_file
+from mobilellm.layouts import ConfigFile, config_json
 from mobilellm.model.quantized import Quantization, Quantized, attach, is_quantized, read_quantized
 from mobilellm.model.tensor_files import CheckpointError, Selected, read_tensors, some, write_tensors
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.model_directory import not_a_model_directory, read_config_file
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

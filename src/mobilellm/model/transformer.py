@@ -75,10 +75,12 @@ class MobileLLM(nn.Module):
         to (B, 1, T, S) with True where a query may look, serve left padding and the like; `segments` (B, T)
         numbers the documents of packed rows, each of which then stands alone and begins at position 0
         (`document_mask.segmented_view` makes positions and mask of them). With a cache all of these follow
-        from it, and must be left out. `fused` holds the same weights in the layout
-        of `model/fused.py`, for inference. For training, `activation_checkpointing` runs blocks again in
-        backward instead of keeping what they made, and `runner` is a faster way through them
-        (`model/training.py`).
+        from it, and must be left out. `fused` holds the same weights in the layout of `model/fused.py`, for
+        inference. For training, `activation_checkpointing` runs blocks again in backward instead of keeping
+        what they made, and `runner` is a faster way through them (`model/training.py`).
+
+        Raises ValueError for what contradicts itself, and for a batch or length that the cache was not made
+        for, before anything is written to it.
         """
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (batch, length), not empty")
@@ -88,7 +90,7 @@ class MobileLLM(nn.Module):
             if positions is not None or mask is not None or segments is not None:
                 raise ValueError("positions and mask follow from the cache; leave them and segments out")
             cache.reserve(*tokens.shape)
-            positions, view = _cached_view(cache, T, tokens.device)
+            positions, view = cache.view(T)
         elif segments is not None:
             if positions is not None or mask is not None:
                 raise ValueError("positions and mask follow from segments; leave them out")
@@ -280,26 +282,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | Document
         return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view(B, H, 1, D)
     # Without a mask, T == S and attention is causal.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != K)
-
-
-def _cached_view(cache: KVCache, T: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Positions and mask of T new tokens after `cache.length` old ones, left padding respected."""
-    columns = torch.arange(cache.length, cache.length + T, device=device)  # (T,)
-    if cache.padding is None:
-        if T == 1 or cache.length == 0:
-            return columns, None
-        keys = torch.arange(cache.length + T, device=device)
-        return columns, keys <= columns[:, None]  # (T, S)
-    return left_padding_view(cache.padding, columns)
-
-
-def left_padding_view(padding: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) and mask (B, 1, T, S) for rows that begin with padding[b] tokens of padding.
-
-    Padding tokens may look at themselves: a row with nothing to look at would be NaN and spread.
-    """
-    keys = torch.arange(int(columns[-1]) + 1, device=columns.device)
-    positions = (columns - padding[:, None]).clamp(min=0)
-    visible = (keys >= padding[:, None])[:, None, :] & (keys <= columns[:, None])
-    mask = visible | (keys == columns[:, None])
-    return positions, mask[:, None]

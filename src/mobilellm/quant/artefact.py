@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from mobilellm.atomic import atomic_directory
-from mobilellm.layouts import config_json, not_a_model_directory
+from mobilellm.layouts import config_json
 from mobilellm.licence import licence_files
 from mobilellm.model import checkpoint, quantized
 from mobilellm.model.checkpoint import Weights
 from mobilellm.model.quantized import Matrix, Quantized
 from mobilellm.model.tensor_files import CheckpointError, write_tensors
 from mobilellm.model.transformer import MobileLLM
+from mobilellm.model_directory import not_a_model_directory
 from mobilellm.quant.schemes import Scheme
 from mobilellm.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 

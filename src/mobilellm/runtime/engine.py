@@ -20,21 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm import gguf_model
-from mobilellm.config import ModelConfig
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.gguf_blocks import TYPES
-from mobilellm.runtime import native_library
+from mobilellm.runtime import native_library, native_weights
 from mobilellm.runtime.kv_cache import CacheState, Floats, KVCache, KVCacheType, check_cache_type
-from mobilellm.runtime.native_library import CANCELLED, DONE, NO_MEMORY, Library, Shape, Tensor
+from mobilellm.runtime.native_library import CANCELLED, DONE, NO_MEMORY, Library
 from mobilellm.runtime.thread_choice import thread_choices
 
 ISA_VARIABLE = "MOBILELLM_ISA"
 INSTRUCTION_SETS = ("scalar", "avx2", "avxvnni", "avx512vl", "avx512", "neon", "dotprod")
-_MOST_ROWS = 2**31 - 1
-_HEAD_PIECES = 8
-"""In which the head is brought to memory, so that the file's bytes and ours are not there twice."""
-_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-_NORMS = ("attn_norm", "ffn_norm")
 
 
 class CancelledError(Exception):
@@ -61,12 +55,12 @@ class NativeModel:
         self._threads = threads or 1  # those that nobody asked for come later, or are done without
         isa = _checked_isa(isa)
         self.library, self._file, self._process = library, file, os.getpid()
-        tensors = [_tensor(file, name) for name in _tensor_names(self.config)]
-        norms = np.concatenate([file.array(name) for name in _norm_names(self.config)])
+        schedule = np.array(self.config.schedule, np.int32)
+        norms = native_weights.norms(file, self.config)
         error = ctypes.create_string_buffer(256)
-        shape, schedule = _shape(self.config), np.array(self.config.schedule, np.int32)
         self.handle = library.create(
-            ctypes.byref(shape), _address(schedule), (Tensor * len(tensors))(*tensors), _address(norms),
+            ctypes.byref(native_weights.shape(self.config)), _address(schedule),
+            native_weights.matrices(file, self.config), _address(norms),
             TYPES[kv_cache.upper()].number, self._threads, isa.encode(), error, len(error),
         )  # fmt: skip
         if not self.handle:
@@ -76,7 +70,7 @@ class NativeModel:
         self._finalizer = weakref.finalize(self, _destroy, library, self.handle, self._process)
         self._finalizer.atexit = False  # a thread may still be in a call then, and the memory goes anyway
         self._take_threads(self.threads)
-        self._fill()
+        native_weights.fill(library, self.handle, file, self.config)
 
     def new_cache(self, capacity: int | None = None) -> NativeCache:
         """An empty cache for `capacity` tokens, by default the model's context."""
@@ -172,17 +166,6 @@ class NativeModel:
         with self._running:
             return int(self.library.read(self.handle, _address(data), data.nbytes))
 
-    def _fill(self) -> None:
-        """Bring all into the arena, and let go of what the file's pages took meanwhile."""
-        for block in range(self.config.num_layers):
-            self.library.fill(self.handle, block, 0, 1)
-            for name in _MATRICES:
-                _forget(self._file, f"blk.{block}.{name}.weight")
-        for piece in range(_HEAD_PIECES):
-            self.library.fill(self.handle, self.config.num_layers, piece, _HEAD_PIECES)
-            _forget(self._file, _head_name(self.config), (piece + 1) / _HEAD_PIECES)
-        self._file.let_go(0, len(self._file.data))
-
     def _call(self, kind: str, tokens: int, *arguments: Any) -> None:
         """A pass of so many tokens, or the logits after it. Raises what it ended with before its end."""
         with self._running:
@@ -256,6 +239,14 @@ def missing() -> str | None:
     return library if isinstance(library, str) else None
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """Those of `INSTRUCTION_SETS` that this processor and this build have; none where it was not compiled."""
+    library = native_library.load()
+    if isinstance(library, str):
+        return ()
+    return tuple(isa for isa in INSTRUCTION_SETS if library.half(isa.encode(), 0.0) >= 0)
+
+
 def _checked_isa(isa: str | None) -> str:
     isa = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
     if isa and isa not in INSTRUCTION_SETS:
@@ -263,47 +254,6 @@ def _checked_isa(isa: str | None) -> str:
             f"instruction set {isa!r} ({ISA_VARIABLE}) is not known; choose {' or '.join(INSTRUCTION_SETS)}"
         )
     return isa
-
-
-def _tensor_names(config: ModelConfig) -> list[str]:
-    """As native/engine.h wants them."""
-    blocks = [f"blk.{block}.{name}.weight" for block in range(config.num_layers) for name in _MATRICES]
-    return ["token_embd.weight", *blocks, _head_name(config)]
-
-
-def _norm_names(config: ModelConfig) -> list[str]:
-    blocks = [f"blk.{block}.{name}.weight" for block in range(config.num_layers) for name in _NORMS]
-    return [*blocks, "output_norm.weight"]
-
-
-def _head_name(config: ModelConfig) -> str:
-    return "token_embd.weight" if config.tie_word_embeddings else "output.weight"
-
-
-def _tensor(file: GGUF, name: str) -> Tensor:
-    info = file.tensors[name]
-    rows, columns = info.shape
-    if max(rows, columns) > _MOST_ROWS:
-        raise ValueError(
-            f"{file.path}: tensor {name!r} has shape {list(info.shape)}; sides go up to 2^31 - 1"
-        )
-    return Tensor(_address(file.raw(name)), info.type.number, rows, columns)
-
-
-def _shape(config: ModelConfig) -> Shape:
-    return Shape(
-        config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,
-        config.num_kv_heads, config.head_dim, config.num_steps, config.rms_norm_eps, config.rope_theta,
-    )  # fmt: skip
-
-
-def _forget(file: GGUF, name: str, share: float = 1) -> None:
-    """Let the system drop the mapped pages of a tensor's first part from this process's memory.
-
-    They can be read again.
-    """
-    info = file.tensors[name]
-    file.let_go(info.offset, int(info.nbytes * share))
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -18,7 +18,8 @@ from mobilellm.gguf_blocks import TYPES
 from mobilellm.gguf_model import Roles, layout
 from mobilellm.presets import preset
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE
-from mobilellm.tokenizer import Tokenizer, merges_of
+from mobilellm.tokenizer import Tokenizer
+from mobilellm.tokenizer_merges import merges_of
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -44,8 +45,7 @@ def write_random_model(path: Path, shape: str, kind: str) -> None:
 
 def random_weights(config: ModelConfig) -> Callable[[str], NDArray[np.float32]]:
     """A tensor by its checkpoint name: norms are 1, rows of matrices have length 1 on average."""
-    of_numbers = Roles(TYPES["F32"], TYPES["F32"])
-    shapes = {name: stored.shape for name, stored in layout(config, of_numbers)}
+    shapes = {name: stored.shape for name, stored in layout(config)}
 
     def weight(name: str) -> NDArray[np.float32]:
         shape = shapes[name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mobilellm import gguf_model
+from mobilellm import gguf_tokenizer
 from mobilellm.completion import Completion, NewToken, Piece, Until, completions, stream_text
 from mobilellm.gguf import GGUF, read_gguf
 from mobilellm.runtime import engine as native
@@ -248,7 +248,7 @@ def load(
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"engine = {engine!r} is not known; choose auto, native or reference")
     file = read_gguf(path)
-    tokenizer = gguf_model.read_tokenizer(file)
+    tokenizer = gguf_tokenizer.read_tokenizer(file)
     if engine == "auto" and (fault := native.missing()) is not None:
         say(f"the native engine was not compiled ({fault}); the model runs in numpy, many times slower")
         engine = "reference"
@@ -258,4 +258,4 @@ def load(
         runs: Engine = ReferenceModel(file, kv_cache)
     else:
         runs = native.NativeModel(file, threads, kv_cache=kv_cache)
-    return RuntimeModel(runs, tokenizer, str(path), gguf_model.chat_template(file), file)
+    return RuntimeModel(runs, tokenizer, str(path), gguf_tokenizer.read_chat_template(file), file)

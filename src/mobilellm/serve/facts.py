@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.accounting import stored_parameters
+from mobilellm.model_directory import is_adapter, model_in
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.serve.process import memory_bytes
 
@@ -47,8 +48,6 @@ def _file_bytes(path: Path) -> int | None:
     """Of a training run, those of the model in it. None where files lie elsewhere: a Hub id, an adapter."""
     if path.is_file():
         return path.stat().st_size
-    if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
-        path = path / "model"
-    if not path.is_dir() or (path / "adapter").exists() or (path / "adapter_config.json").exists():
+    if not path.is_dir() or is_adapter(directory := model_in(path)):
         return None
-    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    return sum(each.stat().st_size for each in directory.rglob("*") if each.is_file())

@@ -6,6 +6,7 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -86,8 +87,9 @@ def only_run(directory: Path, world: World) -> Iterator[None]:
 
 def write_state(directory: Path, state: RunState, sums: Mapping[str, str]) -> None:
     """Write state.json into a checkpoint, to the disk; `sums` is the sha256 of its files by name."""
+    values = state._asdict() | {"files": dict(sums)}
     with (directory / "state.json").open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(state._asdict() | {"files": dict(sums)}, indent=2) + "\n")
+        stream.write(json.dumps(values | {"sha256": _digest(values)}, indent=2) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
     sync(directory)
@@ -98,6 +100,8 @@ def read_state(directory: Path) -> tuple[RunState, dict[str, str]]:
     file = directory / "state.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+        written = values.pop("sha256", None)  # checkpoints from before it was there go on without
+        digest = _digest(values)
         sums = values.pop("files")
         losses = values.pop("losses", [])  # checkpoints from before there were any go on without
         if type(losses) is not list or not all(type(x) is float and math.isfinite(x) for x in losses):
@@ -108,9 +112,16 @@ def read_state(directory: Path) -> tuple[RunState, dict[str, str]]:
                 raise ValueError(f"{field} in {file.name} must be {kind.__name__}")
         if type(sums) is not dict or not sums or any(Path(name).name != name for name in sums):
             raise ValueError(f"files in {file.name} must name the files beside it")
+        if written not in (None, digest):
+            raise ValueError(f"{file.name} is not what was written (its sha256 differs)")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise damaged(directory, " ".join(str(error).split()) or type(error).__name__) from None
     return state, sums
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """sha256 of what state.json says beside it: a wrong place in the data would pass for a right one."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def difference(path: Path, state: RunState, identity: dict[str, Any]) -> str | None:

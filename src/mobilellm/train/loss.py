@@ -172,7 +172,7 @@ def check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
 class CrossEntropy:
     """weights * (nll + z_loss * logsumexp²); targets and weights (N,)."""
 
-    def __init__(self, targets: Tensor, weights: Tensor, z_loss: float, fused: bool = False) -> None:
+    def __init__(self, targets: Tensor, weights: Tensor, z_loss: float, fused: bool) -> None:
         self._targets, self._weights, self._z_loss, self._fused = targets, weights, z_loss, fused
 
     def value(self, logits: Tensor, part: slice) -> Tensor:

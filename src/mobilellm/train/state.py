@@ -2,7 +2,7 @@
 
 step-00000100/shard-…-model-….safetensors   trained weights as model.NAME, the optimiser's tensors as
                                             optimizer.NAME.KEY, one file a process
-step-00000100/state.json                    RunState, and the sha256 of every file
+step-00000100/state.json                    RunState, and the sha256 of every file and of itself
 
 The tensors are written and read by torch.distributed.checkpoint, in safetensors: a run goes on with any
 number of processes, sharded or not. Random numbers are not stored: those of a step follow from seed, step

@@ -112,6 +112,6 @@ class LogChoice:
 
 def _stored_config(source: Path) -> ModelConfig:
     from mobilellm import hub
-    from mobilellm.layouts import read_config_file
+    from mobilellm.model_directory import read_config_file
 
     return read_config_file(hub.resolve(source, lambda notice: None)).config

@@ -200,6 +200,26 @@ void quantise() {
   expect(right_bytes[4 * kBlock] == 0 && right_bytes[4 * kBlock + 1] == 2, "halves to even", 0, right_bytes[4 * kBlock], 0);
 }
 
+// What is infinite or no number at one place of a block makes every product with that block no number.
+void lost_numbers(Product Kernels::*product, int bytes, const char* what) {
+  constexpr int kColumns = 2 * kBlock;
+  const Panel panel = panel_of(numbers_at(1, bytes) + bytes);
+  for (size_t i = 0; i < numbers_at(1, bytes) + bytes; ++i) panel[i] = uint8_t(whole(0, 0x7B));  // scales are finite
+  for (float lost : {NAN, -NAN, INFINITY, -INFINITY}) {
+    for (int place = 0; place < kColumns; ++place) {
+      Tokens x(3, kColumns);
+      x.values[size_t(kColumns) + place] = lost;
+      tested->quantise(x.values.data(), kColumns, 0, 3, x.inputs.bytes);
+      std::vector<float> out(3 * kPanelRows);
+      (tested->*product)(panel.get(), kColumns, x.inputs, 0, 3, out.data());
+      for (int i = 0; i < 3 * kPanelRows; ++i) {
+        const bool is_lost = i / kPanelRows == 1;
+        expect(is_lost ? std::isnan(out[i]) : std::isfinite(out[i]), what, place, out[i], is_lost ? lost : 0);
+      }
+    }
+  }
+}
+
 const uint8_t* bytes_of(const std::vector<uint16_t>& numbers) {
   return reinterpret_cast<const uint8_t*>(numbers.data());
 }
@@ -329,6 +349,8 @@ void compare(const Kernels* kernels, const char* how) {
   norms_and_gates();
   rotate();
   quantise();
+  lost_numbers(&Kernels::q8_0, kPanelRows * 32, "q8_0 of what is no number");
+  lost_numbers(&Kernels::q4_0, kPanelRows * 16, "q4_0 of what is no number");
   attention();
   attention_in_bytes();
   halves();

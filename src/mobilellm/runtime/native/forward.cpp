@@ -201,9 +201,7 @@ class Forward : public AttentionPass {
     uint16_t halves[kPanelRows];
     m_.kernels.quantise(numbers, kBlock, 0, 1, {bytes, scales, &negated, 1});
     m_.kernels.halve(scales, halves);
-    bool none = halves[0] == kInfinite;  // of the largest a NaN may have been left out
-    for (int i = 0; i < kBlock; ++i) none |= numbers[i] != numbers[i];
-    if (none) halves[0] = kInfinite, std::memset(bytes, 0, sizeof bytes);
+    if ((halves[0] & 0x7FFF) >= kInfinite) halves[0] = kInfinite, std::memset(bytes, 0, sizeof bytes);
     if (keys) {
       row.sequence->key_run(step, head, row.position, run).put(halves, bytes);
     } else {

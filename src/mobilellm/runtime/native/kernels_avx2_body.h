@@ -22,6 +22,21 @@ inline chars narrowed(ints v) {
 
 inline floats fused(floats a, floats b, floats c) { return floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
 
+// The upper half joined with the lower, and so on: what the compiler makes of `folded` takes half as long again.
+template <typename Join>
+inline int32_t folded_in_registers(ints v, const Join& join) {
+  __m128i four = join(_mm256_castsi256_si128(__m256i(v)), _mm256_extracti128_si256(__m256i(v), 1));
+  four = join(four, _mm_shuffle_epi32(four, 0x4E));
+  return _mm_cvtsi128_si32(join(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+
+inline int32_t sum(ints v) {
+  return folded_in_registers(v, [](__m128i a, __m128i b) { return _mm_add_epi32(a, b); });
+}
+inline int32_t largest_of(ints v) {
+  return folded_in_registers(v, [](__m128i a, __m128i b) { return _mm_max_epi32(a, b); });
+}
+
 inline shorts halved(floats v) { return shorts(_mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT)); }
 
 inline floats swapped(floats v) { return floats(_mm256_permute_ps(__m256(v), 0xB1)); }

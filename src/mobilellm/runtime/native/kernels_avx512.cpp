@@ -23,6 +23,7 @@ inline floats fused(floats a, floats b, floats c) { return floats(_mm512_fmadd_p
 inline float sum(floats v) { return _mm512_reduce_add_ps(__m512(v)); }
 inline int32_t sum(ints v) { return _mm512_reduce_add_epi32(__m512i(v)); }
 inline float largest_of(floats v) { return _mm512_reduce_max_ps(__m512(v)); }
+inline int32_t largest_of(ints v) { return _mm512_reduce_max_epi32(__m512i(v)); }
 
 inline shorts halved(floats v) { return shorts(_mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT)); }
 
@@ -55,11 +56,12 @@ struct Eight {  // w + 128: the sign bit turned
 struct Four {  // nibbles: w + 8
   static constexpr int bytes = 256, offset_bits = 3;
   template <int N>
-  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums, const uint8_t*) {
+  static inline void block(const uint8_t* weights, const int8_t* x, __m512i* sums, const uint8_t* ahead) {
     const __m512i mask = _mm512_set1_epi8(15);
     __m512i highs[N] = {};
 #pragma GCC unroll 4
     for (int group = 0; group < 4; ++group) {
+      if (N == kTile && ahead) __builtin_prefetch(ahead + group * 64, 0, 2);
       __m512i w = bytes64(weights + group * 64);
       asm("" : "+v"(w));  // loaded once, for units that load are what a single token's product lacks
       const __m512i low = _mm512_and_si512(w, mask);

@@ -145,12 +145,13 @@ inline void quantise_one(const float* x, int columns, int token, const Bytes& by
   const auto [numbers, scales, negated, tokens] = bytes;  // a copy: bytes that are written might be anything's
   size_t at = size_t(token);
   for (int done = 0; done < columns; done += kBlock, x += kBlock, at += tokens) {
-    floats largest = {};
+    ints largest = {};  // of bits as whole numbers: infinity's are more than any number's, and those of no number still more
     for (int i = 0; i < kBlock; i += kLanes) {
-      const floats value = read<floats>(x + i);
-      largest = larger(largest, larger(value, -value));
+      const ints magnitude = read<ints>(x + i) & 0x7FFFFFFF;
+      largest = magnitude > largest ? magnitude : largest;
     }
-    const float scale = largest_of(largest) / 127.0f;
+    const int32_t bits = largest_of(largest);
+    const float scale = read<float>(&bits) / 127.0f;
     const floats inverse = all(scale > 1e-30f ? 1 / scale : 0.0f);  // infinite for the smallest
     ints total = {};
     for (int i = 0; i < kBlock; i += kLanes) {
@@ -160,7 +161,7 @@ inline void quantise_one(const float* x, int columns, int token, const Bytes& by
       __builtin_memcpy(numbers + at * kBlock + i, &narrow, sizeof narrow);
       total -= __builtin_convertvector(narrow, ints);  // bounded whatever x was, where `whole` is not
     }
-    scales[at] = scale;
+    scales[at] = scale + (scale - scale);  // no number where it is infinite: bytes say nothing of the rest
     negated[at] = sum(total);
   }
 }

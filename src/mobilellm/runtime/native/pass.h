@@ -86,6 +86,7 @@ class Pass {
 
   // One panel's product; `next` is a matrix that is read after this one and fetched meanwhile, or null.
   void product(const Matrix& matrix, int panel, Inputs x, int first, int tokens, float* results, const Matrix* next) {
+    if (!few()) x.ahead = matrix.panel(panel) + matrix.panel_bytes;
     if (next && next->type == matrix.type && next->columns == matrix.columns) x.ahead = next->panel(panel);
     m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
   }

@@ -1,14 +1,13 @@
-"""The comparisons that every artefact has to pass. Each check has a name, a figure and a bar."""
+"""What an artefact answers in its own runtime, beside what its source says: checks, each with a bar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mobilellm.export.check import Check, count_check
+from mobilellm.export.fidelity import Fidelity
 from mobilellm.export.questions import Answers, Floats, Questions
 from mobilellm.export.targets import Inventory
 from mobilellm.tokenizer import Tokenizer
@@ -20,64 +19,6 @@ Another order of sums, keys and values in float16 and inputs in 8 bits make 0.03
 layout makes 0.5."""
 CACHE_BAR = 0.05
 COST_FACTOR, COST_FLOOR = 1.25, 1e-3
-BYTES_BAR = 0.01
-_METADATA_BYTES = 4096
-
-
-def inventory_checks(found: Inventory, expected: Inventory) -> list[Check]:
-    """What lies in the artefact, without running it."""
-    config, wanted = asdict(found.config), asdict(expected.config)
-    runs = {"initializer_range", "tie_word_embeddings"}  # not stored everywhere; a check of its own
-    differing = [
-        f"{name} is {config[name]}, the source's {wanted[name]}"
-        for name in wanted
-        if name not in runs and not _same(config[name], wanted[name])
-    ]
-    off = abs(found.bytes - expected.bytes) - _METADATA_BYTES
-    return [
-        count_check("configuration", "fields", differing, "every field is the source's"),
-        count_check("tied head", "heads", _head_faults(found, expected), "as in the source"),
-        _tensor_check(found, expected),
-        _type_check(found, expected),
-        Check(
-            "bytes", max(0.0, off / expected.bytes), BYTES_BAR, "of the prediction",
-            f"{found.bytes:,} B, predicted {expected.bytes:,} B",
-        ),
-    ]  # fmt: skip
-
-
-class Fidelity(NamedTuple):
-    """How far next-token distributions are from the source's, over the windows."""
-
-    kl: float
-    """Mean KL(source ‖ artefact), nats a token."""
-    cost: float
-    """The same of the reference arithmetic: what the scheme itself costs."""
-    agreement: float
-    """Share of tokens where both would say the same next token."""
-    perplexity: float
-    source_perplexity: float
-    origin_kl: float | None = None
-    """As `kl`, from what a quantised source was made of; None where that was not at hand."""
-
-
-def fidelity(
-    answers: Answers,
-    questions: Questions,
-    source: Sequence[Floats],
-    reference: Sequence[Floats],
-    origin: Sequence[Floats] = (),
-) -> Fidelity:
-    theirs, ours = _log_softmax(np.concatenate(answers.logits)), _log_softmax(np.concatenate(source))
-    rounded = _log_softmax(np.concatenate(reference))
-    return Fidelity(
-        kl=_kl(ours, theirs),
-        cost=_kl(ours, rounded),
-        agreement=float((ours.argmax(1) == theirs.argmax(1)).mean()),
-        perplexity=_perplexity(theirs, questions.windows),
-        source_perplexity=_perplexity(ours, questions.windows),
-        origin_kl=_kl(_log_softmax(np.concatenate(origin)), theirs) if origin else None,
-    )
 
 
 def answer_checks(
@@ -170,45 +111,6 @@ def _prompt_faults(found: Sequence[int] | None, wanted: Sequence[int]) -> list[s
     return [f"{len(found)} ids, of the source {len(wanted)}; they differ from the {place + 1}th on"]
 
 
-def _head_faults(found: Inventory, expected: Inventory) -> list[str]:
-    if found.config.tie_word_embeddings == expected.config.tie_word_embeddings:
-        return []
-    words = {True: "tied to the embedding", False: "a matrix of its own"}
-    return [
-        f"the head is {words[found.config.tie_word_embeddings]}, in the source "
-        f"{words[expected.config.tie_word_embeddings]}"
-    ]
-
-
-def _tensor_check(found: Inventory, expected: Inventory) -> Check:
-    there, wanted = found.tensors, expected.tensors
-    faults = [f"{name} is missing" for name in wanted if name not in there]
-    faults += [f"{name} is too much" for name in there if name not in wanted]
-    faults += [
-        f"{name} has shape {list(there[name].shape)}, expected {list(wanted[name].shape)}"
-        for name in wanted
-        if name in there and there[name].shape != wanted[name].shape
-    ]
-    return count_check("tensors", "tensors", faults, f"all {len(wanted)} by name and shape")
-
-
-def _type_check(found: Inventory, expected: Inventory) -> Check:
-    faults = [
-        f"{name} is {found.tensors[name].type}, expected {stored.type}"
-        for name, stored in expected.tensors.items()
-        if name in found.tensors and found.tensors[name].type != stored.type
-    ]
-    return count_check("types", "tensors", faults, _counted(expected.tensors))
-
-
-def _counted(tensors: Mapping[str, object]) -> str:
-    kinds: dict[str, int] = {}
-    for stored in tensors.values():
-        kind = getattr(stored, "type", "?")
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-
-
 def _tokenizer_check(answers: Answers, questions: Questions, tokenizer: Tokenizer) -> Check:
     wanted = tokenizer.encode_batch(questions.texts)
     faults = [
@@ -254,13 +156,6 @@ def _far(
     return np.flatnonzero(behind > allowed).tolist(), int((behind <= 0).sum())
 
 
-def _same(a: object, b: object) -> bool:
-    """Numbers that a file holds in 32 bits are compared so."""
-    if isinstance(a, float) and isinstance(b, float):
-        return bool(np.float32(a) == np.float32(b))
-    return a == b
-
-
 def _off(found: Floats, wanted: Floats) -> Floats | None:
     """What centred logits are off; None for some that cannot be compared."""
     if found.shape != wanted.shape or not np.isfinite(found).all():
@@ -279,23 +174,3 @@ def _relative(off: Floats | None, wanted: Floats) -> float | None:
 def _centred(logits: Floats) -> Floats:
     out: Floats = logits - logits.mean(axis=1, keepdims=True)
     return out
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    out: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return out
-
-
-def _kl(first: Floats, second: Floats) -> float:
-    """Mean over rows; what rounding leaves below zero is zero."""
-    return max(0.0, float((np.exp(first) * (first - second)).sum(axis=1, dtype=np.float64).mean()))
-
-
-def _perplexity(log_likelihoods: Floats, windows: Sequence[Sequence[int]]) -> float:
-    total, count, row = 0.0, 0, 0
-    for window in windows:
-        rows = np.arange(row, row + len(window) - 1)
-        total -= float(log_likelihoods[rows, window[1:]].sum(dtype=np.float64))
-        count, row = count + len(rows), row + len(window)
-    return float(np.exp(total / count))
