@@ -105,16 +105,17 @@ static void pack(Matrix from, i64 offset, i64 along, i64 across, i64 count, i64 
         pack_bf16((const bf16 *)from.start + offset, along, across, count, depth, width, to);
 }
 
-/* sums (ROWS, COLUMNS) = (sums, or 0 if fresh) + the rows, whose next unit is `step` bytes further, times the panel;
- * or to `height` rows of out, where it is given. */
-static __attribute__((noinline)) void multiply_panel(const char *const *rows, i64 step, const uint32_t *panel, i64 depth, int fresh, float *sums,
-                           bf16 *out, i64 stride, i64 height) {
+/* A tile: what is at `from`, if anything, + the rows, whose next unit is `step` bytes further, times the panel; as float32
+ * or as bf16. */
+static __attribute__((noinline)) void multiply_panel(const char *const *rows, i64 step, const uint32_t *panel, i64 depth,
+                                                     const float *from, i64 from_stride, void *to, i64 to_stride,
+                                                     int to_float) {
     __m512 tile[ROWS][VECTORS];
 #pragma GCC unroll 6
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
-            tile[i][v] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + i * COLUMNS + v * LANES);
+            tile[i][v] = from ? _mm512_loadu_ps(from + i * from_stride + v * LANES) : _mm512_setzero_ps();
     for (i64 k = 0; k < depth; k++, panel += COLUMNS) {
         __m512bh many[VECTORS];
 #pragma GCC unroll 4
@@ -132,26 +133,25 @@ static __attribute__((noinline)) void multiply_panel(const char *const *rows, i6
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; v += 2)
-            if (!out) {
-                _mm512_storeu_ps(sums + i * COLUMNS + v * LANES, tile[i][v]);
-                _mm512_storeu_ps(sums + i * COLUMNS + (v + 1) * LANES, tile[i][v + 1]);
-            } else if (i < height)
-                _mm512_storeu_si512(out + i * stride + v * LANES,
+            if (to_float) {
+                _mm512_storeu_ps((float *)to + i * to_stride + v * LANES, tile[i][v]);
+                _mm512_storeu_ps((float *)to + i * to_stride + (v + 1) * LANES, tile[i][v + 1]);
+            } else
+                _mm512_storeu_si512((bf16 *)to + i * to_stride + v * LANES,
                                     (__m512i)_mm512_cvtne2ps_pbh(tile[i][v + 1], tile[i][v]));
 }
 
-/* Sums + addend to out; addend and out are rows of their strides, where the tile begins. */
-static void store(const float *sums, const float *addend, i64 addend_stride, char *out, i64 stride, int is_float,
+/* A part of a tile + addend to out; addend and out are rows of their strides. */
+static void store(const float *tile, const float *addend, i64 addend_stride, void *out, i64 stride, int is_float,
                   i64 rows, i64 columns) {
-    for (i64 i = 0; i < rows; i++) {
-        float row[COLUMNS];
-        memcpy(row, sums + i * COLUMNS, sizeof row);
-        for (i64 j = 0; addend && j < columns; j++) row[j] += addend[i * addend_stride + j];
-        if (is_float)
-            memcpy((float *)out + i * stride, row, (size_t)columns * sizeof *row);
-        else
-            for (i64 j = 0; j < columns; j++) ((bf16 *)out)[i * stride + j] = narrow(row[j]);
-    }
+    for (i64 i = 0; i < rows; i++)
+        for (i64 j = 0; j < columns; j++) {
+            float sum = tile[i * COLUMNS + j] + (addend ? addend[i * addend_stride + j] : 0);
+            if (is_float)
+                ((float *)out)[i * stride + j] = sum;
+            else
+                ((bf16 *)out)[i * stride + j] = narrow(sum);
+        }
 }
 
 /* Rows of a by strips, each strip's units side by side. */
@@ -174,6 +174,8 @@ typedef struct {
     char *out;
     i64 a_batch, b_batch, out_batch, addend_stride, out_stride, M, N, K;
     int out_is_float;
+    uint32_t *copy; /* of rows of a by strips, or NULL: then they are read where they lie */
+    i64 copied;     /* strips of one product in it */
 } Product;
 
 /* Brings one of `shares` shares of the numbers of a panel that is yet to come into the second cache. */
@@ -185,12 +187,11 @@ INLINE void announce(const char *start, Matrix b, i64 depth, i64 columns, i64 sh
 }
 
 /* Strips `from` … `to` of the rows `top` … `bottom`; strips are counted down a panel, panel after panel, product
- * after product. `copy` holds these rows, or is NULL: then they are read where they lie. */
-static void multiply_strips(const Product *p, i64 top, i64 bottom, i64 from, i64 to, const uint32_t *copy,
-                            uint32_t *panel, float *sums) {
+ * after product. */
+static void multiply_strips(const Product *p, i64 top, i64 bottom, i64 from, i64 to, uint32_t *panel, float *sums) {
     i64 strips = parts(bottom - top, ROWS), panels = parts(p->N, COLUMNS), units = parts(p->K, 2);
     for (i64 low = 0; low < p->K; low += DEPTH) {
-        i64 depth = least(DEPTH, p->K - low), is_last = low + depth == p->K;
+        i64 depth = least(DEPTH, p->K - low);
         for (i64 at = from; at < to; at++) {
             i64 strip = at % strips, first = at / strips % panels * COLUMNS, n = at / strips / panels;
             i64 columns = least(COLUMNS, p->N - first), row = top + strip * ROWS, height = least(ROWS, bottom - row);
@@ -202,17 +203,18 @@ static void multiply_strips(const Product *p, i64 top, i64 bottom, i64 from, i64
                          p->b, depth, least(COLUMNS, p->N - first - COLUMNS), strip, strips);
             const char *rows[ROWS];
             for (int i = 0; i < ROWS; i++)
-                rows[i] = copy ? (const char *)(copy + (strip * units + low / 2) * ROWS + i)
-                               : (const char *)((const bf16 *)p->a.start + n * p->a_batch +
-                                                (row + least(i, height - 1)) * p->a.row + low);
+                rows[i] = p->copy ? (const char *)(p->copy + ((n * p->copied + strip) * units + low / 2) * ROWS + i)
+                                  : (const char *)((const bf16 *)p->a.start + n * p->a_batch +
+                                                   (row + least(i, height - 1)) * p->a.row + low);
             float *tile = sums + (p->K > DEPTH ? (at - from) * ROWS * COLUMNS : 0);
+            const float *addend = p->addend ? p->addend + row * p->addend_stride + first : NULL;
             char *out = p->out + (n * p->out_batch + row * p->out_stride + first) * (p->out_is_float ? 4 : 2);
-            int direct = is_last && columns == COLUMNS && !p->addend && !p->out_is_float;
-            multiply_panel(rows, copy ? 4 * ROWS : 4, panel, parts(depth, 2), low == 0, tile,
-                           direct ? (bf16 *)out : NULL, p->out_stride, height);
-            if (is_last && !direct)
-                store(tile, p->addend ? p->addend + row * p->addend_stride + first : NULL, p->addend_stride, out,
-                      p->out_stride, p->out_is_float, height, columns);
+            int is_whole = height == ROWS && columns == COLUMNS, is_last = low + depth == p->K;
+            multiply_panel(rows, p->copy ? 4 * ROWS : 4, panel, parts(depth, 2), low ? tile : is_whole ? addend : NULL,
+                           low ? COLUMNS : p->addend_stride, is_last && is_whole ? (void *)out : tile,
+                           is_last && is_whole ? p->out_stride : COLUMNS, p->out_is_float || !is_last || !is_whole);
+            if (is_last && !is_whole)
+                store(tile, addend, p->addend_stride, out, p->out_stride, p->out_is_float, height, columns);
         }
     }
 }
@@ -231,39 +233,41 @@ static i64 thread_of(i64 *threads) {
 int multiply_pairs(const void *a, i64 a_batch, i64 a_row, i64 a_column, int a_is_float, const void *b, i64 b_batch,
                    i64 b_row, i64 b_column, int b_is_float, const float *addend, i64 addend_stride, void *out,
                    i64 out_batch, i64 out_stride, int out_is_float, i64 batch, i64 M, i64 N, i64 K, int threads) {
-    Product p = {{a, a_row, a_column, a_is_float}, {b, b_row, b_column, b_is_float}, addend, out, a_batch, b_batch,
-                 out_batch, addend_stride, out_stride, M, N, K, out_is_float};
     int copies = a_column != 1 || a_is_float || K % 2, failed = 0;
-    i64 units = parts(K, 2), groups = parts(M, GROUP);
-    i64 rows = copies ? least(groups, parts(COPIED, K * GROUP)) * GROUP : M, times = copies ? batch : 1;
-    uint32_t *copy = copies ? malloc((size_t)(rows * units) * sizeof *copy) : NULL;
+    i64 units = parts(K, 2), rows = copies ? least(parts(M, GROUP), parts(COPIED, K * GROUP)) * GROUP : M;
+    i64 most = copies ? least(batch, parts(COPIED, K * rows)) : batch; /* products at a time */
+    uint32_t *copy = copies ? malloc((size_t)(most * rows * units) * sizeof *copy) : NULL;
     if (copies && !copy) return 1;
 #pragma omp parallel num_threads(threads)
     {
-        i64 team, me = thread_of(&team);
-        i64 most = parts(parts(least(rows, M), ROWS) * parts(N, COLUMNS) * (copies ? 1 : batch), team);
-        size_t of_sums = (size_t)(K > DEPTH ? most : 1) * ROWS * COLUMNS * sizeof(float);
+        i64 team, me = thread_of(&team), strips = parts(most * parts(least(rows, M), ROWS) * parts(N, COLUMNS), team);
+        size_t of_sums = (size_t)(K > DEPTH ? strips : 1) * ROWS * COLUMNS * sizeof(float);
         size_t of_panel = (size_t)least(DEPTH / 2, units) * COLUMNS * sizeof(uint32_t);
-        char *room = aligned_alloc(64, of_panel + of_sums); /* of whole cache lines, as panels are read */
+        char *room = aligned_alloc(64, of_panel + of_sums); /* panels are read by whole cache lines */
         if (!room) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
-        for (i64 n = 0; n < times && !failed; n++)
+        for (i64 n = 0; n < batch && !failed; n += most)
             for (i64 top = 0; top < M; top += rows) {
-                i64 bottom = least(top + rows, M);
-                Product q = p;
+                i64 count = least(most, batch - n), bottom = least(top + rows, M), groups = parts(bottom - top, GROUP);
+                Product p = {
+                    {(const char *)a + n * a_batch * (a_is_float ? 4 : 2), a_row, a_column, a_is_float},
+                    {(const char *)b + n * b_batch * (b_is_float ? 4 : 2), b_row, b_column, b_is_float},
+                    addend,
+                    (char *)out + n * out_batch * (out_is_float ? 4 : 2),
+                    a_batch, b_batch, out_batch, addend_stride, out_stride, M, N, K, out_is_float, copy, rows / ROWS};
                 if (copies) {
-                    q.a.start = NULL;
-                    q.b.start = (const char *)b + n * b_batch * (b_is_float ? 4 : 2);
-                    q.out += n * out_batch * (out_is_float ? 4 : 2);
 #pragma omp for schedule(static)
-                    for (i64 i = top; i < bottom; i += GROUP)
-                        pack_strips(p.a, n * a_batch + i * a_row, least(GROUP, bottom - i), K, copy + (i - top) * units);
+                    for (i64 i = 0; i < count * groups; i++) {
+                        i64 which = i / groups, row = i % groups * GROUP;
+                        pack_strips(p.a, which * a_batch + (top + row) * a_row, least(GROUP, bottom - top - row), K,
+                                    copy + (which * rows + row) * units);
+                    }
                 }
-                i64 all = parts(bottom - top, ROWS) * parts(N, COLUMNS) * (copies ? 1 : batch);
-                multiply_strips(&q, top, bottom, all * me / team, all * (me + 1) / team, copy, (uint32_t *)room,
+                i64 all = count * parts(bottom - top, ROWS) * parts(N, COLUMNS);
+                multiply_strips(&p, top, bottom, all * me / team, all * (me + 1) / team, (uint32_t *)room,
                                 (float *)(room + of_panel));
                 if (copies) {
 #pragma omp barrier
