@@ -19,7 +19,19 @@ from mobilellm.compiled import NotCompiledError, Recipe, open_library
 LONGEST = 2**16
 """Tokens of a sequence for which the functions have room."""
 
-POINTER, INTEGER, FLAG, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+class Address:
+    """Where a contiguous tensor begins, or such a number, or nothing."""
+
+    @staticmethod
+    def from_param(argument: Tensor | int | None) -> ctypes.c_void_p:
+        if isinstance(argument, Tensor):
+            assert argument.is_contiguous()
+            return ctypes.c_void_p(argument.data_ptr())
+        return ctypes.c_void_p(argument)
+
+
+POINTER, INTEGER, FLAG, FLOAT = Address, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 THREADS = FLAG
 _SOURCES = (
     "cpu_kernels.c", "cpu_attention.c", "cpu_products.c", "cpu_pair_products.c", "cpu_optimizer.c",
@@ -89,15 +101,8 @@ class Kernels:
 
         Raises MemoryError where a function finds no memory for what it needs beside them.
         """
-        if self._functions[name](*map(_plain, arguments), torch.get_num_threads()):
+        if self._functions[name](*arguments, torch.get_num_threads()):
             raise MemoryError(f"no memory for {name} (cpu_*.c); use smaller batches")
-
-
-def _plain(argument: Tensor | float | None) -> float | None:
-    if isinstance(argument, Tensor):
-        assert argument.is_contiguous()
-        return argument.data_ptr()
-    return argument
 
 
 @functools.cache
