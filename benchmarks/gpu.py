@@ -157,9 +157,13 @@ class _Child:
         return True
 
     def last_words(self) -> str:
+        """How it ended: what faulthandler says of a crash, else the last line."""
         self._words.seek(0)
         lines = self._words.read().strip().splitlines()
-        return f"exit code {self._process.returncode}: {lines[-1][:300] if lines else 'no reason given'}"
+        line = next((each for each in lines if each.startswith("Fatal Python error")), "".join(lines[-1:]))
+        code = self._process.returncode
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{how}: {line[:300] or 'no reason given'}"
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -180,8 +180,6 @@ def resumed_as_uninterrupted(device: torch.device) -> Result:
             rest = _losses(config, device, 6, Path(folder), **options)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert len(begun) == 4
-    assert len(rest) == 3
     return _held(max(_apart(begun, whole[:4]), _apart(rest, whole[3:])), 0.0) | {"losses": whole}
 
 
@@ -204,8 +202,6 @@ def _spread(device: torch.device, strategy: str, bar: float) -> Result:
             config, device, 6, Path(folder), world=world, strategy=strategy, stop_after=4, **options
         )
         rest = _losses(config, device, 6, Path(folder), world=world, strategy=strategy, **options)
-    assert len(spread) == 4
-    assert len(rest) == 3
     return _held(max(_apart(spread, plain[:4]), _apart(rest, plain[3:])), bar) | {"losses": spread}
 
 
@@ -284,11 +280,18 @@ def _losses(
         if len(losses) == stop_after:
             raise _Stop
 
-    with tempfile.TemporaryDirectory() as other, contextlib.suppress(_Stop):
-        train(
-            _model(config, device), PackedLoader(tokens, length, 8, 0), settings, folder or Path(other),
-            on_record=on_record, world=world or World(device=device),
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as other:
+        try:
+            outcome = train(
+                _model(config, device), PackedLoader(tokens, length, 8, 0), settings, folder or Path(other),
+                on_record=on_record, world=world or World(device=device),
+            )  # fmt: skip
+        except _Stop as stop:
+            if notes := getattr(stop, "__notes__", ()):  # of what failed in the background meanwhile
+                raise RuntimeError("; ".join(notes)) from stop
+        else:
+            if outcome.stopped:
+                raise RuntimeError(f"a signal ({outcome.stopped}) ended the run after step {outcome.steps}")
     return losses
 
 
@@ -298,6 +301,8 @@ def _model(config: ModelConfig, device: torch.device) -> MobileLLM:
 
 
 def _apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    if len(ours) != len(theirs):
+        raise RuntimeError(f"{len(ours)} losses to compare with {len(theirs)}: a run began at another step")
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 

@@ -5,6 +5,7 @@ python benchmarks/gpu_worker.py '{"tasks": [{"kind": "card"}], "device": "cpu", 
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -28,6 +29,7 @@ DOING = {
 
 
 def main() -> None:
+    faulthandler.enable()  # a crash in native code says so, on stderr
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not come between
     spec: dict[str, Any] = json.loads(sys.argv[1])
@@ -51,8 +53,12 @@ def _done(task: dict[str, Any], shape: Shape) -> dict[str, Any]:
 
 
 def told(error: Exception) -> str:
-    """In one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    """In one line, never without a reason: what says nothing is told by its place."""
+    text = " ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())
+    if not text:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"in {place.name}, line {place.lineno} of {os.path.basename(place.filename)}: {place.line}"
+    return f"{type(error).__name__}: {text[:400]}"
 
 
 def card(device: torch.device) -> dict[str, Any]:

@@ -202,6 +202,17 @@ def test_the_checker_allows(module: str, source: str) -> None:
     assert violations(source, module) == []
 
 
+def test_the_command_line_s_own_files_are_explained() -> None:
+    """Each is a verb's, begins with a verb's name, or stands in the docstring of the room."""
+    from mobilellm import cli
+    from mobilellm.cli.main import VERBS
+
+    files = {path.stem for module, path in modules() if module.startswith("mobilellm.cli.")}
+    told = set(re.findall(r"(\w+)\.py", cli.__doc__ or ""))
+    assert not {name for name in files if name.split("_")[0] not in VERBS} - told
+    assert told <= files
+
+
 # A light start
 
 

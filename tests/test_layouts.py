@@ -95,22 +95,10 @@ def test_sharing_tying_and_numbers_survive(
 
 
 def test_what_stock_transformers_writes_is_read() -> None:
-    from transformers import LlamaConfig
+    from stock_llama import stock_config
 
     config = preset("350m")
-    stock = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_position_embeddings,
-        rms_norm_eps=config.rms_norm_eps,
-        tie_word_embeddings=True,
-        architectures=["LlamaForCausalLM"],
-    )
+    stock = stock_config(config, architectures=["LlamaForCausalLM"])
     read = parse_config(json.loads(stock.to_json_string()))
     assert (read.config, read.model_type, read.repairs) == (config, "llama", ())
 

@@ -34,7 +34,11 @@ assert words.pop(0) == "mobilellm"
 command = [sys.executable, "-m", "mobilellm", *words]
 count = int(os.environ["SLURM_NTASKS"])
 tasks = [
-    subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
+    subprocess.Popen(
+        command,
+        env=os.environ
+        | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_STEP_NUM_TASKS": str(count)},
+    )
     for i in range(count)
 ]
 stop_after = int(os.environ.get("STOP_AFTER", 0))
@@ -133,13 +137,15 @@ def cluster(tmp_path: Path) -> Cluster:
 @pytest.mark.parametrize("code", [0, 1, 2, 74, 75, 76, 130, 137, 138])
 def test_only_what_was_stopped_is_requeued(cluster: Cluster, code: int) -> None:
     (cluster.folder / "bin" / "srun").write_text(
-        f'#!/bin/sh\necho "$MASTER_ADDR $MASTER_PORT $@"\nexit {code}\n'
+        f'#!/bin/sh\necho "$MASTER_ADDR $MASTER_PORT $SRUN_CPUS_PER_TASK $OMP_NUM_THREADS $@"\nexit {code}\n'
     )
-    assert cluster.submit("--optim.lr", "1e-3") == code
+    del cluster.environment["OMP_NUM_THREADS"]
+    assert cluster.submit("--optim.lr", "1e-3", SLURM_CPUS_PER_TASK="8") == code
     assert cluster.requeues() == (["requeue 4711"] if code == 75 else [])
     said = (cluster.folder / "log").read_text().split()
     assert said[0] == "127.0.0.1"
-    assert 1024 < int(said[1]) < 32768
+    assert 1024 < int(said[1]) < 32768  # where Linux begins to give ports away
+    assert said[2:4] == ["8", "8"]  # cores of a task, which srun would leave at one
     assert said[said.index("mobilellm") :] == [
         "mobilellm", "train", cluster.environment["RECIPE"], "--data.train", cluster.environment["DATA"],
         "--out", cluster.environment["OUT"], "--optim.lr", "1e-3",

@@ -73,5 +73,5 @@ def test_rare_characters_are_left_to_bytes() -> None:
     assert "ж" not in Tokenizer.train(texts, 275).pieces
     everything = Tokenizer.train(texts, 275, character_coverage=1.0)
     assert "ж" in everything.pieces
-    with pytest.raises(ValueError, match=r"character_coverage is 1\.5"):
+    with pytest.raises(ValueError, match=r"character_coverage = 1\.5 must"):
         Tokenizer.train(texts, 275, character_coverage=1.5)

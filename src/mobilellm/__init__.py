@@ -1,6 +1,13 @@
 """Deep-and-thin language models below a billion parameters: train, evaluate, shrink, run.
 
-The public names load lazily, so that `import mobilellm` costs nothing and needs no torch.
+    import mobilellm
+
+    loaded = mobilellm.load("runs/quickstart")  # a model directory, a training run, or a Hub id
+    (completion,) = mobilellm.generate(loaded, "The function returns", max_new_tokens=40)
+    print(completion.text)
+
+Without torch, from a .gguf file: `mobilellm.runtime.load`. The public names load lazily, so that `import
+mobilellm` costs nothing and needs no torch.
 """
 
 from __future__ import annotations

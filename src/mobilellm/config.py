@@ -20,24 +20,34 @@ class ConfigError(ValueError):
 class ModelConfig:
     """Everything that shapes a model. Shape fields have no default; the rest default to the published values.
 
-    `num_layers` counts *stored* blocks. Each is executed `repeats` times in the given `order`: see
-    `schedule`. Raises ConfigError (a ValueError) that names every bad field at once.
+    Raises ConfigError (a ValueError) that names every bad field at once.
     """
 
     vocab_size: int
+    """Rows of the embedding; the tokenizer may use fewer."""
     hidden_size: int
+    """Width of a token's state between blocks."""
     intermediate_size: int
+    """Inner width of the feed-forward network."""
     num_layers: int
+    """*Stored* blocks; each is executed `repeats` times in the given `order`: see `schedule`."""
     num_heads: int
+    """Query heads, a multiple of `num_kv_heads` (grouped-query attention)."""
     num_kv_heads: int
     head_dim: int
+    """Numbers of a head, even; num_heads × head_dim need not be `hidden_size`."""
     max_position_embeddings: int
+    """The context: most tokens of a text, prompt and answer together."""
     rope_theta: float = 10000.0
+    """Base of the rotary embedding's wavelengths (Su et al. 2021)."""
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
     tie_word_embeddings: bool = True
+    """The head is the embedding: one matrix, stored once."""
     repeats: int = 1
     order: str = "immediate"
+    """One of ORDERS."""
 
     def __post_init__(self) -> None:
         problems = _type_problems(self)
@@ -47,7 +57,12 @@ class ModelConfig:
 
     @property
     def schedule(self) -> tuple[int, ...]:
-        """Block index of every executed step, e.g. (0, 0, 1, 1) for two blocks repeated immediately."""
+        """Block index of every executed step.
+
+        >>> from mobilellm.presets import preset
+        >>> replace(preset("test"), num_layers=3, repeats=2, order="reverse").schedule
+        (0, 1, 2, 2, 1, 0)
+        """
         stored = range(self.num_layers)
         if self.order == "immediate":
             return tuple(block for block in stored for _ in range(self.repeats))

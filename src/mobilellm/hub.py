@@ -59,7 +59,10 @@ def _not_this_file(path: Path) -> str:
         if file.read(4) == b"GGUF":
             if path.suffix != ".gguf":
                 return "holds a GGUF model, but only a name that ends in .gguf is taken for one; rename it"
-            return "is a .gguf file, which is there to be run; name the model directory it was made from"
+            return (
+                "is a .gguf file, which is there to be run (in Python by mobilellm.runtime.load); "
+                "name the model directory it was made from"
+            )
     return "is no model; name a model directory, a training run or a Hub id, or a .gguf file to run"
 
 

@@ -48,6 +48,11 @@ _MOST_SHORT_CHARACTERS = 2000
 class Tokenizer:
     """Text to ids and back. Make one with `load`, `from_sentencepiece` or `train`.
 
+    >>> tokenizer = Tokenizer.train(["the cat sat on the mat, the cat sat"], vocab_size=272)
+    >>> ids = tokenizer.encode("the cat")
+    >>> (ids[0] == BOS_ID, tokenizer.decode(ids))
+    (True, 'the cat')
+
     `repairs` says in words what was wrong with the files it was loaded from and what was done about it.
     """
 

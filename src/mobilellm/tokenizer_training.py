@@ -40,6 +40,7 @@ def train_pieces(
     in characters. All texts are held in memory. The result depends on the texts alone. Raises ValueError if
     `vocab_size` is too small for the characters, or too large for the text.
     """
+    check_training(vocab_size, character_coverage, min_frequency, max_piece_length)
     marked = [_marked(index, text) for index, text in enumerate(texts)]
     counts: Counter[str] = Counter()
     for text in marked:
@@ -65,6 +66,23 @@ def train_pieces(
     return ranked, characters
 
 
+def check_training(
+    vocab_size: int, character_coverage: float, min_frequency: int, max_piece_length: int
+) -> None:
+    """Raises ValueError for what no text could be trained with: before a large corpus is read."""
+    if vocab_size <= len(LAYOUT_HEAD):
+        raise ValueError(
+            f"vocab_size = {vocab_size} is too small: {len(LAYOUT_HEAD)} are special and byte pieces alone"
+        )
+    if not 0 < character_coverage <= 1:
+        raise ValueError(
+            f"character_coverage = {character_coverage} must be a part of the text, above 0 and at most 1"
+        )
+    for name, value in (("min_frequency", min_frequency), ("max_piece_length", max_piece_length)):
+        if value < 1:
+            raise ValueError(f"{name} = {value} must be at least 1")
+
+
 def _marked(index: int, text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in set(text)):
         raise ValueError(f"text {index} has a lone surrogate; it is no Unicode text")
@@ -73,8 +91,6 @@ def _marked(index: int, text: str) -> str:
 
 def _alphabet(counts: Counter[str], coverage: float) -> tuple[str, ...]:
     """The most frequent characters that make up `coverage` of the text, control characters apart."""
-    if not 0 < coverage <= 1:
-        raise ValueError(f"character_coverage is {coverage}; it is a part of the text, above 0 and at most 1")
     usable = {
         character: count for character, count in counts.items() if unicodedata.category(character) != "Cc"
     }

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from chat_models import Parrot
 from gguf_files import SHAPE, saved, small_tokenizer
 
+from exported_gguf import export_gguf
 from mobilellm.chat_template import DEFAULT
-from mobilellm.export.to_gguf import export_gguf
 
 
 def parrot(*answers: str, **options: object) -> Parrot:

@@ -17,11 +17,13 @@ from gloo_processes import run_spread
 
 def launch(size: int, folder: Path, commands: Sequence[Sequence[str]]) -> list[list[tuple[int, str]]]:
     """Of every process its exit codes and what it said to stderr, by rank; files go to `folder`."""
-    (folder / "commands.json").write_text(json.dumps(list(zip(commands, _ports(len(commands)), strict=True))))
+    (folder / "commands.json").write_text(
+        json.dumps(list(zip(commands, free_ports(len(commands)), strict=True)))
+    )
     return run_spread(__file__, size, folder, {}, 300)
 
 
-def _ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Of every command its own: where one has met, what it said there is found by the next."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from exported_gguf import export_gguf
 from mobilellm.chat_template import DEFAULT, ChatTemplate
 from mobilellm.cli import chat
 from mobilellm.cli.main import _main
-from mobilellm.export.to_gguf import export_gguf
 from mobilellm.runtime import load
 from mobilellm.sampling import Sampling
 

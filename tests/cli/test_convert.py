@@ -22,6 +22,8 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from tokenizer_oracles import trained
 
+from .refusals import refusal
+
 TOKENS = torch.tensor([[1, 300, 400, 500, 5, 6, 7]])
 
 
@@ -210,20 +212,12 @@ def test_without_a_tokenizer(capsys: pytest.CaptureFixture[str], source: Path) -
 # Nothing is lost
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line an error prints."""
-    assert _main(["convert", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("mobilellm: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
 def test_a_destination_that_exists(capsys: pytest.CaptureFixture[str], source: Path) -> None:
     target = save(source.parent / "target", "test")
     before = contents(target)
-    assert f"{target}: exists and is not empty" in refusal(capsys, source, target, "--to", "mobilellm")
+    assert f"{target}: exists and is not empty" in refusal(
+        capsys, "convert", source, target, "--to", "mobilellm"
+    )
     assert contents(target) == before
     converted(capsys, source, target, "--to", "mobilellm", "--overwrite")
     assert sorted(contents(target)) == sorted(contents(source))
@@ -237,7 +231,7 @@ def test_what_is_no_model_is_not_overwritten(capsys: pytest.CaptureFixture[str],
     target.mkdir()
     (target / "mine").write_text("precious")
     for overwrite in ((), ("--overwrite",)):
-        assert str(target) in refusal(capsys, source, target, "--to", "mobilellm", *overwrite)
+        assert str(target) in refusal(capsys, "convert", source, target, "--to", "mobilellm", *overwrite)
         assert (target / "mine").read_text() == "precious"
 
 
@@ -249,7 +243,7 @@ def test_a_model_directory_with_foreign_files_is_not_overwritten(
     (target / foreign).parent.mkdir(exist_ok=True)
     (target / foreign).write_text("precious")
     before = contents(target)
-    said = refusal(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    said = refusal(capsys, "convert", source, target, "--to", "mobilellm", "--overwrite")
     assert f"{target}: holds {foreign}, which is not part of a model" in said
     assert contents(target) == before
 
@@ -264,7 +258,9 @@ def test_a_project_with_some_config_is_not_overwritten(
     (target / "config.json").write_text(config)
     (target / "README.md").write_text("my program")
     before = contents(target)
-    assert f"{target}: its config.json" in refusal(capsys, source, target, "--to", "mobilellm", "--overwrite")
+    assert f"{target}: its config.json" in refusal(
+        capsys, "convert", source, target, "--to", "mobilellm", "--overwrite"
+    )
     assert contents(target) == before
 
 
@@ -293,7 +289,9 @@ def test_an_empty_destination_will_do(capsys: pytest.CaptureFixture[str], source
 
 def test_a_model_may_replace_itself(capsys: pytest.CaptureFixture[str], source: Path) -> None:
     expected = logits(source)
-    assert "exists and is not empty" in refusal(capsys, source, source, "--to", "llama", "--unroll")
+    assert "exists and is not empty" in refusal(
+        capsys, "convert", source, source, "--to", "llama", "--unroll"
+    )
     converted(capsys, source, source, "--to", "llama", "--unroll", "--overwrite")
     assert torch.allclose(logits(source), expected, atol=1e-5)
     assert json.loads((source / "config.json").read_text())["model_type"] == "llama"
@@ -307,7 +305,7 @@ def test_a_failure_changes_nothing(
     target = save(source.parent / "target", "test")
     (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-10])
     before = contents(target), contents(source)
-    refusal(capsys, source, target, "--to", "mobilellm", *overwrite)
+    refusal(capsys, "convert", source, target, "--to", "mobilellm", *overwrite)
     assert (contents(target), contents(source)) == before
     assert sorted(path.name for path in source.parent.iterdir()) == ["source", "target"]
 
@@ -349,17 +347,19 @@ def test_a_full_disk_leaves_the_old_destination(source: Path) -> None:
 def test_bad_options(
     capsys: pytest.CaptureFixture[str], source: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    assert words in refusal(capsys, source, source.parent / "target", *arguments)
+    assert words in refusal(capsys, "convert", source, source.parent / "target", *arguments)
     assert list(source.parent.iterdir()) == [source]
 
 
 def test_bad_places(capsys: pytest.CaptureFixture[str], source: Path) -> None:
     to = ("--to", "mobilellm")
     nowhere = source.parent / "no" / "where"
-    assert f"{nowhere}: no such directory" in refusal(capsys, nowhere, source.parent / "target", *to)
-    assert "no config.json" in refusal(capsys, source.parent, source.parent / "target", *to)
+    assert f"{nowhere}: no such directory" in refusal(
+        capsys, "convert", nowhere, source.parent / "target", *to
+    )
+    assert "no config.json" in refusal(capsys, "convert", source.parent, source.parent / "target", *to)
     file = source / "config.json"
-    assert f"{file}: is a file; name a directory" in refusal(capsys, source, file, *to)
-    assert str(file) in refusal(capsys, source, file / "inside", *to)
-    assert "DST" in refusal(capsys, source, *to)
+    assert f"{file}: is a file; name a directory" in refusal(capsys, "convert", source, file, *to)
+    assert str(file) in refusal(capsys, "convert", source, file / "inside", *to)
+    assert "DST" in refusal(capsys, "convert", source, *to)
     assert list(source.parent.iterdir()) == [source]

@@ -17,6 +17,8 @@ from mobilellm.cli.main import _main
 from mobilellm.layouts import config_json
 from mobilellm.presets import preset
 
+from .refusals import refusal
+
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert _main(["cost", *arguments]) == 0
@@ -28,15 +30,6 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def records(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:
     answer = json.loads(output(capsys, "--json", *arguments))
     return {model["name"]: model for model in answer["models"]}
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line an error prints."""
-    assert _main(["cost", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_the_card_s_figures_and_what_they_imply(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,21 +120,21 @@ def test_tokens(text: str, tokens: float) -> None:
 def test_bad_tokens(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="must be a positive number such as 1T"):
         parse_tokens(text)
-    assert f"--tokens {text!r}" in refusal(capsys, f"--tokens={text}")
+    assert f"--tokens {text!r}" in refusal(capsys, "cost", f"--tokens={text}")
 
 
 def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'126m' is neither a preset" in refusal(capsys, "126m")
-    assert "'no/such' is neither" in refusal(capsys, "no/such")
+    assert "'126m' is neither a preset" in refusal(capsys, "cost", "126m")
+    assert "'no/such' is neither" in refusal(capsys, "cost", "no/such")
     assert "hardware 'abacus' is not known; choose one of a100, h100" in refusal(
-        capsys, "--hardware", "abacus"
+        capsys, "cost", "--hardware", "abacus"
     )
-    assert "--mfu 'fast' must be a number" in refusal(capsys, "--mfu", "fast")
+    assert "--mfu 'fast' must be a number" in refusal(capsys, "cost", "--mfu", "fast")
     for mfu in ("0", "1.5", "45", "nan"):
-        assert "must be above 0 and at most 1" in refusal(capsys, "--mfu", mfu)
-    assert "--devices 0" in refusal(capsys, "--devices", "0")
-    assert "--sequence 0" in refusal(capsys, "--sequence", "0")
-    assert "--peak-tflops -1" in refusal(capsys, "--peak-tflops=-1")
+        assert "must be above 0 and at most 1" in refusal(capsys, "cost", "--mfu", mfu)
+    assert "--devices 0" in refusal(capsys, "cost", "--devices", "0")
+    assert "--sequence 0" in refusal(capsys, "cost", "--sequence", "0")
+    assert "--peak-tflops -1" in refusal(capsys, "cost", "--peak-tflops=-1")
 
 
 def test_in_a_pipe() -> None:

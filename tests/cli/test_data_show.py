@@ -17,6 +17,8 @@ from absent_packages import without
 from mobilellm.chat_template import DEFAULT
 from mobilellm.cli.main import _main
 
+from .refusals import refusal
+
 GOOD = {
     "messages": [{"role": "user", "content": "why </s> not"}, {"role": "assistant", "content": "the sea"}]
 }
@@ -91,10 +93,7 @@ def test_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_refusals(folder: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(folder / "tokenizer") if flag == "TOKENIZER" else flag for flag in flags]
-    assert _main(["data", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    assert words in refusal(capsys, "data", *arguments)
 
 
 def test_a_model_is_looked_at_without_torch(folder: Path) -> None:

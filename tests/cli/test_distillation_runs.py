@@ -22,6 +22,8 @@ from mobilellm.tokenizer import Tokenizer
 from mobilellm.train.metrics import read_metrics
 from mobilellm.train.recipe import load_recipe
 
+from .test_train import refused, refused_as_planned
+
 RECIPE = """
 steps = 6
 evaluate_every = 6
@@ -99,21 +101,6 @@ def weights(out: Path) -> dict[str, Any]:
 def same_model(a: Path, b: Path) -> bool:
     ours, theirs = weights(a), weights(b)
     return ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    capsys.readouterr()
-    assert _main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err.removeprefix("mobilellm: error: ").strip()
-
-
-def refused_as_planned(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """A plan of it is refused in the same words."""
-    said = refused(capsys, arguments)
-    assert refused(capsys, [*arguments, "--plan"]) == said
-    return said
 
 
 def test_a_run_says_what_the_teacher_did_and_later_ones_need_it_no_more(

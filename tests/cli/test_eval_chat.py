@@ -85,6 +85,25 @@ def test_a_single_conversation_has_a_loss_and_no_interval(
     assert capsys.readouterr().err == f"mobilellm: error: {file}: holds no conversation (empty)\n"
 
 
+def test_a_page_that_is_printed(
+    model: Path,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In place of the table, and no file is called "-"."""
+    monkeypatch.chdir(tmp_path)
+    assert chat(model, "--data", file, "--sheet", "page.html") == 0
+    capsys.readouterr()
+    assert chat(model, "--data", file, "--sheet", "-") == 0
+    assert capsys.readouterr().out == Path("page.html").read_text(encoding="utf-8")
+    assert chat(model, "--data", file, "--sheet", "-", "--json", "-") == 2
+    said = "mobilellm: error: --json - and --sheet -: only one can be printed; name a file for the other\n"
+    assert tuple(capsys.readouterr()) == ("", said)
+    assert not Path("-").exists()
+
+
 def test_refused(model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text("text", encoding="utf-8")
     for arguments, complaint in (

@@ -20,6 +20,8 @@ from mobilellm.cli.main import _main
 from mobilellm.eval.interface import ModelIdentity
 from mobilellm.eval.record import Record, read, save
 
+from .refusals import refusal
+
 
 class Model(NamedTuple):
     identity: ModelIdentity
@@ -221,8 +223,4 @@ def test_a_folder_of_tables_takes_in_perplexities_of_the_same_models(
 def test_refusals_are_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
-    assert _main(["eval", "table", *arguments]) == 2
-    shown = capsys.readouterr()
-    assert complaint in shown.err
-    assert shown.err.count("\n") == 1
-    assert not shown.out
+    assert complaint in refusal(capsys, "eval", "table", *arguments)

@@ -60,6 +60,9 @@ def test_one_model(model: Path, bfcl: Path, tmp_path: Path, capsys: pytest.Captu
     again = json.loads(record.read_text(encoding="utf-8"))
     assert (again["scored"], again["cached"]) == (0, numbers["scored"])
     assert again["results"] == numbers["results"]
+    capsys.readouterr()
+    assert tools(model, *flags[:2], *flags[-2:], "--answers", "-") == 0  # in place of the table
+    assert capsys.readouterr().out == answers.read_text(encoding="utf-8")
 
 
 def test_two_models_side_by_side(

@@ -172,6 +172,7 @@ def test_what_was_finished_is_shown_whatever_becomes_of_the_rest(
     ("arguments", "complaint"),
     [
         ([], "no model is named"),
+        (["x", "--log-likelihoods", "-"], "--log-likelihoods - is packed and cannot be printed; name a file"),
         (["x", "--limit", "0"], "--limit 0 must be at least 1"),
         (["x", "--tasks", ","], "tasks = '' names none"),
         (["x", "--tasks", "arc_eesy", "--data-dir", "."], "arc_eesy is not one of arc_easy, arc_challenge,"),

@@ -13,6 +13,8 @@ import pytest
 from mobilellm.cli.main import _main
 from mobilellm.gguf import read_gguf
 
+from .refusals import refusal
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from gguf_files import SHAPE, saved, shared
 
@@ -121,10 +123,7 @@ def test_mistakes_are_one_line_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.gguf").write_text("this is text, not a model at all")
-    assert _main([str(model) if argument == "MODEL" else argument for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refusal(capsys, *(model if each == "MODEL" else each for each in arguments))
     assert Path("there.gguf").read_text() == "this is text, not a model at all"
 
 

@@ -179,7 +179,7 @@ def test_planned(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def load_recipe_steps(place: Path) -> int:
     import mobilellm.cli.finetune as verb
-    from mobilellm.cli.chat_text import ChatText
+    from mobilellm.cli.conversation_text import ChatText
     from mobilellm.cli.finetune import default_arguments
     from mobilellm.cli.parse import parse
     from mobilellm.train.recipe import with_steps
@@ -251,7 +251,7 @@ def test_refusals(
 def test_no_more_is_evaluated_than_was_asked_for(place: Path) -> None:
     """Sequences of 96 tokens within 1,000: ten, though they are evaluated eight at a time."""
     import mobilellm.cli.finetune as verb
-    from mobilellm.cli.chat_text import ChatText
+    from mobilellm.cli.conversation_text import ChatText
     from mobilellm.cli.parse import parse
     from mobilellm.train.distributed import World
 

@@ -23,6 +23,8 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from tokenizer_oracles import trained
 
+from .refusals import refusal
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from gguf_files import exported
 
@@ -173,17 +175,6 @@ def test_a_run_stands_for_its_model(capsys: pytest.CaptureFixture[str], model: s
 # Mistakes
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line an error prints."""
-    assert _main(["generate", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("mobilellm: error: ")
-    assert captured.err.count("\n") == 1
-    assert "---" not in captured.err  # of a box drawn around it
-    return captured.err
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -214,27 +205,31 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_bad_options(
     capsys: pytest.CaptureFixture[str], model: str, arguments: tuple[str, ...], words: str
 ) -> None:
-    assert words in refusal(capsys, model, PROMPT, *arguments)
-    assert words in refusal(capsys, model, PROMPT, "more", *arguments)  # several prompts go another way
+    assert words in refusal(capsys, "generate", model, PROMPT, *arguments)
+    assert words in refusal(
+        capsys, "generate", model, PROMPT, "more", *arguments
+    )  # several prompts go another way
 
 
 def test_a_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], model: str) -> None:
     for prompts in (("word " * 50,), ("short", "word " * 50)):
-        line = refusal(capsys, model, *prompts)
+        line = refusal(capsys, "generate", model, *prompts)
         assert f"tokens and the model's context is {CONTEXT}; shorten it to at most {CONTEXT - 1}" in line
         assert f"prompt {len(prompts) - 1} has " in line
 
 
 def test_no_model(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
-    assert "MODEL" in refusal(capsys)
+    assert "MODEL" in refusal(capsys, "generate")
     missing = str(tmp_path / "missing")
-    assert f"{missing}: no such directory" in refusal(capsys, missing, PROMPT)
-    assert "no config.json" in refusal(capsys, str(tmp_path), PROMPT)
+    assert f"{missing}: no such directory" in refusal(capsys, "generate", missing, PROMPT)
+    assert "no config.json" in refusal(capsys, "generate", str(tmp_path), PROMPT)
     weights = str(Path(model) / "model.safetensors")
-    assert f"is a file; name the directory that holds it, {model}" in refusal(capsys, weights, PROMPT)
+    assert f"is a file; name the directory that holds it, {model}" in refusal(
+        capsys, "generate", weights, PROMPT
+    )
     (tmp_path / "notes.txt").write_text("words")
     assert "notes.txt: is no model; name a model directory" in refusal(
-        capsys, str(tmp_path / "notes.txt"), PROMPT
+        capsys, "generate", str(tmp_path / "notes.txt"), PROMPT
     )
 
 
@@ -248,11 +243,13 @@ def test_a_dash_is_standard_input(
 
 def test_a_model_without_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "m", MobileLLM(CONFIG), None)
-    assert "has no tokenizer.json or tokenizer.model" in refusal(capsys, str(tmp_path / "m"), PROMPT)
+    assert "has no tokenizer.json or tokenizer.model" in refusal(
+        capsys, "generate", str(tmp_path / "m"), PROMPT
+    )
 
 
 def test_text_that_is_no_unicode(capsys: pytest.CaptureFixture[str], model: str, file: str) -> None:
-    refusal(capsys, model, os.fsdecode(b"a\xff"))
+    refusal(capsys, "generate", model, os.fsdecode(b"a\xff"))
     for arguments, given in (((os.fsdecode(b"a\xff"),), b""), ((), b"a\xff")):
         done = process(file, *arguments, input=given)
         assert done.returncode == 2

@@ -17,6 +17,8 @@ from mobilellm.export.targets import KINDS, Options
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from gguf_files import SHAPE, exported, saved
 
+from .refusals import refusal
+
 CHAT = "some words to learn pieces from"
 SAMPLED = ("--temperature", "1", "--seed", "3", "--max-tokens", "12")
 
@@ -30,13 +32,6 @@ def row(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert _main(["generate", *arguments, "--json"]) == 0
     (only,) = json.loads(capsys.readouterr().out)["completions"]
     return only  # type: ignore[no-any-return]
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert _main(["generate", *arguments]) == 2
-    said = capsys.readouterr()
-    assert (said.out, said.err.count("\n")) == ("", 1)
-    return said.err
 
 
 def test_a_session_is_kept_between_commands(
@@ -64,10 +59,12 @@ def test_keys_and_values_may_be_kept_in_8_bits(
     assert first == row(capsys, wide, CHAT, *SAMPLED, *small)
     assert (
         "was saved with keys and values in q8_0, and this model keeps them in f16; load it with"
-        in refusal(capsys, wide, CHAT, "--session", str(bytes_kept))
+        in refusal(capsys, "generate", wide, CHAT, "--session", str(bytes_kept))
     )
-    assert "which do not divide this model's heads of 16; choose f16" in refusal(capsys, file, CHAT, *small)
-    assert "'q4_0'" in refusal(capsys, wide, CHAT, "--kv-cache", "q4_0")
+    assert "which do not divide this model's heads of 16; choose f16" in refusal(
+        capsys, "generate", file, CHAT, *small
+    )
+    assert "'q4_0'" in refusal(capsys, "generate", wide, CHAT, "--kv-cache", "q4_0")
 
 
 def test_guesses_are_counted_and_change_nothing(capsys: pytest.CaptureFixture[str], file: str) -> None:
@@ -83,14 +80,14 @@ def test_guesses_are_counted_and_change_nothing(capsys: pytest.CaptureFixture[st
 def test_the_end_of_the_context_is_a_choice(capsys: pytest.CaptureFixture[str], file: str) -> None:
     context = SHAPE.max_position_embeddings
     asked = (file, "some", "--temperature", "2", "--seed", "0", "--max-tokens", str(2 * context))
-    line = refusal(capsys, *asked)
+    line = refusal(capsys, "generate", *asked)
     assert f"and {2 * context} new ones do not fit the model's context of {context}; ask for at most" in line
     stopped, slid = (row(capsys, *asked, "--context", policy) for policy in ("stop", "slide"))
     assert stopped["finish"] == "context"
     assert slid["finish"] == "length"
     assert len(slid["tokens"]) == 2 * context
     assert slid["tokens"][: len(stopped["tokens"])] == stopped["tokens"]
-    line = refusal(capsys, file, "some", "--context", "slide")
+    line = refusal(capsys, "generate", file, "some", "--context", "slide")
     assert "--context 'slide' has no end of its own; say max_new_tokens" in line
 
 
@@ -114,7 +111,7 @@ def test_threads_change_nothing(capsys: pytest.CaptureFixture[str], file: str, t
 def test_bad_options(
     capsys: pytest.CaptureFixture[str], file: str, arguments: tuple[str, ...], words: str
 ) -> None:
-    assert words in refusal(capsys, file, CHAT, *arguments)
+    assert words in refusal(capsys, "generate", file, CHAT, *arguments)
 
 
 def test_a_file_that_is_no_session_is_refused_and_left(
@@ -122,11 +119,15 @@ def test_a_file_that_is_no_session_is_refused_and_left(
 ) -> None:
     other = tmp_path / "notes.txt"
     other.write_text("notes")
-    assert f"{other}: is no session file, or cut off" in refusal(capsys, file, CHAT, "--session", str(other))
+    assert f"{other}: is no session file, or cut off" in refusal(
+        capsys, "generate", file, CHAT, "--session", str(other)
+    )
     assert other.read_text() == "notes"
-    assert "is a directory; name a session file" in refusal(capsys, file, CHAT, "--session", str(tmp_path))
+    assert "is a directory; name a session file" in refusal(
+        capsys, "generate", file, CHAT, "--session", str(tmp_path)
+    )
     unfit = tmp_path / "new.session"
-    refusal(capsys, file, "x" * 500, "--session", str(unfit))
+    refusal(capsys, "generate", file, "x" * 500, "--session", str(unfit))
     assert not unfit.exists()
 
 
@@ -144,7 +145,9 @@ def test_what_only_the_runtime_has_is_refused_elsewhere(
     capsys: pytest.CaptureFixture[str], file: str, option: tuple[str, str]
 ) -> None:
     directory = str(Path(file).parent / "model")
-    assert f"{option[0]} {option[1]} is for .gguf files; " in refusal(capsys, directory, CHAT, *option)
+    assert f"{option[0]} {option[1]} is for .gguf files; " in refusal(
+        capsys, "generate", directory, CHAT, *option
+    )
 
 
 def test_a_directory_of_onnx_runtime_completes_too(
@@ -160,7 +163,7 @@ def test_a_directory_of_onnx_runtime_completes_too(
     assert given["text"] == expected["text"]
     assert given["usage"]["prompt"] > 3
     assert row(capsys, directory, CHAT, "--max-tokens", "12", "--prompt-lookup", "3")["text"] == given["text"]
-    line = refusal(capsys, directory, CHAT, "--dtype", "float32")
+    line = refusal(capsys, "generate", directory, CHAT, "--dtype", "float32")
     assert "--dtype float32 does not go with" in line
     assert "which runs as it is stored" in line
-    assert "--session x is for .gguf files" in refusal(capsys, directory, CHAT, "--session", "x")
+    assert "--session x is for .gguf files" in refusal(capsys, "generate", directory, CHAT, "--session", "x")

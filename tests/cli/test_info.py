@@ -16,21 +16,14 @@ from mobilellm.layouts import config_json
 from mobilellm.presets import PUBLISHED, preset
 from mobilellm.runtime.random_model import write_random_model
 
+from .refusals import refusal
+
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert _main(["info", *arguments]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     return captured.out
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line an error prints."""
-    assert _main(["info", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def write_config(directory: Path, name: str = "test-ls", **changes: object) -> Path:
@@ -125,23 +118,25 @@ def test_brackets_in_a_path_are_not_markup(capsys: pytest.CaptureFixture[str], t
 
 
 def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "'126m' is neither a preset (125m, 350m" in refusal(capsys, "126m")
-    assert "'' is neither a preset (125m, 350m" in refusal(capsys, "")
-    assert "no/such/place" in refusal(capsys, "no/such/place")
-    assert "no config.json there" in refusal(capsys, str(tmp_path))
+    assert "'126m' is neither a preset (125m, 350m" in refusal(capsys, "info", "126m")
+    assert "'' is neither a preset (125m, 350m" in refusal(capsys, "info", "")
+    assert "no/such/place" in refusal(capsys, "info", "no/such/place")
+    assert "no config.json there" in refusal(capsys, "info", str(tmp_path))
     (tmp_path / "notes.txt").write_text("words")
-    assert "notes.txt: is no model; name a model directory" in refusal(capsys, str(tmp_path / "notes.txt"))
+    assert "notes.txt: is no model; name a model directory" in refusal(
+        capsys, "info", str(tmp_path / "notes.txt")
+    )
     (tmp_path / "notes.gguf").write_text("words")
-    assert "notes.gguf: is no GGUF file" in refusal(capsys, str(tmp_path / "notes.gguf"))
+    assert "notes.gguf: is no GGUF file" in refusal(capsys, "info", str(tmp_path / "notes.gguf"))
     (tmp_path / "bare.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))  # no tensors, no metadata
-    assert "bare.gguf: its architecture is None" in refusal(capsys, str(tmp_path / "bare.gguf"))
+    assert "bare.gguf: its architecture is None" in refusal(capsys, "info", str(tmp_path / "bare.gguf"))
     broken = write_config(tmp_path / "broken", num_hidden_layers=0)
-    assert "layers = 0 must be at least 1" in refusal(capsys, str(broken))
+    assert "layers = 0 must be at least 1" in refusal(capsys, "info", str(broken))
     (broken / "config.json").write_text("{")
-    assert "not JSON" in refusal(capsys, str(broken))
+    assert "not JSON" in refusal(capsys, "info", str(broken))
     for bits in ("0", "64", "nan", "-3"):
         for flag in ("--bits", "--embedding-bits", "--kv-bits"):
-            assert f"error: {flag} {bits} must be between 1 and 32" in refusal(capsys, flag, bits)
+            assert f"error: {flag} {bits} must be between 1 and 32" in refusal(capsys, "info", flag, bits)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -15,6 +16,8 @@ import pytest
 
 from absent_packages import without
 from mobilellm.cli.main import VERBS, _main, _with_flags, one_line
+from mobilellm.layouts import config_json
+from mobilellm.presets import preset
 
 COMMAND = f"{sys.executable} -m mobilellm"
 PRINTING = ["--help", "--version", "info", "info 125m", "info --json", "cost", "generate --help"]
@@ -50,6 +53,25 @@ def test_errors_with_nowhere_to_say_them() -> None:
     for where in ("2>&-", "2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-"):
         done = shell(f"{COMMAND} info nonsense {where}")
         assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_terminal_that_is_not_unicode(tmp_path: Path) -> None:
+    """What it cannot show does not end a command."""
+    (tmp_path / "ü").mkdir()
+    (tmp_path / "ü" / "config.json").write_text(
+        json.dumps(config_json(preset("test"), "mobilellm", "float32"))
+    )
+    done = shell(f"{COMMAND} info {tmp_path}/ü | grep ^model", PYTHONIOENCODING="ascii")
+    assert (done.stdout.split("/")[-1], done.stderr) == ("\\xfc\n", "")
+
+
+def test_the_home_folder_after_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    done = shell(f"{COMMAND} eval table --size 125m --json=~/t.json", HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["t.json"]
 
 
 def test_a_closed_stream_is_not_the_next_file(tmp_path: Path) -> None:

@@ -291,6 +291,17 @@ def test_a_separator_stays_out_of_the_vocabulary(folder: Path) -> None:
             "records have the fields text, not 'body'",
         ),
         (["test", "x.jsonl", "--vocab-size", "300"], "needs the word train first"),
+        *[
+            (["train", "x.jsonl", "--vocab-size", "300", flag, value], f"{flag} {value} must")
+            for flag, value in [
+                ("--sample-megabytes", "inf"),
+                ("--sample-megabytes", "nan"),
+                ("--sample-megabytes", "-5.0"),
+                ("--min-frequency", "-1"),
+                ("--max-piece-length", "0"),
+                ("--character-coverage", "1.5"),
+            ]
+        ],
     ],
     ids=str,
 )
@@ -299,5 +310,7 @@ def test_a_tokenizer_that_cannot_be(
 ) -> None:
     (folder / "x.jsonl").write_text(texts(50))
     assert _main(["tokenizer", *arguments, "--out", "new"]) == 2
-    assert words in capsys.readouterr().err
+    *before, error = capsys.readouterr().err.splitlines()
+    assert words in error
+    assert not before or "too large" in error  # all else is said before the text is read
     assert not (folder / "new").exists()

@@ -12,6 +12,8 @@ import pytest
 from mobilellm.cli.main import _main
 from mobilellm.report import written
 
+from .refusals import refusal
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from run_folders import FACTS, RECIPE, write_run
 
@@ -21,14 +23,6 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     captured = capsys.readouterr()
     assert captured.err == ""
     return captured.out
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    assert _main(["report", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,14 +60,16 @@ def test_several_runs(
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "x")
-    assert "no such folder" in refusal(capsys, tmp_path / "nowhere")
-    assert "it is no run folder" in refusal(capsys, tmp_path)
-    assert "named twice" in refusal(capsys, run, run)
-    assert "report:" in refusal(capsys)
+    assert "no such folder" in refusal(capsys, "report", tmp_path / "nowhere")
+    assert "it is no run folder" in refusal(capsys, "report", tmp_path)
+    assert "named twice" in refusal(capsys, "report", run, run)
+    assert "report:" in refusal(capsys, "report")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "loss.png").write_text("mine")
-    assert "loss.png: is there and no report made it" in refusal(capsys, run, "--out", tmp_path / "out")
-    said = refusal(capsys, run, "--out", _file(tmp_path / "out.txt"))
+    assert "loss.png: is there and no report made it" in refusal(
+        capsys, "report", run, "--out", tmp_path / "out"
+    )
+    said = refusal(capsys, "report", run, "--out", _file(tmp_path / "out.txt"))
     assert "out.txt: is a file; choose another --out" in said
 
 

@@ -53,6 +53,11 @@ def test_info(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
 
 def test_verify(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
     assert "2 files" in said(capsys, "verify", shards)
+    index = read_index(shards)
+    tokens = sum(shard.tokens for shard in index.shards)
+    assert json.loads(said(capsys, "verify", shards, shards, "--json")) == {
+        "verified": [{"directory": str(shards), "files": 2, "tokens": tokens}] * 2
+    }
     file = shards / "train-00000.bin"
     data = bytearray(file.read_bytes())
     data[100] ^= 1

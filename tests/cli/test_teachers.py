@@ -109,7 +109,7 @@ def test_a_model_of_ours(directory: Path, model: MobileLLM, tokenizer: Tokenizer
 
 
 def test_a_gguf_file(directory: Path, model: MobileLLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from mobilellm.export.to_gguf import export_gguf
+    from exported_gguf import export_gguf
 
     export_gguf(directory, tmp_path / "t.gguf")
 

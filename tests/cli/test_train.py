@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from mobilellm.model.api import load
 from mobilellm.model.transformer import Block
 from mobilellm.report.progress import TrainingProgress
 from mobilellm.tokenizer import Tokenizer
+from mobilellm.train.device import name_of
 from mobilellm.train.metrics import Record, read_metrics
 from mobilellm.train.recipe import load_recipe
 
@@ -281,6 +283,31 @@ def test_tensorboard_says_the_same(whole: Path) -> None:
         wanted |= {(f"eval/{name}", record["step"]): value for name, value in record.get("eval", {}).items()}
     assert len(wanted) == 2 * STEPS + 3 * 3
     assert {key: scalars[key] for key in wanted} == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_tracker_is_told_the_recipe(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which it compares runs; and what it prints is not on the standard output of --json."""
+    (tmp_path / "trackio.py").write_text(
+        "print('loaded')\n"
+        "def init(**given):\n    global run\n    run = given\n    print('begun')\n    import trackio\n"
+        "    return trackio\n"
+        "def log(numbers, step): print(numbers)\n"
+        "def finish(): print('finished')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    out = tmp_path / "run"
+    assert _main(command(place, out, "--steps", "2", "--log.tracker", "trackio", "--json")) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["steps"] == 2
+    assert "begun" in shown.err
+    told = sys.modules["trackio"].run["config"]
+    assert told["recipe"] == tomllib.loads((out / "recipe.toml").read_text())
+    assert told["parameters"] == json.loads((out / "run.json").read_text())["parameters"]
+    assert told["device"] == name_of(torch.device("cpu"))
+    monkeypatch.delitem(sys.modules, "trackio")
 
 
 def test_the_model_generates(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

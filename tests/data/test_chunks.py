@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mobilellm.data import chunks as chunks_module
 from mobilellm.data import compression
 from mobilellm.data.chunks import START, TOO_LONG_TO_READ, Chunk, Cutting, Place, text_chunks
 from mobilellm.data.inputs import STDIN, Source
+from mobilellm.data.records import records_of
 
 LINES, SEPARATED, BLANK = (
     ("jsonl", Cutting()),
@@ -22,6 +23,7 @@ LINES, SEPARATED, BLANK = (
     ("text", Cutting(blank_lines=True)),
 )
 WHOLE = ("text", Cutting())
+MARK = b"\xef\xbb\xbf"
 KINDS = [LINES, SEPARATED, BLANK, WHOLE]
 CONTENT = st.lists(
     st.sampled_from(["a", "bc", "\n", "\n", "\n\n", " ", "\r\n", "<|e|>", "<|e", "|>", "é"])
@@ -67,6 +69,64 @@ def test_chunks_make_up_the_file(
             rest = chunks(path, kind, size, found[at].next)
             assert [chunk[:5] for chunk in rest] == [chunk[:5] for chunk in found[at + 1 :]]
     assert found or kind != WHOLE  # an empty file is an empty document
+
+
+BYTES = st.lists(
+    st.sampled_from(
+        [
+            *(
+                b"a",
+                b"\n",
+                b"\n\n",
+                b" \t",
+                b"\r\n",
+                b"<|e|>",
+                b"<|e",
+                b"\xe9",
+                b"\xc3\xa9",
+                MARK,
+                b"\0",
+                b"\x0c",
+            ),
+            *(b'{"text":"x"}', b'{"text":"y"}\n'),
+        ]
+    ),
+    max_size=30,
+).map(b"".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(BYTES, st.sampled_from([*KINDS, ("text", Cutting("\n\n"))]), st.integers(1, 20))
+@example(b"<|e|>" + MARK + b"a", SEPARATED, 1)
+@example(b"a--b-----c---d", ("text", Cutting("--")), 9)  # which of five hyphens are the separator?
+def test_records_do_not_depend_on_where_chunks_end(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, kind: tuple[str, Cutting], size: int
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "file"
+    path.write_bytes(content)
+    small, large = (
+        [
+            record
+            for chunk in chunks(path, kind, at_least)
+            for record in records_of(chunk, "text", kind[1], {})
+        ]
+        for at_least in (size, 10**6)
+    )
+    assert small == large
+
+
+def test_the_mark_of_windows_editors(tmp_path: Path) -> None:
+    """It is none of the text in front of a file, and nothing else in the middle of one."""
+    for kind, content, expected in (
+        (LINES, MARK + b'{"text": "a"}\n', ("a", "")),
+        (WHOLE, MARK + b"a", ("a", "")),
+        (WHOLE, MARK, ("", "")),
+        (LINES, b"\n" + MARK + b'{"text": "a"}\n', ('\ufeff{"text": "a"}', "unreadable line")),
+        (SEPARATED, b"<|e|>" + MARK + b"a", ("\ufeffa", "")),
+    ):
+        (tmp_path / "file").write_bytes(content)
+        found = [list(records_of(chunk, "text", kind[1], {})) for chunk in chunks(tmp_path / "file", kind, 1)]
+        assert [record[1:] for records in found for record in records] == [expected]
 
 
 def test_what_is_too_long_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +51,13 @@ def test_from_a_place_on(name: str, offset: int) -> None:
 def test_several_in_one_file(name: str, between: int) -> None:
     packed = ALL_PACKED[name]
     data = packed + b"\0" * between + packed + b"\0" * between
+    assert b"".join(Blocks(io.BytesIO(data))) == CONTENT * 2
+
+
+def test_zstandard_behind_a_frame_that_is_skipped() -> None:
+    """As pzstd writes files: in front of each part stands a frame that tells its size."""
+    frame = struct.pack("<III", 0x184D2A50, 4, 0)
+    data = frame + ALL_PACKED["zst"] + struct.pack("<II", 0x184D2A5F, 0) + ALL_PACKED["zst"]
     assert b"".join(Blocks(io.BytesIO(data))) == CONTENT * 2
 
 

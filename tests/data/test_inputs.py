@@ -59,6 +59,36 @@ def test_patterns_and_repetitions(tree: Path) -> None:
         found("*.csv")
 
 
+def test_folders_a_pattern_matches_are_not_passed_over_for_files_beside_them(tree: Path) -> None:
+    assert found("[bs]*") == [
+        ("b.txt", "text"),
+        ("sub/c.ndjson.xz", "jsonl"),
+        ("sub/deep/d.PARQUET", "parquet"),
+    ]
+    assert found("sub/**/*.PARQUET") == [("sub/deep/d.PARQUET", "parquet")]
+
+
+def test_links_that_lead_back_up_are_followed_once(tree: Path) -> None:
+    everything = found(".")
+    (tree / "there").symlink_to("sub")
+    assert found("there") == [("there/c.ndjson.xz", "jsonl"), ("there/deep/d.PARQUET", "parquet")]
+    for name, target in (("aa", "."), ("sub/a", ".."), ("sub/deep/a", "../.."), ("sub/deep/z", "..")):
+        (tree / name).symlink_to(target)
+    assert sorted(found(".")) == sorted(everything)  # each loop would double the names at every level
+
+
+def test_an_empty_word_is_not_the_folder_one_stands_in(tree: Path) -> None:
+    for word in ("", "hf://"):
+        with pytest.raises(ValueError, match=f"'{word}': an input without a name"):
+            found(word)
+
+
+def test_a_format_that_no_input_has(tree: Path) -> None:
+    with pytest.raises(ValueError, match=r"format = 'jsonl'.* b.txt is text"):
+        found("b.txt", format="jsonl")
+    assert found("a.jsonl.gz", format="jsonl") == [("a.jsonl.gz", "jsonl")]
+
+
 def test_a_name_with_the_signs_of_a_pattern(tree: Path) -> None:
     (tree / "a[1].txt").write_text("x")
     assert found("a[1].txt") == [("a[1].txt", "text")]

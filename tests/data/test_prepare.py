@@ -29,6 +29,7 @@ from mobilellm.data.documents import Document
 from mobilellm.data.prepare import Prepared, Stopped, prepare
 from mobilellm.data.prepare_settings import PrepareSettings
 from mobilellm.data.quality import QualityRules
+from mobilellm.data.sample import sample_texts
 from mobilellm.data.shards import ShardError, read_index, verify, write_shards
 from mobilellm.tokenizer import Tokenizer
 from tokenizer_oracles import TEXTS, small, trained
@@ -277,6 +278,24 @@ def test_near_duplicates(tmp_path: Path) -> None:
     assert kept_all.rejected == {}
 
 
+def test_near_duplicates_beside_chunks_without_a_document(tmp_path: Path) -> None:
+    """As a damaged or empty file, or a megabyte of bad lines."""
+    texts = write_corpus(tmp_path / "in", 40)
+    (tmp_path / "in" / "d.jsonl").write_text("no JSON\n" * 3)
+    (tmp_path / "in" / "e.txt").write_text("")
+    (tmp_path / "in" / "f.parquet").write_text("damaged")
+    for chunk_bytes in (1, 10**6):
+        done = run(
+            tmp_path / "in",
+            tmp_path / f"{chunk_bytes}",
+            near_duplicates=0.9,
+            call={"chunk_bytes": chunk_bytes},
+        )
+        assert done.index.rejected["unreadable line"] >= 3
+        assert sum(done.index.total(split, "documents") for split in ("train", "held-out")) == len(texts)
+    assert contents(tmp_path / "1") == contents(tmp_path / "1000000")
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 300, 10**6])
 @pytest.mark.parametrize("limit", [2, 17, 160, 301])
 def test_a_limit_counts_documents(
@@ -391,6 +410,39 @@ def test_the_same_command_again_finds_it_done(
     monkeypatch.setattr(prepare_module, "Workers", None)
     again = run(corpus[0], tmp_path / "out")
     assert (again.index, again.progress) == (first.index, None)
+
+
+def test_standard_input_is_never_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be told whether it would give the same again."""
+    for word in ("first", "other"):
+        content = "".join(json.dumps({"text": f"{word} {i}"}) + "\n" for i in range(20)).encode()
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        if word == "first":
+            run(["-"], tmp_path / "out", format="jsonl")
+        else:
+            with pytest.raises(FileExistsError, match="--overwrite"):
+                run(["-"], tmp_path / "out", format="jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"separator": "X"}, "--document-separator .* plain text, .* none of it"),
+        ({"blank_lines": True}, "--split-on-blank-lines .* plain text"),
+        ({"hub_config": "en"}, "--hub-config .* the Hub"),
+        ({"hub_split": "test"}, "--hub-split .* the Hub"),
+    ],
+    ids=str,
+)
+def test_settings_that_no_input_takes(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    write_corpus(tmp_path / "in", 20)
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path / "in" / "a.jsonl", tmp_path / "out", **changes)
+    with pytest.raises(ValueError, match=words):
+        sample_texts([str(tmp_path / "in" / "a.jsonl")], PrepareSettings(**changes), 1000)
+    with pytest.raises(ValueError, match="--text-field names .* plain text"):
+        run(tmp_path / "in" / "c.txt", tmp_path / "out", text_field="body")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_an_input_that_changed_since_is_no_longer_done(tmp_path: Path) -> None:

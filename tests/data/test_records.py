@@ -71,13 +71,6 @@ def test_lines_that_are_not_utf8_spoil_no_others() -> None:
     ]
 
 
-def test_the_mark_of_windows_editors() -> None:
-    mark = b"\xef\xbb\xbf"
-    assert records(mark + b'{"text": "a"}\n') == [(1, "a", "")]
-    assert records(mark + b"a", "text") == [(1, "a", "")]
-    assert records(mark + b'{"text": "a"}\n', number=2)[0][2] == "unreadable line"  # in the middle it is none
-
-
 def test_the_names_that_are_there() -> None:
     fields: dict[str, None] = {}
     chunk = Chunk("jsonl", 0, b'{"body": 1, "id": 2}\n{"text": "x"}\n{"title": 3}\n', 1, NOWHERE, 0)
@@ -139,6 +132,7 @@ def test_rows() -> None:
         (9, "5", "not text"),
         (10, "b", ""),
     ]
+    assert records([b"caf\xc3\xa9", b"caf\xe9"], "rows") == [(1, "café", ""), (2, "caf\ufffd", "not UTF-8")]
     assert records([None, None], "rows", fields=("x",)) == [
         (1, "", "no text field"),
         (2, "", "no text field"),

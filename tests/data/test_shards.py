@@ -33,7 +33,9 @@ from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE
 from mobilellm.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from tokenizer_oracles import TEXTS, trained
 
-STORIES = [Document(f"story {i}", f"Story {i}.\nIt has {i * i} words,\n\nor é {i}.") for i in range(60)]
+STORIES = [
+    Document(f"story {i}", f"Story {i}.\nIt has {i * i} words,\n\nor é {i}.") for i in range(300)
+]  # more than are encoded at once
 
 
 def write(directory: Path, documents: list[Document] = STORIES, **changes: Any) -> ShardIndex:
@@ -178,7 +180,7 @@ def test_refuses_a_share_that_is_none(tmp_path: Path, held_out: float) -> None:
 def test_text_that_is_no_unicode_is_counted(tmp_path: Path) -> None:
     index = write(tmp_path / "s", [*STORIES, Document("", "half \ud83d"), Document("", "half ?")])
     assert index.rejected == {"empty": 0, "duplicate": 0, "not Unicode": 1}
-    assert index.total("train", "documents") + index.total("held-out", "documents") == 61
+    assert index.total("train", "documents") + index.total("held-out", "documents") == 301
 
 
 def test_names_with_odd_characters_are_kept(tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ from mobilellm.data.shards import write_shards
 from mobilellm.tokenizer import Tokenizer
 tokenizer = Tokenizer.load(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-documents = [Document("", f"text {i} " * 50) for i in range(60)]
+documents = [Document("", f"text {i} " * 50) for i in range(300)]  # more than are encoded at once
 try:
     write_shards(Path(sys.argv[2]), documents, tokenizer, "", "", overwrite=True)
 except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobilellm.data.chunks import START, Chunk, Place
+from mobilellm.data.chunks import START, Chunk, Cutting, Place
 from mobilellm.data.inputs import Source
+from mobilellm.data.records import records_of
 from mobilellm.data.tables import hub_chunks, parquet_chunks
 
 
@@ -68,11 +70,54 @@ def test_numbers_are_no_text_and_missing_columns_are_named(tmp_path: Path) -> No
     assert values(chunks(tmp_path / "x.parquet", Place(0, 1, 1))) == [None, None]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())],
+)
+def test_bytes_that_are_no_utf8_cost_their_row_alone(tmp_path: Path, kind: Any) -> None:
+    rows = [b"one", b"caf\xe9", None, "zwei é".encode()]
+    column = pa.array(rows, pa.binary())
+    if kind != pa.binary():  # as a writer that does not check leaves them
+        column = pa.Array.from_buffers(pa.string(), len(rows), column.buffers()).cast(kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "x.parquet")
+    source = Source(str(tmp_path / "x.parquet"), "parquet", 1)
+    found = [
+        record
+        for chunk in parquet_chunks(source, START, "text")
+        for record in records_of(chunk, "text", Cutting(), {})
+    ]
+    assert found == [(0, "one", ""), (1, "caf\ufffd", "not UTF-8"), (2, "", "not text"), (3, "zwei é", "")]
+
+
+def test_lists_of_bytes_that_are_no_utf8_are_no_text(tmp_path: Path) -> None:
+    texts = pa.array([b"a", b"\xe9"], pa.binary())
+    bad = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
+    column = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), bad)
+    pq.write_table(pa.table({"text": column}), tmp_path / "x.parquet")
+    assert values(chunks(tmp_path / "x.parquet")) == [["a"], None]
+
+
 def test_long_texts_come_a_few_at_a_time(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"text": [str(i) * 5000 for i in range(40)]}), tmp_path / "x.parquet", use_dictionary=False
     )
     assert max(len(chunk.content) for chunk in chunks(tmp_path / "x.parquet", size=20_000)) <= 4
+
+
+def test_memory_does_not_grow_with_a_row_group(tmp_path: Path) -> None:
+    """Some writers make a whole file one group."""
+    table = pa.table({"text": [f"{i} " * 500 for i in range(10_000)]})
+    pq.write_table(table, tmp_path / "x.parquet", use_dictionary=False, compression="none")
+    size = (tmp_path / "x.parquet").stat().st_size
+    tracemalloc.start()
+    count = sum(
+        len(chunk.content)
+        for chunk in parquet_chunks(Source(str(tmp_path / "x.parquet"), "parquet", size), START, "text")
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 10_000
+    assert peak < size / 3
 
 
 def test_packed_and_damaged_files(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mobilellm.data.loader import PackedLoader
 from mobilellm.eval import perplexity
@@ -139,11 +140,13 @@ def test_documents_apart_as_the_loader_has_them(model: MobileLLM) -> None:
     assert found.tokens < windowed(model, tokens[:-1], 24).tokens
 
 
-def test_ranks_share_documents_kept_apart(model: MobileLLM) -> None:
+@pytest.mark.parametrize("ranks", [3, 4, 20])
+def test_ranks_share_documents_kept_apart(model: MobileLLM, ranks: int) -> None:
+    """Of nine passes three each, three at most, or one and for some none."""
     tokens = np.array(some_tokens(200))
     tokens[::7] = BOS_ID
     whole = windowed(model, tokens, 9, 3, document_mask=True)
-    parts = [windowed(model, tokens, 9, 3, rank, 3, document_mask=True) for rank in range(3)]
+    parts = [windowed(model, tokens, 9, 3, rank, ranks, document_mask=True) for rank in range(ranks)]
     assert sum(part.nats for part in parts) == pytest.approx(whole.nats, rel=1e-9)
     assert sum(part.tokens for part in parts) == whole.tokens
 
@@ -194,10 +197,20 @@ def test_numbers_without_bounds() -> None:
     assert math.isnan(Perplexity(math.nan, 2).perplexity)  # a broken model is not merely a bad one
 
 
-def test_nothing_is_left_behind(model: MobileLLM) -> None:
-    """Training goes on afterwards: no inference tensors, no gradients, the same mode."""
+def test_nothing_is_left_behind(model: MobileLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on afterwards: no inference tensors, no gradients, the same mode; no graph was kept."""
+    kept = []
+
+    def logits(states: Tensor) -> Tensor:
+        found = MobileLLM.logits(model, states)
+        kept.append(found.requires_grad)
+        return found
+
     model.train()
-    windowed(model, some_tokens(30), 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits", logits)
+        windowed(model, some_tokens(30), 8)
+    assert {*kept} == {False}
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     model(torch.tensor([[1, 2]])).sum().backward()

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from table_model import TableModel
 
+from mobilellm.eval import protocols, text_perplexity
+from mobilellm.eval.protocols import Unit
 from mobilellm.eval.record import read, save
 from mobilellm.eval.text_perplexity import PerplexitySettings, evaluate_perplexity
+from mobilellm.eval.texts import Document, Text, joined_rows, read_text, whole
 
 
 @pytest.fixture
@@ -27,6 +32,74 @@ def test_a_record_says_all_that_is_needed_to_run_it_again(file: str, protocol: s
     assert sum(record.items["text.txt"]["tokens"]) == numbers["tokens"]
     save(record, tmp_path / "record.json")
     assert read(tmp_path / "record.json") == record
+
+
+def twice(text: Text) -> list[Document]:
+    """In place of the articles, which need lm-eval."""
+    return whole(text) * 2
+
+
+Cut = Callable[[TableModel, Text], list[Unit]]
+SAID: list[tuple[PerplexitySettings, Cut, dict[str, Any]]] = [
+    (
+        PerplexitySettings(),
+        lambda model, text: protocols.reference(model, joined_rows(text), 40),
+        {"window": 40, "rows": "joined"},
+    ),
+    (
+        PerplexitySettings(window=6, rows="as-is"),
+        lambda model, text: protocols.reference(model, text.content, 6),
+        {"window": 6, "rows": "as-is"},
+    ),
+    (
+        PerplexitySettings("sliding"),
+        lambda model, text: protocols.sliding(model, text.content, 40, 20),
+        {"window": 40, "rows": "as-is", "stride": 20},
+    ),
+    (
+        PerplexitySettings("sliding", window=7, stride=2, rows="joined"),
+        lambda model, text: protocols.sliding(model, joined_rows(text), 7, 2),
+        {"window": 7, "rows": "joined", "stride": 2},
+    ),
+    (
+        PerplexitySettings("document"),
+        lambda model, text: protocols.document(model, whole(text), 40),
+        {"window": 40, "documents": {"text.txt": "whole"}},
+    ),
+    (
+        PerplexitySettings("document", window=9, documents="articles"),
+        lambda model, text: protocols.document(model, twice(text), 9),
+        {"window": 9, "documents": {"text.txt": "articles"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "cut", "protocol"), SAID)
+def test_what_is_measured_is_what_the_settings_say(
+    file: str,
+    settings: PerplexitySettings,
+    cut: Cut,
+    protocol: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The very questions and numbers of the protocol, and all of it told in the record."""
+    monkeypatch.setattr(text_perplexity, "articles", twice)
+    model, twin, text = TableModel(40), TableModel(40), read_text(file)
+    record = evaluate_perplexity(model, [file], settings)
+    numbers, items = protocols.score(twin, cut(twin, text))
+    assert model.asked == twin.asked
+    told = {"protocol": settings.protocol, **numbers, "text_sha256": text.sha256}
+    assert (record.results, record.items) == ({"text.txt": told}, {"text.txt": items})
+    assert record.protocol == {"name": settings.protocol, **protocol}
+
+
+@pytest.mark.parametrize(("protocol", "window"), [("reference", 2048), ("sliding", 3000), ("document", 3000)])
+def test_the_window_is_the_context_and_of_the_reference_no_more_than_its_own(
+    file: str, protocol: Any, window: int
+) -> None:
+    Path(file).write_text("a line of text\n" * 200, encoding="utf-8")
+    record = evaluate_perplexity(TableModel(3000), [file], PerplexitySettings(protocol))
+    assert record.protocol["window"] == window
 
 
 def test_reference_joins_rows_and_sliding_leaves_the_text_alone(file: str) -> None:

@@ -5,25 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import task_rows
-import torch
 import transformers
 from language_models import ToldModel
-from tiny_baselines import TEXT, edit_config, make
+from tiny_baselines import edit_config, make, make_ours
 
-from mobilellm.config import ModelConfig
+from mobilellm.eval.interface import LanguageModel
 from mobilellm.eval.models import open_model
 from mobilellm.eval.paper import chosen
-from mobilellm.eval.record import read, save
+from mobilellm.eval.record import Record, read, save
 from mobilellm.eval.tasks import BY_NAME, LoadedTasks, load_tasks, quiet
-from mobilellm.eval.zero_shot import evaluate_zero_shot, save_log_likelihoods, score
-from mobilellm.model import checkpoint
-from mobilellm.model.transformer import MobileLLM
-from mobilellm.tokenizer import Tokenizer
+from mobilellm.eval.zero_shot import save_log_likelihoods, score
 
 NAMES = list(BY_NAME)
 _LONGER = 512
@@ -72,6 +69,16 @@ EXPECTED: dict[str, dict[str, list[float]]] = {
 }
 
 
+def evaluated(
+    model: LanguageModel,
+    tasks: Sequence[str] = (),
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 1234,
+) -> Record:
+    return score(model, load_tasks(tasks, data_dir), limit, seed).record
+
+
 def told(context: str, continuation: str) -> float:
     if context == "Answer:":
         return BEFORE[continuation]
@@ -89,7 +96,7 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_all_scores_by_hand(data: Path, tmp_path: Path) -> None:
     model = ToldModel(told)
-    record = evaluate_zero_shot(model, data_dir=data)
+    record = evaluated(model, data_dir=data)
     assert len(model.calls) == 1  # all tasks together, the unconditional answers too
     assert record.items == EXPECTED
     assert list(record.results) == [*NAMES, "average"]
@@ -118,7 +125,7 @@ def test_all_scores_by_hand(data: Path, tmp_path: Path) -> None:
 
 
 def test_versions_are_those_of_the_installed_lm_eval(data: Path) -> None:
-    record = evaluate_zero_shot(ToldModel(told), ["boolq", "piqa", "social_iqa"], data)
+    record = evaluated(ToldModel(told), ["boolq", "piqa", "social_iqa"], data)
     assert {name: result["version"] for name, result in record.results.items()} == {
         "boolq": 2.0, "piqa": 1.0, "social_iqa": 0.0,
     }  # fmt: skip
@@ -128,7 +135,7 @@ def test_versions_are_those_of_the_installed_lm_eval(data: Path) -> None:
 
 
 def test_the_protocol_says_all_that_is_needed_to_run_it_again(data: Path) -> None:
-    record = evaluate_zero_shot(ToldModel(told), data_dir=data, limit=1, seed=7)
+    record = evaluated(ToldModel(told), data_dir=data, limit=1, seed=7)
     protocol = record.protocol
     assert (protocol["name"], protocol["num_fewshot"]) == ("lm-eval zero-shot", 0)
     assert (protocol["limit"], protocol["seed"]) == (1, 7)
@@ -144,7 +151,7 @@ def test_the_protocol_says_all_that_is_needed_to_run_it_again(data: Path) -> Non
 
 
 def test_no_average_of_fewer_than_eight(data: Path) -> None:
-    record = evaluate_zero_shot(ToldModel(told), ["winogrande", "arc_easy"], data)
+    record = evaluated(ToldModel(told), ["winogrande", "arc_easy"], data)
     assert list(record.results) == list(record.items) == ["arc_easy", "winogrande"]
     assert not any("average" in note for note in record.protocol["notes"])
 
@@ -152,9 +159,9 @@ def test_no_average_of_fewer_than_eight(data: Path) -> None:
 def test_documents_have_one_hash_whatever_the_model_and_the_shape_of_the_rows(tmp_path: Path) -> None:
     hub = task_rows.write(tmp_path / "hub", task_rows.HUB)
     local = task_rows.write(tmp_path / "local", {name: task_rows.local(name) for name in NAMES})
-    fewer = evaluate_zero_shot(ToldModel(told), data_dir=hub, limit=1)
-    one = evaluate_zero_shot(ToldModel(told), data_dir=hub)
-    other = evaluate_zero_shot(ToldModel(lambda context, continuation: -1.0), data_dir=local)
+    fewer = evaluated(ToldModel(told), data_dir=hub, limit=1)
+    one = evaluated(ToldModel(told), data_dir=hub)
+    other = evaluated(ToldModel(lambda context, continuation: -1.0), data_dir=local)
     for name in NAMES:
         sha256 = one.results[name]["documents_sha256"]
         assert sha256 == other.results[name]["documents_sha256"] != fewer.results[name]["documents_sha256"]
@@ -163,14 +170,14 @@ def test_documents_have_one_hash_whatever_the_model_and_the_shape_of_the_rows(tm
 def test_requests_that_were_cut_are_counted(data: Path) -> None:
     model = ToldModel(lambda context, continuation: -1.0, context=33)
     assert len("Question: Cool tea\nAnswer: heat it") - 1 == 33
-    record = evaluate_zero_shot(model, ["piqa"], data)
+    record = evaluated(model, ["piqa"], data)
     (note,) = [note for note in record.protocol["notes"] if "longer than the model's context" in note]
     assert note.startswith("3 requests")  # both of the first document, one of the second
 
 
-def test_a_bad_limit_is_refused() -> None:
+def test_a_bad_limit_is_refused(data: Path) -> None:
     with pytest.raises(ValueError, match="limit = 0 must be at least 1"):
-        evaluate_zero_shot(ToldModel(told), limit=0)
+        evaluated(ToldModel(told), data_dir=data, limit=0)
 
 
 def test_log_likelihoods_are_written_in_full(data: Path, tmp_path: Path) -> None:
@@ -257,30 +264,6 @@ def test_characters_are_code_points_and_the_first_of_equals_wins() -> None:
 # Beside lm-eval's own backend
 
 
-def make_llama(directory: Path) -> None:
-    """A tiny random model of ours without shared layers, as transformers' own Llama reads it."""
-    tokenizer = Tokenizer.train([TEXT], 352)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_position_embeddings=_LONGER,
-        rope_theta=10_000.0,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = MobileLLM(config)
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-    checkpoint.save(directory, model, tokenizer, layout="llama")
-
-
 @pytest.fixture(scope="module")
 def real(shared: Path) -> LoadedTasks:
     return load_tasks((), shared / "zeroshot")
@@ -303,7 +286,7 @@ def test_the_same_answers_as_lm_evals_own_backend(
     from lm_eval.models.huggingface import HFLM
 
     if layout == "llama":
-        make_llama(tmp_path / "model")
+        make_ours(tmp_path / "model", layout="llama", context=_LONGER)
     else:
         make(layout, tmp_path / "model")
         edit_config(tmp_path / "model", max_position_embeddings=_LONGER)

@@ -37,7 +37,7 @@ Config = transformers.PreTrainedConfig
 def make(architecture: str, directory: Path, seed: int = 0) -> Path:
     """Write the model of one of `ARCHITECTURES` as a model directory, and return it."""
     if architecture in OURS:
-        _make_ours(directory, shared=architecture.endswith("shared"), seed=seed)
+        make_ours(directory, seed, repeats=2 if architecture.endswith("shared") else 1)
         return directory
     config, words = STOCK[architecture](), tokenizer(architecture)
     config.bos_token_id, config.eos_token_id = words.bos_token_id, words.eos_token_id
@@ -92,7 +92,10 @@ def _our_tokenizer() -> Tokenizer:
     return Tokenizer.train([TEXT], VOCABULARY + 32)
 
 
-def _make_ours(directory: Path, shared: bool, seed: int) -> None:
+def make_ours(
+    directory: Path, seed: int = 0, layout: str = "mobilellm", repeats: int = 1, context: int = CONTEXT
+) -> None:
+    """A tiny random model of ours with its tokenizer."""
     config = ModelConfig(
         vocab_size=_our_tokenizer().vocab_size,
         hidden_size=32,
@@ -101,11 +104,11 @@ def _make_ours(directory: Path, shared: bool, seed: int) -> None:
         num_heads=4,
         num_kv_heads=2,
         head_dim=8,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         rope_theta=10_000.0,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        repeats=2 if shared else 1,
+        repeats=repeats,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -114,7 +117,7 @@ def _make_ours(directory: Path, shared: bool, seed: int) -> None:
             for parameter in model.parameters():
                 noise = torch.randn_like(parameter) * 0.2
                 parameter.copy_(noise + (parameter.ndim == 1))
-    checkpoint.save(directory, model, _our_tokenizer(), layout="mobilellm")
+    checkpoint.save(directory, model, _our_tokenizer(), layout=layout)
 
 
 def edit_config(directory: Path, **changes: Any) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from mobilellm.config import ModelConfig
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
+from stock_llama import stock_config
 
 TINY = replace(preset("test"), vocab_size=101, num_layers=3)
 SHARED = [  # every order with every number of repeats
@@ -43,25 +44,12 @@ def some_tokens(vocab_size: int, *shape: int, seed: int = 0) -> Tensor:
 
 def stock_llama(config: ModelConfig, tensors: dict[str, Tensor]) -> LlamaForCausalLM:
     """transformers' own Llama holding these very tensors (of `config`'s layers, executed once each)."""
-    stock_config = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_position_embeddings,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=config.tie_word_embeddings,
-        attn_implementation="sdpa",
-    )
+    wanted = stock_config(config, attn_implementation="sdpa")
     with torch.device("meta"):
-        stock = LlamaForCausalLM(stock_config)
+        stock = LlamaForCausalLM(wanted)
     stock = stock.to_empty(device="cpu")
     rotary = type(stock.model.rotary_emb)
-    stock.model.rotary_emb = rotary(stock_config)  # its table is no parameter and is empty now
+    stock.model.rotary_emb = rotary(wanted)  # its table is no parameter and is empty now
     missing, unexpected = stock.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if config.tie_word_embeddings else set())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -216,7 +217,17 @@ def test_a_compiled_model_takes_other_documents_without_compiling_again(by_varle
 def test_a_way_proves_itself_once(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof itself, on the CPU; a kernel that mixes documents up does not pass."""
     assert document_mask._agrees("varlen", CPU)
-    monkeypatch.setattr(document_mask, "dense_mask", lambda starts: dense_mask(torch.zeros_like(starts)))
+    with monkeypatch.context() as patch:
+        patch.setattr(document_mask, "dense_mask", lambda starts: dense_mask(torch.zeros_like(starts)))
+        assert not document_mask._agrees("varlen", CPU)
+
+
+def test_a_way_with_other_gradients_does_not_pass(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice_the_gradient(*arguments: Any) -> Tensor:
+        out = attend_apart(*arguments)
+        return 2 * out - out.detach()
+
+    monkeypatch.setattr(document_mask, "attend_apart", twice_the_gradient)
     assert not document_mask._agrees("varlen", CPU)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,13 +23,27 @@ PATHS = ["kernels", "plain"]
 
 
 @pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each way in turn."""
-    if request.param == "plain":
-        monkeypatch.setattr(scoring, "_kernels", lambda weight: None)
-    elif isinstance(cpu_kernels.load(), str):
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each way in turn; where the kernels are to be tested they must have been called."""
+    there, called = list[bool](), list[str]()
+    original = scoring._kernels
+
+    def noted(weight: Tensor) -> Callable[..., None] | None:
+        kernels = original(weight) if request.param == "kernels" else None
+        there.append(kernels is not None)
+
+        def call(name: str, *arguments: Tensor | float | None) -> None:
+            assert kernels is not None
+            called.append(name)
+            kernels(name, *arguments)
+
+        return None if kernels is None else call
+
+    if request.param == "kernels" and isinstance(cpu_kernels.load(), str):
         pytest.skip(f"needs the C kernels: {cpu_kernels.load()}")
-    return str(request.param)
+    monkeypatch.setattr(scoring, "_kernels", noted)
+    yield str(request.param)
+    assert bool(called) == any(there)
 
 
 def check_states(model: MobileLLM, ends: Tensor | None) -> None:

@@ -108,6 +108,21 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert capsys.readouterr().out == ""  # the bar says it all
 
 
+def test_the_time_left_of_slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 45 seconds each, half a run away from the end; it was resumed there, which is no speed."""
+    terminal, now = Terminal(), [0.0]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    with TrainingProgress(200, 90) as progress:
+        for record in steps(100, first=91, seconds=45.0):
+            now[0] += 45
+            progress.update(record)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert shown.strip().endswith("1:15:00")  # a hundred steps
+
+
 def test_the_terminal_is_whole_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

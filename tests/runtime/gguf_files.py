@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from exported_gguf import export_gguf
 from mobilellm.config import ModelConfig
-from mobilellm.export.to_gguf import export_gguf
 from mobilellm.model import checkpoint
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ import pytest
 from chromium import chromium
 from fake_server import PAGE, Script, fake_server
 
+from exported_gguf import export_gguf
 from mobilellm.chat_template import DEFAULT
-from mobilellm.export.to_gguf import export_gguf
 from mobilellm.model import checkpoint
 from mobilellm.serve.web.packages import Package, files_of
 

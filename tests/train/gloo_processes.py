@@ -6,15 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def run_spread(
-    script: str, size: int, folder: Path, environment: dict[str, str], seconds: float
-) -> list[Any]:
-    """What each of `size` processes of `script FOLDER` left in FOLDER/RANK.json, by rank; all must succeed."""
-    common = os.environ | environment | {"WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1"}
+class Ended(NamedTuple):
+    """How a process ended, as subprocess has it (-9: killed), and what it said on stderr."""
+
+    code: int
+    said: str
+
+
+def run_processes(
+    script: str, size: int, folder: Path, environment: Mapping[str, str], seconds: float
+) -> list[Ended]:
+    """`size` processes of `script FOLDER`, by rank; all must end in time."""
+    common = os.environ | dict(environment) | {"WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1"}
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(folder)],
@@ -30,5 +38,13 @@ def run_spread(
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
+    return [Ended(process.returncode, said) for process, said in zip(processes, errors, strict=True)]
+
+
+def run_spread(
+    script: str, size: int, folder: Path, environment: Mapping[str, str], seconds: float
+) -> list[Any]:
+    """What each of `size` processes of `script FOLDER` left in FOLDER/RANK.json, by rank; all must succeed."""
+    ended = run_processes(script, size, folder, environment, seconds)
+    assert [each.code for each in ended] == [0] * size, "\n".join(each.said for each in ended)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]

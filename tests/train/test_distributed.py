@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from spread_runs import CONFIGS, OTHERWISE, TARGETS, launch, spread_run, stopping_at
 
 from mobilellm.train.checkpoint_files import checkpoints
-from mobilellm.train.distributed import World, gathers_in_half, join
+from mobilellm.train.distributed import ToldByAnother, World, _instead, gathers_in_half, join
 from mobilellm.train.settings import ComputeSettings
 
 SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in (2, 4)]
@@ -153,23 +155,74 @@ def test_what_goes_wrong_for_one_stops_all(together: tuple[Path, list[dict[str, 
 # Who we are
 
 
-def test_the_environment_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "MASTER_"))]:
-        monkeypatch.delenv(name)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment without launchers."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "MASTER_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_the_environment_tells(nowhere: pytest.MonkeyPatch) -> None:
     with join("cpu") as world:
         assert (world.rank, world.size, world.device) == (0, 1, torch.device("cpu"))
         assert world.sum([1, 2.5]) == [1.0, 2.5]
         assert world.gather("x") == ["x"]
-    for name, value in (("PROCID", "0"), ("NTASKS", "4"), ("LOCALID", "0")):
-        monkeypatch.setenv(f"SLURM_{name}", value)  # an interactive shell of Slurm, nobody to meet
-    with join("cpu") as world:
-        assert world.size == 1
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    nowhere.setenv("RANK", "0")
+    nowhere.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="the environment lacks LOCAL_RANK; start several processes with"):
         join("cpu").__enter__()
+    nowhere.setenv("LOCAL_RANK", "0")
+    with pytest.raises(
+        ValueError, match="torchrun started 2 processes, but MASTER_ADDR and MASTER_PORT does"
+    ):
+        join("cpu").__enter__()
+
+
+def test_what_slurm_tells(nowhere: pytest.MonkeyPatch) -> None:
+    """Of its jobs only the tasks of a step belong together; a script and its shells know the job's number."""
+    for name, value in (("PROCID", "0"), ("NTASKS", "4"), ("LOCALID", "0")):
+        nowhere.setenv(f"SLURM_{name}", value)
+    nowhere.setenv("MASTER_ADDR", "127.0.0.1")  # exported by the script
+    with join("cpu") as world:
+        assert world.size == 1
+    nowhere.setenv("SLURM_STEP_NUM_TASKS", "1")  # srun --pty bash
+    with join("cpu") as world:
+        assert world.size == 1
+    nowhere.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(ValueError, match="srun started 4 processes, but MASTER_PORT does not say where they"):
+        join("cpu").__enter__()
+
+
+def test_one_tells_for_all() -> None:
+    """Who raises what another has raised is silent, and who lost contact with it; else it says that it lost it."""
+    lost = RuntimeError(
+        "[third_party/gloo/pair.cc:553] Connection closed by peer [1.2.3.4]:5. This is typical."
+    )
+    store = dist.HashStore()
+    told = _instead(lost, store, 1, 4)
+    assert str(told) == (
+        "process 1 of 4 lost contact with another, which was killed or cannot be reached "
+        "(RuntimeError: [third_party/gloo/pair.cc:553] Connection closed by peer [1.2.3.4]:5)"
+    )
+    assert type(told) is ConnectionError
+    assert type(_instead(dist.DistNetworkError("gone"), store, 2, 4)) is ToldByAnother
+    store, mine, theirs = dist.HashStore(), ValueError("a shard"), ValueError("a shard")
+    assert _instead(mine, store, 1, 4) is None
+    assert re.fullmatch(r"so says process 1 of 4, on \S+", mine.__notes__[0])
+    assert type(_instead(theirs, store, 2, 4)) is ToldByAnother
+    assert _instead(ValueError("another shard"), store, 3, 4) is None
+    assert type(_instead(lost, store, 0, 4)) is ToldByAnother
+    for _ in range(2):  # a person's Ctrl-C is never turned into an error
+        assert _instead(KeyboardInterrupt(), store, 0, 4) is None
+
+    class Gone:
+        def add(self, key: str, amount: int) -> int:
+            raise dist.DistNetworkError("no store")
+
+    assert type(_instead(lost, Gone(), 1, 4)) is ConnectionError  # type: ignore[arg-type]
+    assert _instead(ValueError("x"), Gone(), 1, 4) is None  # type: ignore[arg-type]
 
 
 def test_where_weights_come_in_bfloat16() -> None:

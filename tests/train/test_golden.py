@@ -102,24 +102,11 @@ def rate(step: int) -> float:
 
 
 def stock_llama(config: ModelConfig) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=True,
-            attn_implementation="eager",
-        )
-    )
+    from stock_llama import stock_config
+
+    model = LlamaForCausalLM(stock_config(config, attn_implementation="eager"))
     missing, unexpected = model.load_state_dict(tiny_model(config).state_dict(), strict=False)
     assert set(missing) <= {"lm_head.weight"}
     assert not unexpected

@@ -44,10 +44,20 @@ def test_what_is_no_number_always_stops(tmp_path: Path, loss: float, norm: float
         guard.check(1, loss, norm, ADDRESS, 0.25)
     assert str(tmp_path / "bad-batch.json") in str(caught.value)
     assert "an optim.lr below 0.25" in str(caught.value)
+    assert f"mobilellm data batch {tmp_path} shows its text" in str(caught.value)
     record = json.loads((tmp_path / "bad-batch.json").read_text(), parse_constant=pytest.fail)  # plain JSON
     assert record["batch"] == ADDRESS
     assert (record["step"], record["loss"], record["gradient_norm"]) == (1, str(loss), str(norm))
     assert record["reason"] in str(caught.value)
+
+
+def test_it_goes_on_after_the_losses_it_is_given(tmp_path: Path) -> None:
+    guard = Guard(GuardSettings(window=3), tmp_path)
+    assert stops(guard, [1.0, 2.0]) == 0
+    guard.restore([5.0, 6.0])
+    assert guard.losses == (5.0, 6.0)
+    guard.restore([5.0, 6.0, 7.0, 8.0])
+    assert guard.losses == (6.0, 7.0, 8.0)
 
 
 def test_a_spike(tmp_path: Path) -> None:

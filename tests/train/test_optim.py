@@ -98,7 +98,7 @@ def test_the_one_pass_is_clipping_and_adamw(kernels: Kernels, limit: float, dtyp
         for optimizer in (ours, plain):
             for group in optimizer.param_groups:
                 group["lr"] = 1e-2 / (step + 1)  # as the schedule sets it
-        if step < 3:  # what one step was scaled by is no matter of the next
+        if step in (1, 2):  # what one step was scaled by is no matter of the next
             norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), limit).item()
             assert ours.clip(limit) == pytest.approx(norm, rel=1e-5)
         ours.step()

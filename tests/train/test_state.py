@@ -80,6 +80,29 @@ def identity() -> dict[str, Any]:
     return run_identity(tiny_model(), SETTINGS)
 
 
+def test_everything_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then its name is."""
+    order: list[int] = []  # inodes; 0 for a rename
+    sync, rename = os.fsync, os.rename
+
+    def noted_sync(descriptor: int) -> None:
+        order.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        order.append(0)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    path = save(tmp_path, 1)
+    named = order.index(0)
+    assert {each.stat().st_ino for each in (path, *path.iterdir())} <= {*order[:named]}
+    assert order[named:] == [0, tmp_path.stat().st_ino]
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_everything_comes_back(tmp_path: Path, asynchronous: bool) -> None:
     model, optimizer = optimised(1)

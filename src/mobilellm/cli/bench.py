@@ -8,7 +8,6 @@ a machine that does other things too. With --peers, llama.cpp and transformers r
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from mobilellm.bench.race import Progress, race_decode, race_prefill
 from mobilellm.bench.starts import cold_starts
 from mobilellm.bench.thread_race import race_threads
 from mobilellm.cli.bench_output import Results, of_starts, of_threads, of_timings
+from mobilellm.cli.notices import say
 from mobilellm.cli.tables import print_notes, print_table
 from mobilellm.environment import environment
 from mobilellm.installation import install_command, missing_packages
@@ -34,7 +34,7 @@ from mobilellm.runtime.kv_cache import KVCacheType
 from mobilellm.runtime.thread_choice import counts_up_to, thread_choices
 
 _PACKAGES = ("mobilellm", "numpy", "torch", "transformers", "llama-cpp-python")
-_DEPTHS, _PROMPTS, _PROMPT = (0, 512, 1024, 1900), (128, 512), (256,)
+_DEPTHS, _PROMPTS, _PROMPT, _CONTEXT = (0, 512, 1024, 1900), (128, 512), (256,), (512,)
 _LEAST = {"rounds": 1, "depths": 0, "tokens": 1, "prompts": 1, "prompt": 1, "context": 2, "counts": 1}
 
 Models = Annotated[
@@ -89,8 +89,9 @@ class Load:
     """Time from the start of a process to the first token, and memory beside file and cache."""
 
     models: Models
-    context: int = 512
-    """Tokens that the sequence is filled with for the peak of memory."""
+    context: int | None = None
+    """Tokens that the sequence is filled with for the peak of memory. Default: 512, or as many as the models'
+    context has."""
     options: Annotated[RaceOptions, tyro.conf.arg(name="")] = field(default_factory=RaceOptions)
 
 
@@ -122,7 +123,7 @@ def run(arguments: Decode | Prefill | Load | Threads) -> None:
     peers, notes = _peers(options.peers if isinstance(options, RaceOptions) else None)
 
     with tempfile.TemporaryDirectory(prefix="mobilellm-bench-") as folder:
-        taking_part = entries(arguments.models, peers, Path(folder), _say, options.kv_cache)
+        taking_part = entries(arguments.models, peers, Path(folder), say, options.kv_cache)
         results = _measured(arguments, taking_part)
     notes += results.notes
     machine = environment(())["cpu"]
@@ -155,10 +156,11 @@ def _measured(arguments: Decode | Prefill | Load | Threads, taking_part: Sequenc
                 outcome = race_prefill(taking_part, prompts, rounds, _threads(arguments.options), progress)
             return of_timings(outcome)
         case Load():
-            _fitting("context", (arguments.context,), (), taking_part, 0)
+            asked = None if arguments.context is None else (arguments.context,)
+            (context,) = _fitting("context", asked, _CONTEXT, taking_part, 0)
             threads = _threads(arguments.options)
             with _bar() as progress:
-                return of_starts(*cold_starts(taking_part, arguments.context, rounds, threads, progress))
+                return of_starts(*cold_starts(taking_part, context, rounds, threads, progress))
         case Threads(tokens=tokens, prompt=prompt):
             _fitting("tokens", (tokens,), (), taking_part, 0)
             asked = None if prompt is None else (prompt,)
@@ -204,10 +206,6 @@ def _peers(named: Sequence[str] | None) -> tuple[list[str], list[str]]:
         else:
             installed.append(peer)
     return installed, notes
-
-
-def _say(what: str) -> None:
-    print(f"mobilellm: {what}", file=sys.stderr, flush=True)
 
 
 @contextmanager

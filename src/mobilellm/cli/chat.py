@@ -22,6 +22,7 @@ from mobilellm.chat.speakers import open_speaker
 from mobilellm.chat.talk import Answer, Talk
 from mobilellm.chat.visible import visible
 from mobilellm.cli.engine_flags import KVCache, Threads
+from mobilellm.cli.notices import say
 from mobilellm.sampling import Sampling
 
 
@@ -61,9 +62,9 @@ def run(arguments: Arguments) -> None:
         context=arguments.context,
         stop=arguments.stop,
     )
-    speaker = open_speaker(arguments.model, arguments.threads, _say, arguments.kv_cache)
+    speaker = open_speaker(arguments.model, arguments.threads, say, arguments.kv_cache)
     talk = Talk(speaker, settings)
-    room = Room(talk, _say)
+    room = Room(talk, say)
     if arguments.load is not None:
         room.load(arguments.load)
     if arguments.system is not None:
@@ -75,7 +76,7 @@ def run(arguments: Arguments) -> None:
             _converse(room)
         else:
             if not talk.is_chat:
-                _say(f"{arguments.model} is a base model: it continues the text instead of answering it")
+                say(f"{arguments.model} is a base model: it continues the text instead of answering it")
             for message in arguments.message or (_message(),):
                 _answer(talk, message, arguments.json)
     finally:  # also of what was said by the time of a Ctrl-C
@@ -106,7 +107,7 @@ def _answer(talk: Talk, message: str, as_json: bool) -> None:
     answer = talk.ask(message)
     if answer.left_out:
         what = "messages" if talk.is_chat else "tokens"
-        _say(f"the oldest {answer.left_out} {what} do not fit the context and are left out")
+        say(f"the oldest {answer.left_out} {what} do not fit the context and are left out")
     on_a_terminal = sys.stdout.isatty()
     with closing(iter(answer)) as pieces:
         for piece in pieces:
@@ -117,7 +118,7 @@ def _answer(talk: Talk, message: str, as_json: bool) -> None:
         return
     print(flush=True)
     if answer.finish == "context":
-        _say("the context is full: the answer is cut off")
+        say("the context is full: the answer is cut off")
 
 
 def _described(answer: Answer, talk: Talk) -> dict[str, Any]:
@@ -138,7 +139,3 @@ def _described(answer: Answer, talk: Talk) -> dict[str, Any]:
         },
         "settings": talk.settings.values(),
     }
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)

@@ -7,12 +7,13 @@ and a generation config whose pad is not eos. The result is read back and compar
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from mobilellm.cli.notices import say
 
 
 @dataclass
@@ -46,11 +47,11 @@ def run(arguments: Arguments) -> None:
         dtype=arguments.dtype,
         unrolled=arguments.unroll,
         overwrite=arguments.overwrite,
-        say=_say,
+        say=say,
     )
     if arguments.json:
         for repair in done["repairs"]:
-            _say(f"{arguments.source}: repaired: {repair}")
+            say(f"{arguments.source}: repaired: {repair}")
         print(json.dumps(done))
         return
     repairs, licence = done.pop("repairs"), done.pop("licence")
@@ -60,7 +61,3 @@ def run(arguments: Arguments) -> None:
     )
     for key, value in rows:
         print(f"{key:<20} {value}")
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)

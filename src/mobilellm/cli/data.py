@@ -4,6 +4,8 @@
 
 Learnt is what the assistant says and the </s> after it: green on a terminal, between « and » in a pipe. Below
 the examples stands how much there is, and what is left out and why.
+
+`mobilellm data batch RUN` shows the batch at which a run was stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -22,6 +24,7 @@ import tyro
 
 from mobilellm.chat.visible import visible
 from mobilellm.chat_template import DEFAULT, ChatTemplate, Conversation, read_template, stored_template
+from mobilellm.cli.notices import say
 from mobilellm.data.chat import Place, Skip, encode, read_talks, said
 from mobilellm.sentencepiece_model import SPECIAL_PIECES
 from mobilellm.tokenizer import Tokenizer
@@ -88,9 +91,14 @@ def parts_of(tokenizer: Tokenizer, conversation: Conversation) -> list[Part]:
     """The text of a conversation as the model reads it, special tokens by their names."""
     pairs = zip(conversation.tokens, conversation.trained, strict=True)
     return [
-        Part(b"".join(_bytes(tokenizer, token) for token, _ in group).decode(errors="replace"), trained)
+        Part(spelt(tokenizer, (token for token, _ in group)), trained)
         for trained, group in itertools.groupby(pairs, key=lambda pair: pair[1])
     ]
+
+
+def spelt(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """Tokens as text, special ones by their names."""
+    return b"".join(_bytes(tokenizer, token) for token in tokens).decode(errors="replace")
 
 
 def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
@@ -104,7 +112,7 @@ def _template(arguments: Arguments) -> ChatTemplate:
     if arguments.model is not None:
         from mobilellm import hub
 
-        directory = hub.resolve(arguments.model, lambda notice: print(notice, file=sys.stderr))
+        directory = hub.resolve(arguments.model, say)
         tokenizer, source = Tokenizer.load(directory), stored_template(directory) or DEFAULT
     else:
         assert arguments.tokenizer is not None

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mobilellm.atomic import check_file_writable
+from mobilellm.atomic import atomic_write, check_file_writable
 from mobilellm.cli.eval_model import ModelOptions, scored_model
-from mobilellm.cli.eval_outputs import PRINTED, check_output, file_names, keep_record, print_records
+from mobilellm.cli.eval_outputs import (
+    PRINTED,
+    check_output,
+    file_names,
+    is_printed,
+    keep_record,
+    print_records,
+)
 
 if TYPE_CHECKING:
     from mobilellm.eval.chat import ChatEvaluation
@@ -41,7 +48,8 @@ class Chat:
     """Write a record: a file, or for several models a folder with one file each; - prints them in place of
     the table."""
     sheet: Annotated[Path | None, tyro.conf.arg(metavar="OUT.html")] = None
-    """Write a page with prompts and every model's answers, to be read by people."""
+    """Write a page with prompts and every model's answers, to be read by people; - prints it in place of the
+    table."""
     sheet_prompts: int = 20
     """How many prompts it shows."""
     options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
@@ -50,6 +58,7 @@ class Chat:
 def run_chat(arguments: Chat) -> None:
     names = file_names("eval chat", arguments.models, (arguments.json,))
     check_output(arguments.sheet, check_file_writable)
+    printed = is_printed(json=arguments.json, sheet=arguments.sheet)
     if arguments.data is None:
         raise ValueError("eval chat: --data names no file of conversations")
     if arguments.sheet_prompts < 1:
@@ -70,13 +79,13 @@ def run_chat(arguments: Chat) -> None:
             found.append(each)
             keep_record(each.record, arguments.json, name, len(names))
     finally:  # what is finished is shown, whatever became of the rest
-        if found and arguments.json != PRINTED:
+        if found and not printed:
             print_chat(found)
         if found and arguments.sheet:
             _write_sheet(arguments.sheet, found, arguments.sheet_prompts)
     if arguments.json == PRINTED:
         print_records([each.record for each in found])
-    elif arguments.sheet:
+    elif arguments.sheet and not printed:
         print_notes([f"Written: {arguments.sheet}"])
 
 
@@ -126,10 +135,14 @@ def _loss_interval(result: dict[str, Any]) -> str:
 
 
 def _write_sheet(path: Path, found: Sequence[ChatEvaluation], prompts: int) -> None:
-    from mobilellm.atomic import atomic_write
     from mobilellm.report.sample_sheet import Column, sample_sheet
 
     columns = [Column(each.record.model.name, each.answered[:prompts]) for each in found]
     (name,) = found[0].record.results
+    # A model may have said half of a surrogate pair.
+    page = sample_sheet(name, columns).encode(errors="replace").decode()
+    if path == PRINTED:
+        print(page, end="")
+        return
     with atomic_write(path) as temporary:
-        temporary.write_text(sample_sheet(name, columns), encoding="utf-8", errors="replace")
+        temporary.write_text(page, encoding="utf-8")

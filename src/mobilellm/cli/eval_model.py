@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mobilellm.cli.engine_flags import KVCache
+from mobilellm.cli.notices import say
 from mobilellm.report.live_bar import LiveBar
 
 if TYPE_CHECKING:
@@ -81,10 +82,6 @@ def scored_model(name: str, options: ModelOptions, unit: str) -> Iterator[Scored
         if cached is not None:
             say(f"stopped; {cached.scored:,} answers of this run are kept, and the same command goes on")
         raise
-
-
-def say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr, flush=True)
 
 
 class _Progress(LiveBar):

@@ -46,6 +46,17 @@ def check_output(path: Path | None, check: Callable[[Path], None] = check_writab
         check(path)
 
 
+def is_printed(**outputs: Path | None) -> bool:
+    """Whether one of these outputs takes standard output, in place of the table.
+
+    Raises ValueError for two that would.
+    """
+    printed = [f"--{name} -" for name, path in outputs.items() if path == PRINTED]
+    if len(printed) > 1:
+        raise ValueError(f"{' and '.join(printed)}: only one can be printed; name a file for the other")
+    return bool(printed)
+
+
 def output_file(path: Path, name: str, ending: str, models: int) -> Path:
     """`path` itself for one model, a file in it for several, or where it is a folder."""
     return path / f"{name}{ending}" if models > 1 or path.is_dir() else path

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from mobilellm.atomic import atomic_write, check_file_writable
-from mobilellm.cli.eval_model import ModelOptions, Scored, say, scored_model
+from mobilellm.cli.eval_model import ModelOptions, Scored, scored_model
 from mobilellm.cli.eval_outputs import PRINTED, check_output
 from mobilellm.cli.main import one_line
+from mobilellm.cli.notices import say
 from mobilellm.cli.tables import print_notes, print_table
 from mobilellm.eval.published import SIZES
 from mobilellm.eval.record import Record

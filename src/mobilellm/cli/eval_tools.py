@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mobilellm.cli.eval_model import ModelOptions, scored_model
-from mobilellm.cli.eval_outputs import PRINTED, file_names, keep_record, output_file, print_records
+from mobilellm.cli.eval_outputs import (
+    PRINTED,
+    file_names,
+    is_printed,
+    keep_record,
+    output_file,
+    print_records,
+)
 
 if TYPE_CHECKING:
     from mobilellm.eval.record import Record
@@ -39,12 +46,16 @@ class Tools:
     """Write a record: a file, or for several models a folder with one file each; - prints them in place of
     the table."""
     answers: Annotated[Path | None, tyro.conf.arg(metavar="OUT.jsonl")] = None
-    """Write every answer and what was found wrong with it; for several models a folder."""
+    """Write every answer and what was found wrong with it; for several models a folder. Of one model - prints
+    them in place of the table."""
     options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
 
 def run_tools(arguments: Tools) -> None:
     names = file_names("eval tools", arguments.models, (arguments.json, arguments.answers))
+    printed = is_printed(json=arguments.json, answers=arguments.answers)
+    if arguments.answers == PRINTED and len(names) > 1:
+        raise ValueError("answers = - goes with one model; for several name a folder")
     if not arguments.data:
         raise ValueError(
             "eval tools: --data names no file of questions; it takes BFCL files and conversations"
@@ -64,7 +75,7 @@ def run_tools(arguments: Tools) -> None:
             if arguments.answers:
                 _write_lines(output_file(arguments.answers, name, ".jsonl", len(names)), found.answers)
     finally:  # what is finished is shown, whatever became of the rest
-        if records and arguments.json != PRINTED:
+        if records and not printed:
             print_tools(records)
     if arguments.json == PRINTED:
         print_records(records)
@@ -167,7 +178,10 @@ def _most_often(faults: dict[str, int]) -> str:
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     from mobilellm.atomic import atomic_write
 
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for line in lines:
-            # A model's text may hold half of a surrogate pair, which only an escape can write.
-            file.write(json.dumps(line) + "\n")
+    # A model's text may hold half of a surrogate pair, which only an escape can write.
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if path == PRINTED:
+        print(text, end="")
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mobilellm.cli.eval_model import ModelOptions, say, scored_model
+from mobilellm.cli.eval_model import ModelOptions, scored_model
 from mobilellm.cli.eval_outputs import PRINTED, file_names, keep_record, output_file, print_records
+from mobilellm.cli.notices import say
 
 if TYPE_CHECKING:
     from mobilellm.eval.harness import Progress
@@ -48,6 +49,8 @@ class ZeroShot:
 
 def run_zero_shot(arguments: ZeroShot) -> None:
     names = file_names("eval zero-shot", arguments.models, (arguments.json, arguments.log_likelihoods))
+    if arguments.log_likelihoods == PRINTED:
+        raise ValueError("log_likelihoods = - is packed and cannot be printed; name a file")
     tasks = [name for name in re.split(r"[,\s]+", arguments.tasks or "") if name]
     if arguments.tasks is not None and not tasks:
         raise ValueError("tasks = '' names none; leave --tasks out for the eight")

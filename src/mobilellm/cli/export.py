@@ -8,16 +8,15 @@ keeps its blocks once where the target can say so; --unroll stores every step, f
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from mobilellm.cli.artefact import described, print_exported, settings_of, unverified_told
+from mobilellm.cli.comparison import Comparison, show, unverified_told
+from mobilellm.cli.notices import say
 from mobilellm.export.targets import KINDS, Options, kind_for, target_of, unverified_name
 from mobilellm.installation import program
 
@@ -33,15 +32,7 @@ class Arguments:
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
     verify: bool = True
     """Compare with the source in the artefact's runtime; without, its name stays OUT.unverified."""
-    text: Path | None = None
-    """Text file to compare on; by default the documentation that every Python carries."""
-    tokens: int | None = None
-    """Tokens of it whose logits are compared (default 512)."""
-    runtime: str | None = None
-    """What runs it for the comparison; by default all that can and are installed."""
-    origin: str | None = None
-    """Of a quantised MODEL what it was made of, to measure the distance from that, too; by default what it
-    names itself, if that is still there."""
+    comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT if it is there."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -54,7 +45,7 @@ def run(arguments: Arguments) -> None:
     kind = KINDS[arguments.to] if arguments.to else kind_for(arguments.out)
     from mobilellm.export.export import export
 
-    settings = settings_of(arguments.text, arguments.tokens, arguments.runtime, arguments.origin)
+    settings = arguments.comparison.settings()
     unverified = shlex.quote(str(unverified_name(arguments.out)))
     verify = f"{program()} verify {unverified} --against {shlex.quote(arguments.model)}"
     with unverified_told(arguments.out, f"{verify} does that"):
@@ -66,15 +57,6 @@ def run(arguments: Arguments) -> None:
             settings,
             arguments.verify,
             arguments.overwrite,
-            _say,
+            say,
         )
-    if arguments.json:
-        print(json.dumps(described(exported, kind)))
-    else:
-        print_exported(exported, kind)
-    if exported.report is not None and not exported.report.passed:
-        sys.exit(1)
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)
+    show(exported, kind, arguments.json)

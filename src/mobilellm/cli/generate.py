@@ -22,6 +22,7 @@ from mobilellm.artefacts.opening import artefact_directory
 from mobilellm.artefacts.text_model import open_text_model
 from mobilellm.chat.visible import visible
 from mobilellm.cli.engine_flags import KVCache, Threads
+from mobilellm.cli.notices import say
 from mobilellm.completion import Piece
 from mobilellm.completion import completions as put_together
 from mobilellm.runtime.decoding import Decoding
@@ -82,7 +83,7 @@ def _show(prompt: str, pieces: Iterator[Piece]) -> None:
         finish = piece.finish
     print(flush=True)
     if finish == "context":
-        _say("the model's context is full")
+        say("the model's context is full")
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def _opened(
         _refuse(decoding, "is for .gguf files; leave it out")
         from mobilellm.model.api import load
 
-        loaded = load(arguments.model, arguments.dtype, arguments.device, say=_say)
+        loaded = load(arguments.model, arguments.dtype, arguments.device, say=say)
         _tell_of_chat(loaded.chat_template)
         yield loaded.stream(prompts, *options), dict
         return
@@ -115,7 +116,7 @@ def _opened(
     )
     if arguments.session is not None and len(prompts) > 1:
         raise ValueError(f"session = {arguments.session} goes with one prompt; {len(prompts)} were given")
-    model = open_text_model(arguments.model, arguments.threads, _say, arguments.kv_cache)
+    model = open_text_model(arguments.model, arguments.threads, say, arguments.kv_cache)
     _tell_of_chat(model.chat_template)
     if len(prompts) > 1:
         yield model.stream(prompts, *options, arguments.decoding), dict
@@ -134,7 +135,7 @@ def _opened(
 def _tell_of_chat(template: str | None) -> None:
     """Who completes a text in a terminal may not know that the model would answer."""
     if template is not None and sys.stdout.isatty():
-        _say("this model has a chat template: mobilellm chat talks to it; here it continues the text")
+        say("this model has a chat template: mobilellm chat talks to it; here it continues the text")
 
 
 def _refuse(options: Iterable[tuple[str, object, object]], why: str) -> None:
@@ -142,7 +143,3 @@ def _refuse(options: Iterable[tuple[str, object, object]], why: str) -> None:
     for name, value, default in options:
         if value != default:
             raise ValueError(f"{name} = {value} {why}")
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ A verb's module holds a dataclass `Arguments` (its fields are the flags) and `ru
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -25,7 +26,7 @@ VERBS = {
     "tokenizer": "train a tokenizer on your text",
     "prepare": "raw text of any size to token shards, on all cores, resumable",
     "train": "train by a recipe; the same command goes on where it stopped",
-    "data": "look at conversations as a model is trained on them",
+    "data": "look at conversations as a model is trained on them, or at the batch that stopped a run",
     "finetune": "teach a model to chat, to call functions: your conversations, the same loop",
     "info": "what a preset or a model is: parameters, bytes, cache, FLOPs",
     "cost": "days to train on given hardware, beside the published figures",
@@ -54,6 +55,7 @@ _WITH_A_WORD = {
     ("report", "artefacts"): "report_artefacts",
     ("tokenizer", "train"): "tokenizer",
     ("data", "show"): "data",
+    ("data", "batch"): "data_batch",
 }
 """Module of a verb whose first argument is this word."""
 _NEED_A_WORD = {verb: word for (verb, word), module in _WITH_A_WORD.items() if module == verb}
@@ -64,6 +66,7 @@ _USAGE_ERROR, _INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit: 0 done, 2 the caller's mistake (one line on stderr), 130 interrupted."""
     _open_what_is_closed()
+    _show_what_cannot_be_encoded()
     sys.exit(_main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -148,7 +151,11 @@ def _fail(message: str) -> int:
 
 
 def one_line(error: Exception, verb: str) -> str:
-    """What went wrong, as the user reads it."""
+    """What went wrong, as the user reads it, and what is noted with it (PEP 678)."""
+    return "; ".join([_of_the_error(error, verb), *getattr(error, "__notes__", ())])
+
+
+def _of_the_error(error: Exception, verb: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
@@ -197,6 +204,12 @@ def _open_what_is_closed() -> None:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+def _show_what_cannot_be_encoded() -> None:
+    """On a terminal that is not UTF-8, or in a file's name that is no text: \\x…, in place of an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class _StandardOutput:

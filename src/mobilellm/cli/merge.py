@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from mobilellm.cli.notices import say
 from mobilellm.installation import program
 
 
@@ -46,10 +46,10 @@ def run(arguments: Arguments) -> None:
 
     check_destination(arguments.out, arguments.overwrite, not_a_model_directory)
     dtype = checkpoint.torch_dtype(arguments.dtype)
-    directory = hub.resolve(arguments.adapter, _say)
+    directory = hub.resolve(arguments.adapter, say)
     if (directory / CONFIG).is_file():
         raise ValueError(f"{arguments.adapter}: is a whole model already; there is nothing to merge")
-    done = merge_adapter(directory, arguments.model, _say)
+    done = merge_adapter(directory, arguments.model, say)
     checkpoint.save(
         arguments.out,
         done.model.to(dtype),
@@ -74,7 +74,3 @@ def run(arguments: Arguments) -> None:
     what = "chat" if done.chat_template else "generate"
     out, file = shlex.quote(str(arguments.out)), shlex.quote(f"{arguments.out}.gguf")
     print(f"Go on:\n  {program()} {what} {out}\n  {program()} export {out} {file}")
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)

@@ -22,6 +22,7 @@ def parse(verb: str, module: ModuleType, typed: Sequence[str]) -> Any:
     """The verb's Arguments. Raises ValueError, one line, for what tyro would draw a box around."""
     import tyro
 
+    typed = [_at_home(word) for word in typed]
     # A recipe's values are the defaults of its flags.
     options = {"default": module.default_arguments(typed)} if hasattr(module, "default_arguments") else {}
 
@@ -49,6 +50,12 @@ def parse(verb: str, module: ModuleType, typed: Sequence[str]) -> Any:
             print(plain.getvalue(), end="")
             raise
     raise ValueError(complaint(box.getvalue(), verb, typed))
+
+
+def _at_home(word: str) -> str:
+    """The shell leaves the ~ of --out=~/run as it is, and a folder of that name would be made."""
+    flag, _, value = word.partition("=")
+    return f"{flag}={os.path.expanduser(value)}" if flag[:2] == "--" and value[:2] == "~/" else word
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from mobilellm.cli.notices import say
 from mobilellm.cli.quantize_parts import (
     load_source,
     make_calibration,
@@ -108,7 +109,7 @@ def run(arguments: Arguments) -> None:
     else:
         _show(report, result)
     if written != arguments.out:
-        print(f"mobilellm: {written} did not pass its comparison; see its report beside it", file=sys.stderr)
+        say(f"{written} did not pass its comparison; see its report beside it")
         sys.exit(1)
 
 
@@ -155,7 +156,7 @@ def _write(
         save(out, loaded.model, result.stored, loaded.tokenizer, report, arguments.overwrite, directory)
         return out, (out / WEIGHTS).stat().st_size
     from mobilellm.atomic import atomic_write
-    from mobilellm.cli.artefact import unverified_told
+    from mobilellm.cli.comparison import unverified_told
     from mobilellm.export.export import export_source
     from mobilellm.export.source import source_of
     from mobilellm.export.targets import KINDS, Options
@@ -165,7 +166,7 @@ def _write(
     with unverified_told(out, "the same command makes it again, and compares it"):
         exported = export_source(
             source, out, KINDS["gguf"], Options(), overwrite=arguments.overwrite,
-            say=lambda line: print(f"mobilellm: {line}", file=sys.stderr),
+            say=say,
             origin=source_of(arguments.model, directory, read_weights(directory, on_demand=True)),
         )  # fmt: skip
     with atomic_write(out.with_suffix(".quantization.json")) as temporary:

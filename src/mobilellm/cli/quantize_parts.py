@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobilellm.cli.notices import say
 from mobilellm.cli.quantize_texts import calibration_texts, evaluation_texts
 
 if TYPE_CHECKING:
@@ -110,7 +110,3 @@ class _ProgressLines:
             say(text)
             self._said = not last
             self._next = time.monotonic() + _SECONDS_A_LINE
-
-
-def say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr, flush=True)

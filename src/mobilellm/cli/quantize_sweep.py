@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilellm.cli.quantize_parts import load_source, make_calibration, make_judge, progress_bar, say
+from mobilellm.cli.notices import say
+from mobilellm.cli.quantize_parts import load_source, make_calibration, make_judge, progress_bar
 from mobilellm.cli.tables import print_notes, print_table
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mobilellm.cli.notices import say
 from mobilellm.cli.quickstart_folder import (
     check_resumable,
     claimed,
@@ -81,7 +82,7 @@ def run(arguments: Arguments) -> None:
         print(f"\nStopped at once. {what_is_kept(out)}")
         sys.exit(130)
     except BrokenPipeError:
-        print(f"mobilellm: nobody reads the output any more; stopped. {what_is_kept(out)}", file=sys.stderr)
+        say(f"nobody reads the output any more; stopped. {what_is_kept(out)}")
         sys.exit(128 + signal.SIGPIPE)  # as a shell has it
 
 
@@ -114,7 +115,7 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{error} (--fresh does that, and starts over)") from None
     else:
-        _say(1, "reading text")
+        _stage(1, "reading text")
         documents = list(_documents(arguments))
         size = sum(len(document.text.encode()) for document in documents)
         if size < _FEWEST_BYTES:
@@ -124,9 +125,9 @@ def _prepare(arguments: Arguments) -> tuple[Tokenizer, ShardIndex]:
             )
         print(f"      {len(documents):,} documents, {size / 1e6:.1f} MB")
         vocab_size = 2048 if size > 1_000_000 else 1024 if size > 100_000 else 512
-        _say(2, f"training a tokenizer of {vocab_size:,} tokens")
+        _stage(2, f"training a tokenizer of {vocab_size:,} tokens")
         tokenizer = Tokenizer.train((document.text for document in documents), vocab_size)
-        _say(3, "writing shards")
+        _stage(3, "writing shards")
         of_python = f"the documentation of Python {platform.python_version()}"
         source = "your text" if arguments.text else of_python
         licence = "as your text" if arguments.text else "Python Software Foundation License 2"
@@ -187,7 +188,7 @@ def _pretrain(arguments: Arguments, config: ModelConfig) -> None:
         def on_start(first: int) -> None:
             card = run_parts.card(out.name, recipe, config, text, first, world)
             at = f", going on after step {first:,}" if first else ""
-            _say(
+            _stage(
                 4,
                 f"pretraining {card['parameters'] / 1e6:.1f}M parameters: {config.num_layers} blocks of "
                 f"width {config.hidden_size}, each run {config.repeats} times{at}",
@@ -223,7 +224,7 @@ def _report(arguments: Arguments, config: ModelConfig, index: ShardIndex, second
     """Stage 5."""
     from mobilellm.model.api import generate
 
-    _say(5, "writing loss.png and report.html")
+    _stage(5, "writing loss.png and report.html")
     prompt = _prompt(arguments)
     said = generate(arguments.out, prompt, _SAMPLING, max_new_tokens=80)[0].text
     return write_report(
@@ -235,7 +236,7 @@ def _talk(arguments: Arguments) -> None:
     """Stage 6: stream a completion from the saved model."""
     from mobilellm.model.api import load
 
-    _say(6, "it talks:")
+    _stage(6, "it talks:")
     loaded = load(arguments.out)
     prompt = _prompt(arguments)
     print(f"\n{prompt}", end="", flush=True)
@@ -276,7 +277,7 @@ def _next_commands(arguments: Arguments) -> list[str]:
     ]
 
 
-def _say(stage: int, what: str) -> None:
+def _stage(stage: int, what: str) -> None:
     print(f"[{stage}/{_STAGES}] {what}", flush=True)
 
 

@@ -8,13 +8,14 @@ Writes Markdown, JSON and a picture.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+from mobilellm.cli.notices import say
 
 if TYPE_CHECKING:
     from mobilellm.eval.tasks import LoadedTasks
@@ -51,7 +52,7 @@ def run(arguments: Arguments) -> None:
         raise ValueError(f"limit = {arguments.limit} is of the zero-shot tasks; add --data-dir")
     import matplotlib  # noqa: F401  # missing, it is better told now
 
-    found = find(arguments.folder, _say)
+    found = find(arguments.folder, say)
     tasks = _tasks(arguments)
     notes: list[str] = []
     speeds = _speeds(found, arguments.rounds, notes)
@@ -110,7 +111,7 @@ def _speeds(found: Sequence[Found], rounds: int, notes: list[str]) -> dict[Path,
             artefacts[each.path] = opener, target.inventory(each.path).config.max_position_embeddings
         except (ValueError, ImportError) as error:
             failed(each.path, error)
-    _say(f"measuring {len(artefacts)} artefacts, {rounds} times in turns")
+    say(f"measuring {len(artefacts)} artefacts, {rounds} times in turns")
     return measure_in_turns(artefacts, rounds, failed)
 
 
@@ -129,9 +130,9 @@ def _accuracy(each: Found, tasks: LoadedTasks, limit: int | None, notes: list[st
     from mobilellm.eval.models import open_model
     from mobilellm.eval.zero_shot import score
 
-    _say(f"scoring {each.path.name} on the eight tasks")
+    say(f"scoring {each.path.name} on the eight tasks")
     try:
-        model = open_model(each.path, "transformers" if each.kind.name == "hf" else "auto", say=_say)
+        model = open_model(each.path, "transformers" if each.kind.name == "hf" else "auto", say=say)
         return float(score(model, tasks, limit).record.results["average"]["acc_norm"])
     except (ValueError, OSError, ImportError) as error:
         notes.append(f"{each.path.name}: not scored: {error}")
@@ -169,7 +170,3 @@ def _notes(found: list[Found], arguments: Arguments) -> list[str]:
         many = f"the first {arguments.limit} documents of each" if arguments.limit else "all documents"
         notes.append(f"Eight tasks: zero-shot, average of acc_norm (acc where a task has none), {many}.")
     return notes
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr)

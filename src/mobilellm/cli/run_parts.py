@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilellm.cli import distill_parts, lora_parts
-from mobilellm.cli.chat_text import ChatText
+from mobilellm.cli.conversation_text import ChatText
 from mobilellm.cli.qat_parts import chosen_scheme
 from mobilellm.cli.shard_text import ShardText
 from mobilellm.train.recipe import Recipe
@@ -203,9 +203,10 @@ def card(
     from mobilellm.accounting import stored_parameters, training_flops_per_token
     from mobilellm.environment import commit
     from mobilellm.hardware import peak_flops
+    from mobilellm.train.device import name_of
 
     on_gpu = world.device.type == "cuda"
-    device = torch.cuda.get_device_name(world.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    device = name_of(world.device)
     length = recipe.batch.sequence_length
     values = {
         "name": name,

@@ -16,6 +16,7 @@ from typing import Annotated, TextIO
 import tyro
 
 from mobilellm.cli.engine_flags import KVCache, Threads
+from mobilellm.cli.notices import say
 from mobilellm.serve.settings import Access, Limits
 
 KEY_VARIABLE = "MOBILELLM_API_KEY"
@@ -68,11 +69,11 @@ def run(arguments: Arguments) -> None:
         log: TextIO = sys.stderr
         if arguments.log is not None:
             log = open_files.enter_context(arguments.log.open("a", encoding="utf-8"))
-        model = open_text_model(arguments.model, arguments.threads, _say, arguments.kv_cache)
+        model = open_text_model(arguments.model, arguments.threads, say, arguments.kv_cache)
         service = Service(model, arguments.limits)
         server = Server(service, access, AccessLog(log, arguments.log_text))
         kind = "" if service.model.chat_template else ", a base model: /v1/completions only"
-        _say(f"{service.preparer.name}{kind}, at {url(bound, arguments.host)} (Ctrl-C ends it)")
+        say(f"{service.preparer.name}{kind}, at {url(bound, arguments.host)} (Ctrl-C ends it)")
         server.run([bound])
 
 
@@ -84,7 +85,3 @@ def _key(arguments: Arguments) -> str | None:
     if arguments.api_key_file is not None:
         return (arguments.api_key_file.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
     return arguments.api_key if arguments.api_key is not None else from_environment
-
-
-def _say(message: str) -> None:
-    print(f"mobilellm: {message}", file=sys.stderr, flush=True)

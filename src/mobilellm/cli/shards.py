@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +35,8 @@ class Verify:
 
     shards: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SHARDS [SHARDS ...]")]
     """Folders of shards."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def run(arguments: Info | Verify | Merge | Import | Export) -> None:
         case Info():
             _info(arguments)
         case Verify():
-            _verify(arguments.shards)
+            _verify(arguments)
         case Merge():
             _merge(arguments)
         case Import():
@@ -136,16 +138,21 @@ def _info(arguments: Info) -> None:
     _print(arguments.shards, read_index(arguments.shards), arguments.json)
 
 
-def _verify(folders: Sequence[Path]) -> None:
+def _verify(arguments: Verify) -> None:
     from mobilellm.data.shards import read_index, verify
 
-    if not folders:
-        raise ValueError("verify: no folder is named; name at least one folder of shards")
-    for folder in folders:
+    if not arguments.shards:
+        raise ValueError("shards verify: no folder is named; name at least one folder of shards")
+    verified: list[dict[str, Any]] = []
+    for folder in arguments.shards:
         verify(folder)
-        index = read_index(folder)
-        tokens = sum(shard.tokens for shard in index.shards)
-        print(f"{folder}: {len(index.shards)} files, {tokens:,} tokens, every byte as it was written")
+        shards = read_index(folder).shards
+        files, tokens = len(shards), sum(shard.tokens for shard in shards)
+        verified.append({"directory": str(folder), "files": files, "tokens": tokens})
+        if not arguments.json:
+            print(f"{folder}: {files} files, {tokens:,} tokens, every byte as it was written")
+    if arguments.json:
+        print(json.dumps({"verified": verified}))
 
 
 def _merge(arguments: Merge) -> None:

@@ -53,8 +53,13 @@ def run(arguments: Arguments) -> None:
     from mobilellm.data.prepare_settings import PrepareSettings
     from mobilellm.data.sample import sample_texts
     from mobilellm.tokenizer import Tokenizer
+    from mobilellm.tokenizer_training import check_training
 
     started = time.monotonic()
+    limits = (arguments.character_coverage, arguments.min_frequency, arguments.max_piece_length)
+    check_training(arguments.vocab_size, *limits)
+    if not 1e-6 <= arguments.sample_megabytes < float("inf"):
+        raise ValueError(f"sample_megabytes = {arguments.sample_megabytes} must be a number above 0")
     not_a_tokenizer = made_of("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     check_destination(arguments.out, arguments.overwrite, not_a_tokenizer)
     settings = PrepareSettings(
@@ -69,13 +74,7 @@ def run(arguments: Arguments) -> None:
         f"training on {sample.sample_bytes / 1e6:,.1f} of {sample.text_bytes / 1e6:,.1f} MB of text",
         file=sys.stderr,
     )
-    tokenizer = Tokenizer.train(
-        sample.texts,
-        arguments.vocab_size,
-        arguments.character_coverage,
-        arguments.min_frequency,
-        arguments.max_piece_length,
-    )
+    tokenizer = Tokenizer.train(sample.texts, arguments.vocab_size, *limits)
     with atomic_directory(arguments.out, arguments.overwrite, not_a_tokenizer) as temporary:
         tokenizer.save(temporary)
     some = sample.texts[:100]

@@ -13,6 +13,7 @@ import json
 import shlex
 import statistics
 import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from mobilellm.cli.complaints import perhaps
 from mobilellm.cli.qat_parts import Qat
 from mobilellm.cli.run_parts import RunText
 from mobilellm.installation import program
-from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, with_steps, with_tables
+from mobilellm.train.recipe import Recipe, load_recipe, recipe_names, to_toml, with_steps, with_tables
 
 if TYPE_CHECKING:
     from mobilellm.config import ModelConfig
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 REQUEUE = 75
 """Exit code when a scheduler asked to stop (SIGTERM, SIGUSR1): EX_TEMPFAIL of sysexits.h, start me again."""
+FAILED = 2
+"""That of the processes that leave it to another to say why, and of that one."""
 _NO_FLAGS_OF_TEXTS = ("--data", "--train", "--dataset", "--text", "--train-data", "--train-file")
 in_flags = recipe_flags.in_flags  # by which main tells what went wrong
 
@@ -135,10 +138,13 @@ def run(arguments: Arguments) -> None:
         text.read(quiet=arguments.json)
         _plan(arguments, with_steps(recipe, text.sequences) if recipe.epochs else recipe, config, text)
         return
-    from mobilellm.train.distributed import join
+    from mobilellm.train.distributed import ToldByAnother, join
 
-    with join(arguments.device) as world:
-        outcome = _train(arguments, config, text, world)
+    try:
+        with join(arguments.device) as world:
+            outcome = _train(arguments, config, text, world)
+    except ToldByAnother:
+        sys.exit(FAILED)
     if outcome.stopped:
         sys.exit(130 if outcome.stopped == "interrupt" else REQUEUE)
 
@@ -154,6 +160,7 @@ def _check_models_are_named(recipe: Recipe) -> None:
 def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: World) -> Outcome:
     from mobilellm.report.progress import TrainingProgress, say_stopping
     from mobilellm.train.loop import train
+    from mobilellm.train.stop_requests import stop_requests
     from mobilellm.train.trackers import Trackers
 
     out = arguments.out
@@ -171,7 +178,8 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
 
         def on_start(first: int) -> None:
             card = run_parts.card(out.name, recipe, config, text, first, world)
-            trackers = stack.enter_context(Trackers(out, recipe.log, card, first))
+            asked = {"recipe": tomllib.loads(to_toml(recipe))}  # by which trackers compare runs
+            trackers = stack.enter_context(Trackers(out, recipe.log, card | asked, first))
             watchers.extend((run_folder.FolderFiles(out, recipe, card, text.left_out), trackers.update))
             if arguments.json:
                 return
@@ -202,11 +210,13 @@ def _train(arguments: Arguments, config: ModelConfig, text: RunText, world: Worl
             None if qat is None else qat.passes,
             on_start if world.is_first else None,
         )
-    run_parts.keep_model(out, model, recipe, text, world)
-    if qat is not None and world.is_first:
-        qat.keep(out, text.tokenizer)
-    if world.is_first:
-        _closing(arguments, recipe, outcome)
+    with stop_requests():  # one that comes now finds the run at its end: it must not change the exit code
+        run_parts.keep_model(out, model, recipe, text, world)
+        if qat is not None and world.is_first:
+            qat.keep(out, text.tokenizer)
+        if world.is_first:
+            _closing(arguments, recipe, outcome)
+        world.gather(None)  # a launcher ends who is still at work a while after another is done
     return outcome
 
 

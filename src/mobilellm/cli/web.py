@@ -17,6 +17,8 @@ from typing import Annotated
 
 import tyro
 
+from mobilellm.cli.notices import say
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -43,7 +45,7 @@ def run(arguments: Arguments) -> None:
             arguments.out,
             arguments.type,
             arguments.overwrite,
-            lambda line: print(f"mobilellm: {line}", file=sys.stderr),
+            say,
             lambda what, done, total: bar.show(done, f"{what}, {done / 1e6:.1f} MB", total or None),
         )
     if arguments.json:

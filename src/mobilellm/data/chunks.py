@@ -21,6 +21,8 @@ LONGEST_BYTES = 2**27
 """A line or document above this is not read: 128 MiB."""
 TOO_LONG_TO_READ = "over 128 MiB"
 
+_MARK = b"\xef\xbb\xbf"  # editors on Windows put it in front of a file
+
 
 class Place(NamedTuple):
     """Where the next chunk begins: the source, the bytes (of tables: rows) before it, its first line."""
@@ -54,7 +56,7 @@ class Chunk(NamedTuple):
     def size(self) -> int:
         if isinstance(self.content, bytes):
             return len(self.content)
-        return sum(len(value) for value in self.content if isinstance(value, str))
+        return sum(len(value) for value in self.content if isinstance(value, str | bytes))
 
 
 class Cutting(NamedTuple):
@@ -110,11 +112,12 @@ def _chunks(
     end = Place(place.source + 1, 0, 1)
     try:
         for piece in _pieces(following, boundary, size, digest):
+            content = piece.content if offset else piece.content.removeprefix(_MARK)
             first, number, offset = number, number + piece.lines, offset + piece.size
             yield Chunk(
                 source.format,
                 place.source,
-                piece.content,
+                content,
                 first,
                 Place(place.source, offset, number),
                 blocks.position,
@@ -207,8 +210,12 @@ class _Separator:
         self._separator = separator
 
     def last_end(self, buffer: bytearray, limit: int) -> int:
-        found = buffer.rfind(self._separator, 0, limit)
-        return found + len(self._separator) if found >= 0 else 0
+        if len(self._separator) == 1:
+            return buffer.rfind(self._separator, 0, limit) + 1
+        end = 0  # from the left, as records are cut: of "-----" the first four are two "--"
+        while (found := buffer.find(self._separator, end, limit)) >= 0:
+            end = found + len(self._separator)
+        return end
 
     def first_end(self, buffer: bytearray, start: int) -> int:
         found = buffer.find(self._separator, start)

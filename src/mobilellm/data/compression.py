@@ -116,8 +116,8 @@ def _unpacker(head: bytes) -> Callable[[], _Unpacker] | None:
         return lzma.LZMADecompressor
     if head.startswith(b"BZh"):
         return bz2.BZ2Decompressor
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return _zstandard()
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
+        return _zstandard()  # the second is a frame to be skipped, which pzstd puts in front
     return None
 
 

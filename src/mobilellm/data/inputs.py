@@ -45,8 +45,8 @@ class Sources(NamedTuple):
 def find_sources(inputs: Sequence[str], format: Format | None = None) -> Sources:
     """The sources that `inputs` name, each once. `format` is for what has no telling name.
 
-    Folders are searched to the bottom, in the order of names; without `format`, files in them whose names
-    tell none are passed over. Raises FileNotFoundError or ValueError naming the input.
+    Folders are searched to the bottom, in the order of names, links followed; without `format`, files in them
+    whose names tell none are passed over. Raises FileNotFoundError or ValueError naming the input.
     """
     if not inputs:
         raise ValueError("no input: name files, folders, patterns, '-', or a data set on the Hub")
@@ -65,11 +65,19 @@ def find_sources(inputs: Sequence[str], format: Format | None = None) -> Sources
             f"{', '.join(inputs)}: no file there whose name tells its format ({', '.join(_FORMATS)}, packed "
             "or not); --format tells what the others are"
         )
+    first = next(iter(found.values()))
+    if format is not None and all(source.format != format for source in found.values()):
+        raise ValueError(
+            f"format = {format!r} is for inputs whose names do not tell what they are; {first.name} is "
+            f"{first.format}; leave --format out, rename the file, or give it by standard input"
+        )
     return Sources(tuple(found.values()), tuple(passed_over))
 
 
 def _sources(word: str, format: Format | None, passed_over: list[str]) -> Iterator[Source]:
     path = Path(word)
+    if word in ("", HUB):
+        raise ValueError(f"{word!r}: an input without a name; name files, folders, patterns or a data set")
     if word == STDIN:
         if format is None or format == "parquet":
             raise ValueError("standard input: say what it holds with --format text or --format jsonl")
@@ -84,10 +92,12 @@ def _sources(word: str, format: Format | None, passed_over: list[str]) -> Iterat
         matches = sorted(glob.glob(word, recursive=True))
         if not matches:
             raise FileNotFoundError(f"{word}: no file matches this pattern")
-        folders = [Path(match) for match in matches if os.path.isdir(match)]
-        yield from (_file(Path(match), format) for match in matches if not os.path.isdir(match))
-        for folder in folders if not any(os.path.isfile(match) for match in matches) else ():
-            yield from _files(_below(folder), format, passed_over)
+        folders = [match for match in matches if os.path.isdir(match)]
+        yield from (_file(Path(match), format) for match in matches if match not in folders)
+        if "**" in word and len(folders) < len(matches):
+            return  # which stands for what lies in them, too
+        for folder in folders:
+            yield from _files(_below(Path(folder)), format, passed_over)
     elif _HUB_NAME.fullmatch(word) and format_of(path) is None:
         yield Source(word, "hub")
     else:
@@ -103,7 +113,13 @@ def format_of(path: Path) -> Format | None:
 
 
 def _below(folder: Path) -> Iterator[Path]:
+    """All files, by the first path to each folder: links may lead back up."""
+    entered: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 

@@ -7,6 +7,7 @@ were seen is kept in a `DigestSet`, 8 bytes a band, because an index of datasket
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -43,6 +44,13 @@ class Signer:
     def __init__(self, bands: Bands) -> None:
         self._bands = bands
         self._numbers: dict[str, int] = {}
+
+    def digests_of_all(self, texts: Sequence[str]) -> NDArray[np.uint64]:
+        """The digests of each text, (texts, bands)."""
+        found = np.empty((len(texts), self._bands.bands), dtype=np.uint64)
+        for row, text in enumerate(texts):
+            found[row] = self.digests(text)
+        return found
 
     def digests(self, text: str) -> NDArray[np.uint64]:
         """One 64-bit number a band. A text of fewer than five words counts as one run."""

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from mobilellm.atomic import check_destination, take_name
 from mobilellm.data.chunks import CHUNK_BYTES, START, Chunk, Cutting, Place
 from mobilellm.data.corpus import Corpus
-from mobilellm.data.inputs import Source, find_sources
+from mobilellm.data.inputs import Source
 from mobilellm.data.journal import Workplace, forget
 from mobilellm.data.near_duplicates import Bands, bands_for
 from mobilellm.data.prepare_settings import (
@@ -31,6 +31,7 @@ from mobilellm.data.prepare_settings import (
     command_of,
     name_of,
     preparation_of,
+    sources_of,
 )
 from mobilellm.data.readers import chunks_of
 from mobilellm.data.records import NO_FIELD, NO_OBJECT, NOT_JSON, NOT_UTF8
@@ -89,7 +90,7 @@ def prepare(
     disk) the same call goes on. Raises Stopped soon after `stop` is set.
     """
     settings = settings or PrepareSettings()
-    sources = find_sources(inputs, settings.format)
+    sources = sources_of(inputs, settings)
     out = Path(os.path.realpath(out))
     workers = _cores() if workers is None else workers
     if workers < 1:
@@ -121,7 +122,7 @@ def prepare(
             index = make_index(
                 tokenizer.vocab_size,
                 tokenizer.fingerprint,
-                settings.source or name_of(sources),
+                settings.source or name_of(sources.read),
                 settings.licence,
                 corpus.rejected,
                 shards,
@@ -258,7 +259,7 @@ class _Run:
             advice += "; texts in another encoding become UTF-8 by: iconv -f latin1 -t utf-8 FILE"
         left = f"{corpus.documents} {'document' if corpus.documents == 1 else 'documents'} left"
         raise ShardError(
-            f"{self._sources[0].name}{' …' if len(self._sources) > 1 else ''}: {left} "
+            f"{name_of(self._sources)}: {left} "
             f"({reasons or 'nothing rejected'}); at least 2 are needed, one to train on and one to hold out; "
             f"{advice}"
         )

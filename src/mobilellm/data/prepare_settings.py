@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilellm.data.chunks import Cutting
-from mobilellm.data.inputs import STDIN, Format, Sources
+from mobilellm.data.inputs import STDIN, Format, Source, Sources, find_sources
 from mobilellm.data.quality import QualityRules
 from mobilellm.data.shard_index import ShardError, ShardIndex, read_index
 from mobilellm.data.shard_writer import SHARD_TOKENS
@@ -57,6 +58,26 @@ class PrepareSettings:
         return Cutting(self.separator, self.blank_lines)
 
 
+def sources_of(inputs: Sequence[str], settings: PrepareSettings) -> Sources:
+    """The sources that `inputs` name. Raises ValueError, too, for a setting that none of them takes."""
+    sources = find_sources(inputs, settings.format)
+    formats = {source.format for source in sources.read}
+    for flag, is_given, takes, what in (
+        ("--document-separator cuts", bool(settings.separator), {"text"}, "plain text"),
+        ("--split-on-blank-lines cuts", settings.blank_lines, {"text"}, "plain text"),
+        ("--hub-config is for", settings.hub_config is not None, {"hub"}, "data sets on the Hub"),
+        ("--hub-split is for", settings.hub_split != "train", {"hub"}, "data sets on the Hub"),
+    ):
+        if is_given and not formats & takes:
+            raise ValueError(f"{flag} {what}, and the inputs hold none of it; leave it out")
+    if settings.text_field != "text" and formats == {"text"}:
+        raise ValueError(
+            "--text-field names a field of records, and the inputs are plain text; leave it out, or say what "
+            "they are with --format"
+        )
+    return sources
+
+
 def preparation_of(sources: Sources, settings: PrepareSettings) -> dict[str, Any]:
     """What decides the shards beside the tokenizer; it stands in their index."""
     inputs = json.dumps([[source.name, source.format, source.size] for source in sources.read])
@@ -85,8 +106,8 @@ def already_done(
 ) -> ShardIndex | None:
     """The index, if the same command has made `out` already and no input has changed since."""
     file = out / "index.json"
-    if not file.is_file():
-        return None
+    if not file.is_file() or any(source.name == STDIN for source in sources.read):
+        return None  # what standard input would give cannot be compared
     try:
         index = read_index(out)
     except ShardError:
@@ -94,13 +115,13 @@ def already_done(
     same = (
         index.preparation == json.loads(json.dumps(preparation_of(sources, settings)))
         and index.tokenizer == tokenizer.fingerprint
-        and index.source == (settings.source or name_of(sources))
+        and index.source == (settings.source or name_of(sources.read))
         and index.licence == settings.licence
     )
     newest = max(source.modified for source in sources.read)
     return index if same and newest < file.stat().st_mtime_ns else None
 
 
-def name_of(sources: Sources) -> str:
-    names = ["standard input" if source.name == STDIN else source.name for source in sources.read]
+def name_of(sources: Sequence[Source]) -> str:
+    names = ["standard input" if source.name == STDIN else source.name for source in sources]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -16,7 +16,6 @@ NOT_UTF8 = "not UTF-8"
 Record = tuple[int, str, str]
 """Line or row, text, what is wrong with it (or "")."""
 
-_MARK = b"\xef\xbb\xbf"  # editors on Windows put it in front of a text
 _blank_lines = re.compile(rb"\n(?:[ \t\r]*\n)+")
 _surrogate = re.compile("[\ud800-\udfff]")
 _leading_blank_lines = re.compile(rb"(?:[ \t\r]*\n)*").match
@@ -31,10 +30,9 @@ def records_of(chunk: Chunk, text_field: str, cutting: Cutting, fields: dict[str
         return iter([(chunk.number, "", chunk.problem)])
     if not isinstance(chunk.content, bytes):
         return _rows(chunk, chunk.content, fields)
-    content = chunk.content.removeprefix(_MARK) if chunk.number == 1 else chunk.content
     if chunk.format == "jsonl":
-        return _lines(content, chunk.number, text_field, fields)
-    return _texts(content, chunk.number, cutting)
+        return _lines(chunk.content, chunk.number, text_field, fields)
+    return _texts(chunk.content, chunk.number, cutting)
 
 
 def is_unicode(text: str) -> bool:
@@ -46,6 +44,8 @@ def _rows(chunk: Chunk, values: list[Any], fields: dict[str, None]) -> Iterator[
     for number, value in enumerate(values, chunk.number):
         if isinstance(value, str):
             yield number, value, ""
+        elif isinstance(value, bytes):
+            yield number, *_decoded(value)
         elif chunk.fields:
             fields.update(dict.fromkeys(chunk.fields))
             yield number, "", NO_FIELD

@@ -10,8 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from mobilellm.data.chunks import START
-from mobilellm.data.inputs import find_sources
-from mobilellm.data.prepare_settings import PrepareSettings
+from mobilellm.data.prepare_settings import PrepareSettings, sources_of
 from mobilellm.data.readers import chunks_of
 from mobilellm.data.records import is_unicode, records_of
 from mobilellm.data.workers import ReadAhead
@@ -42,7 +41,7 @@ def sample_texts(
     """
     if most_bytes < 1:
         raise ValueError(f"the sample of {most_bytes} bytes must have at least 1")
-    sources = find_sources(inputs, settings.format).read
+    sources = sources_of(inputs, settings).read
     heap: list[tuple[int, int, str]] = []  # minus the hash, bytes, text
     held: set[int] = set()
     size = text_bytes = unread = 0

@@ -87,10 +87,6 @@ class Screen:
                 texts.append(text)
         data = [text.encode() for text in texts]
         digests = [int.from_bytes(hashlib.sha256(each).digest()[:8], "big") for each in data]
-        bands = None
-        if self._signer:
-            signed = [self._signer.digests(text) for text in texts]
-            bands = np.array(signed, dtype=np.uint64).reshape(len(texts), -1)
         encoded = self._encoder.encode(data)
         counts = np.empty((len(texts), 3), dtype=np.int64)
         counts[:, 0] = encoded.tokens
@@ -105,7 +101,7 @@ class Screen:
             np.array(digests, dtype=np.uint64),
             counts,
             encoded.ids.tobytes(),
-            bands,
+            self._signer.digests_of_all(texts) if self._signer else None,
         )
 
     def _problem(self, text: str) -> str:

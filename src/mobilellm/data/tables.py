@@ -15,6 +15,7 @@ from mobilellm.data.inputs import Source
 from mobilellm.hub_connection import why_unreachable
 
 _MOST_ROWS = 4096
+_BUFFER = 2**20
 
 
 def parquet_chunks(
@@ -30,9 +31,9 @@ def parquet_chunks(
     row = place.offset
     try:
         with _unpacked(Path(source.name), scratch) as stream:
-            for chunk in _parquet_chunks(
-                pyarrow.parquet.ParquetFile(stream), source, place, text_field, size
-            ):
+            # By default it reads all of a row group at once, which may be all of the file.
+            file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+            for chunk in _parquet_chunks(file, source, place, text_field, size):
                 yield chunk
                 row = chunk.next.offset
     except (DamagedFileError, pyarrow.ArrowException, OSError) as error:
@@ -60,11 +61,27 @@ def _parquet_chunks(file: Any, source: Source, place: Place, text_field: str, si
             first, row = row, row + batch.num_rows
             if row <= place.offset:
                 continue
-            values = [None] * batch.num_rows if missing else batch.column(0).to_pylist()
+            values = [None] * batch.num_rows if missing else _values(batch.column(0))
             values = values[max(0, place.offset - first) :]
             read = (source.size or 0) * row // max(1, file.metadata.num_rows)
             after = Place(place.source, row, row)
             yield Chunk("rows", place.source, values, row - len(values), after, read, fields=missing)
+
+
+def _values(column: Any) -> list[Any]:
+    """As Python holds them; a text that is no UTF-8, which not every writer checks, as its bytes."""
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        text = getattr(scalar, "value", scalar)  # of a dictionary, the entry
+        return text.as_buffer().to_pybytes() if hasattr(text, "as_buffer") else None
 
 
 def _text_bytes(group: Any, text_field: str) -> int:
@@ -109,7 +126,7 @@ def hub_chunks(
             missing = tuple(row)
         value = row.get(text_field)
         values.append(value)
-        length += len(value) if isinstance(value, str) else 1
+        length += len(value) if isinstance(value, str | bytes) else 1
         if length >= size or len(values) >= _MOST_ROWS:
             yield _hub_chunk(place.source, values, number, missing)
             number, values, length = number + len(values), [], 0

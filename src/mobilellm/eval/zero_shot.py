@@ -20,7 +20,7 @@ from mobilellm.atomic import atomic_write
 from mobilellm.eval.interface import LanguageModel
 from mobilellm.eval.paper import UNCONDITIONAL, chosen
 from mobilellm.eval.record import Record, record
-from mobilellm.eval.tasks import BY_NAME, LoadedTasks, load_tasks, quiet
+from mobilellm.eval.tasks import BY_NAME, LoadedTasks, quiet
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -45,19 +45,6 @@ class ZeroShot(NamedTuple):
     samples: dict[str, list[Sample]]
     unconditional: dict[Pair, float]
     """Log-likelihoods of answers without their question."""
-
-
-def evaluate_zero_shot(
-    model: LanguageModel,
-    tasks: Sequence[str] = (),
-    data_dir: str | Path | None = None,
-    limit: int | None = None,
-    seed: int = 1234,
-    progress: Callable[[Progress], None] | None = None,
-) -> Record:
-    """Load the named tasks (by default the eight), score the model on them; see `load_tasks` and `score`."""
-    check_limit(limit)
-    return score(model, load_tasks(tasks, data_dir), limit, seed, progress).record
 
 
 def score(

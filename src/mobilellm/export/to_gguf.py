@@ -19,7 +19,7 @@ from mobilellm.export.engine_runtime import engine_runtime
 from mobilellm.export.llama_cpp_runtime import llama_cpp_runtime
 from mobilellm.export.ollama import modelfile
 from mobilellm.export.questions import Floats
-from mobilellm.export.source import Source, growth_note, kept_types, open_source, stored_name
+from mobilellm.export.source import Source, growth_note, kept_types, stored_name
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES, BlockType
@@ -172,20 +172,6 @@ class GgufTarget:
 
 
 TARGET = GgufTarget()
-
-
-def export_gguf(
-    source: str | Path,
-    path: str | Path,
-    kind: str | None = None,
-    embedding_kind: str | None = None,
-    unroll: bool = False,
-    say: Callable[[str], None] = lambda notice: None,
-) -> list[str]:
-    """Write `path` without comparing it: what `mobilellm export` does first. Returns notes, one line each."""
-    opened = open_source(source, say)
-    options = TARGET.complete(Options(kind, embedding_kind, unroll=unroll), opened)
-    return TARGET.write(opened, Path(path), options)
 
 
 def _type(name: str) -> BlockType:

@@ -29,8 +29,11 @@ class LoadedModel:
 
     model: MobileLLM
     tokenizer: Tokenizer | None
+    """None of a directory without one: such a model takes ids alone."""
     source: str
+    """What was asked for."""
     repairs: tuple[str, ...] = ()
+    """A sentence each."""
     chat_template: str | None = None
     """Of a model to talk to: for `mobilellm.chat_template.ChatTemplate`. None of a base model."""
 
@@ -43,8 +46,9 @@ class LoadedModel:
     ) -> Iterator[Piece]:
         """Generate for one prompt or several at once and yield every token's text, never half a character.
 
-        Raises at once ValueError for a prompt that does not fit the context, FileNotFoundError without a
-        tokenizer.
+        Greedy unless told otherwise. A text ends with EOS, before one of the strings in `stop`, after
+        `max_new_tokens`, or where the model's context is full. Raises at once ValueError for a prompt that
+        does not fit the context, FileNotFoundError without a tokenizer.
         """
         if self.tokenizer is None:
             raise FileNotFoundError(
@@ -71,8 +75,9 @@ def load(
     """Load a model directory, a training run, or a Hub id, in any official layout; or an adapter, merged.
 
     Every repair of a known fault is kept in `.repairs` and told to `say` (by default the "mobilellm" logger);
-    anything else that is wrong is refused. `dtype` is "float32", "bfloat16", "float16", or None for the
-    stored one (float16 becomes float32 on a CPU).
+    anything else that is wrong is refused: FileNotFoundError or ValueError, one line that names the file and
+    the fault. `dtype` is "float32", "bfloat16", "float16", or None for the stored one (float16 becomes
+    float32 on a CPU). `device` is torch's name for it; `revision` a branch, tag or commit on the Hub.
     """
     wanted = checkpoint.torch_dtype(dtype) if dtype else None
     checkpoint.check_device(device)
@@ -113,7 +118,8 @@ def generate(
 ) -> list[Completion]:
     """Complete one prompt or a batch; always a list, one Completion a prompt. Greedy unless told otherwise.
 
-    `model` is what `load` returned, or what it takes. For text as it is generated see `LoadedModel.stream`.
+    `model` is what `load` returned, or what it takes; the rest is as in `LoadedModel.stream`, which gives the
+    text as it is generated. Raises what `load` and `stream` raise.
     """
     loaded = model if isinstance(model, LoadedModel) else load(model)
     count = 1 if isinstance(prompts, str) else len(prompts)

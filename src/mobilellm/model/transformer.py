@@ -33,6 +33,11 @@ class MobileLLM(nn.Module):
 
     A fresh model is initialised from N(0, config.initializer_range), norms at one. Under
     `with torch.device("meta")` it holds shapes only.
+
+    >>> from mobilellm.presets import preset
+    >>> model = MobileLLM(preset("test"))
+    >>> model(torch.tensor([[1, 7, 9], [1, 4, 4]])).shape  # ids (B, T) to logits (B, T, V)
+    torch.Size([2, 3, 384])
     """
 
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
@@ -134,7 +139,7 @@ class MobileLLM(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Draw fresh weights: N(0, 0.02) without depth scaling (as the reference code), norms at one."""
+        """Draw fresh weights, without depth scaling (as the reference code); norms at one."""
         for parameter in self.parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)

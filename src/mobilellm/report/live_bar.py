@@ -9,6 +9,10 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+_REMEMBERED = 3600
+"""Seconds of work that the time left follows from, at most its last thousand parts: of parts that take longer
+than half of this no speed would be known."""
+
 
 class LiveBar:
     """Shown while it is open, with a text and the time left beside it."""
@@ -24,6 +28,7 @@ class LiveBar:
             TaskProgressColumn(),
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            speed_estimate_period=_REMEMBERED,
             console=Console(file=sys.stderr),
             disable=not self.is_live,
             transient=transient,

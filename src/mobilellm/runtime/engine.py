@@ -45,7 +45,8 @@ class NativeModel:
         isa: str | None = None,
         kv_cache: KVCacheType = "f16",
     ) -> None:
-        """`threads`: by default what thread_choice.py finds best. `isa`: by default the best there is."""
+        """`threads`: by default what thread_choice.py finds best. `isa`: one of `instruction_sets()`, by
+        default what MOBILELLM_ISA names, else the best. `kv_cache`: the type of keys and values."""
         library = native_library.load()
         if isinstance(library, str):
             raise ValueError(f"the native engine was not compiled: {library}; use engine='reference'")

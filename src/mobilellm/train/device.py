@@ -40,7 +40,7 @@ def this_device(precision: str = "bfloat16", seconds: float = 0.5, kind: str | N
     place = named_device(kind)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if place.type == "cuda":
-        name = torch.cuda.get_device_name(place)
+        name = name_of(place)
         memory = torch.cuda.get_device_properties(place).total_memory
         if (peak := peak_flops(name)) is not None:
             return Device(name, memory, peak, "dense bf16, data sheet", is_gpu=True)
@@ -48,10 +48,18 @@ def this_device(precision: str = "bfloat16", seconds: float = 0.5, kind: str | N
         return Device(name, memory, peak, f"measured, {precision} matrix products", is_gpu=True)
     peak = measured_flops(dtype, place, seconds)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    threads = torch.get_num_threads()
-    name = f"CPU, {threads} thread{'s' * (threads > 1)}"
     compiled = isinstance(cpu_kernels.load(), Kernels)
-    return Device(name, memory, peak, f"measured, {precision} matrix products", False, compiled)
+    return Device(name_of(place), memory, peak, f"measured, {precision} matrix products", False, compiled)
+
+
+def name_of(place: torch.device) -> str:
+    """A GPU as its driver calls it; a CPU by how many threads compute."""
+    import torch
+
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def measured_flops(dtype: torch.dtype, device: torch.device, seconds: float = 0.5) -> float:

@@ -1,14 +1,16 @@
 """One process or many: who we are, sums over all, and the model spread over devices by torch's own engines.
 
-Started by torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or by Slurm's srun (SLURM_PROCID, SLURM_NTASKS,
+Started by torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or by Slurm's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
 SLURM_LOCALID; MASTER_ADDR and MASTER_PORT set by the job script), on GPUs with NCCL, on CPUs with gloo.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.train.settings import ComputeSettings
@@ -66,12 +69,18 @@ class World:
             raise ValueError(problems[0])
 
 
+class ToldByAnother(ConnectionError):  # noqa: N818
+    """What ends this process ends others, too, and one of them says it: this one need not."""
+
+
 @contextlib.contextmanager
 def join(device: str | None = None) -> Iterator[World]:
     """Join the processes of this run, if the environment tells of any, and leave them at the end.
 
     `device` is "cpu" or "cuda"; by default a GPU where there is one. Raises ValueError for half a
-    description of the processes, or more of them on this machine than it has GPUs.
+    description of the processes, or more of them on this machine than it has GPUs. What is raised inside is
+    left to one of the processes that raise the same; the others raise ToldByAnother, as do those that wait in
+    vain for one that failed. Raises ConnectionError where none could tell, because it was killed.
     """
     rank, size, local = _environment()
     place = named_device(device)
@@ -89,11 +98,42 @@ def join(device: str | None = None) -> Iterator[World]:
     if size == 1:
         yield World(device=place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size)
+    store, rank, size = next(rendezvous("env://", rank, size))
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, place, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
+    except BaseException as error:
+        another = _instead(error, store, rank, size)
+        if another is None:
+            raise
+        raise another from error
     finally:
         dist.destroy_process_group()
+
+
+def _instead(error: BaseException, store: Any, rank: int, size: int) -> ConnectionError | None:
+    """What this process is to raise instead of `error`, if it is not the one to tell of it.
+
+    Who fails by itself leaves a mark before it goes, so that who then loses contact knows that it was told.
+    """
+    lost = isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
+    text = f"{type(error).__name__}: {error}"
+    key = "failed/lost" if lost else "failed/" + hashlib.sha256(text.encode()).hexdigest()
+    told = False
+    with contextlib.suppress(RuntimeError):  # the store may be gone with the first process
+        told = store.add(key, 1) > 1 or (lost and store.add("failed/told", 0) > 0)
+        if not lost:
+            store.add("failed/told", 1)
+    if told and isinstance(error, Exception):
+        return ToldByAnother(text)
+    if lost:
+        return ConnectionError(
+            f"process {rank} of {size} lost contact with another, which was killed or cannot be reached "
+            f"({text.split('. ', maxsplit=1)[0]})"
+        )
+    error.add_note(f"so says process {rank} of {size}, on {socket.gethostname()}")
+    return None
 
 
 def named_device(kind: str | None = None) -> torch.device:
@@ -110,17 +150,27 @@ def named_device(kind: str | None = None) -> torch.device:
 
 def _environment() -> tuple[int, int, int]:
     """Rank, number of processes, rank on this machine."""
-    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+    for launcher, names in (
+        ("torchrun", ("RANK", "WORLD_SIZE", "LOCAL_RANK")),
+        # Of the step, which has the tasks that srun started: a job's script and its shells are alone.
+        ("srun", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")),
+    ):
         values = [os.environ.get(name) for name in names]
-        if names[0] == "RANK" and any(values) and not all(values):
-            missing = [name for name, value in zip(names, values, strict=True) if not value]
+        missing = [name for name, value in zip(names, values, strict=True) if not value]
+        if launcher == "torchrun" and 0 < len(missing) < len(names):
             raise ValueError(
                 f"the environment lacks {', '.join(missing)}; start several processes with torchrun"
             )
-        # Slurm describes an interactive shell as a job of one task, too; without a meeting point it is alone.
-        if all(values) and (names[0] == "RANK" or "MASTER_ADDR" in os.environ):
-            rank, size, local = (int(value or 0) for value in values)
-            return rank, size, local
+        if missing:
+            continue
+        rank, size, local = (int(value or 0) for value in values)
+        unmet = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if size > 1 and unmet:
+            raise ValueError(
+                f"{launcher} started {size} processes, but {' and '.join(unmet)} does not say where they "
+                "meet; export both before (docs/examples/pretrain.sbatch)"
+            )
+        return rank, size, local
     return 0, 1, 0
 
 

@@ -64,6 +64,7 @@ class Guard:
             with atomic_write(file) as temporary:
                 temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         raise TrainingError(
-            f"step {step}: {what}; the batch's address is in {file}; the checkpoints before it are kept: "
-            f"look at the data there, or train in a fresh folder with an optim.lr below {lr:g}"
+            f"step {step}: {what}; the batch's address is in {file} (mobilellm data batch {self._directory} "
+            "shows its text); the checkpoints before it are kept: look at the data, or train in a fresh "
+            f"folder with an optim.lr below {lr:g}"
         )

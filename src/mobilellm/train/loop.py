@@ -148,8 +148,10 @@ class _Run:
             if max(self.saved, 0) < self.done:
                 self._save()
             self.checkpointer.wait()
+        except BaseException as failure:
+            self.checkpointer.join_after(failure)  # nobody must write there after it
+            raise
         finally:
-            self.checkpointer.join()  # also when the run fails: nobody must write there after it
             if self.log is not None:
                 self.log.close()
         return Outcome(self.done, stopped)

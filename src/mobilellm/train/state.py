@@ -109,6 +109,12 @@ class Checkpointer:
             self._thread.join()
             self._thread = None
 
+    def join_after(self, failure: BaseException) -> None:
+        """`join`, for a run that fails for another reason: what went wrong here is noted with it."""
+        self.join()
+        if self._error is not None:
+            failure.add_note(f"the last checkpoint was not written, either ({self._error})")
+
     def _publish(self, temporary: Path, path: Path, state: RunState) -> None:
         """Hash and sync every file, write state.json, and give the folder its name."""
         world = self._world

@@ -29,7 +29,7 @@ def stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[list[in
         received.append(number)
         if len(received) > 1 and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if on_stop is not None:
+        if on_stop is not None and len(received) == 1:
             on_stop()
 
     for number in previous:

@@ -1,13 +1,16 @@
-"""What `export` and `verify` print of an artefact and of its checks."""
+"""What `export` and `verify` share: flags of the comparison, and what they print of it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilellm.cli.notices import say
 from mobilellm.cli.tables import print_notes, print_sheet, print_worded_table
 from mobilellm.export.targets import unverified_name
 
@@ -16,6 +19,26 @@ if TYPE_CHECKING:
     from mobilellm.export.export import Exported
     from mobilellm.export.targets import Kind
     from mobilellm.export.verify import Report, Settings
+
+
+@dataclass(frozen=True)
+class Comparison:
+    text: Path | None = None
+    """Text file to compare on; by default the documentation that every Python carries."""
+    tokens: int | None = None
+    """Tokens of it whose logits are compared (default 512)."""
+    runtime: str | None = None
+    """What runs it, e.g. engine or llama.cpp; by default all that can and are installed."""
+    origin: str | None = None
+    """Of a quantised MODEL what it was made of, to measure the distance from that, too; by default what it
+    names itself, if that is still there."""
+
+    def settings(self) -> Settings:
+        from mobilellm.export.verify import TOKENS, Settings
+
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens = {self.tokens} must be at least 1")
+        return Settings(self.text, self.tokens or TOKENS, self.runtime, self.origin)
 
 
 @contextlib.contextmanager
@@ -27,9 +50,7 @@ def unverified_told(out: Path, mend: str) -> Iterator[None]:
         yield
     except BaseException:
         if _identity(path) not in (None, before):
-            print(
-                f"mobilellm: {path} is whole, but was not compared with its source; {mend}", file=sys.stderr
-            )
+            say(f"{path} is whole, but was not compared with its source; {mend}")
         raise
 
 
@@ -41,16 +62,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def settings_of(text: Path | None, tokens: int | None, runtime: str | None, origin: str | None) -> Settings:
-    from mobilellm.export.verify import TOKENS, Settings
+def show(exported: Exported, kind: Kind, as_json: bool) -> None:
+    """Print it, and exit with 1 if a check has failed."""
+    if as_json:
+        print(json.dumps(_described(exported, kind)))
+    else:
+        _print(exported, kind)
+    if exported.report is not None and not exported.report.passed:
+        sys.exit(1)
 
-    if tokens is not None and tokens < 1:
-        raise ValueError(f"tokens = {tokens} must be at least 1")
-    return Settings(text, tokens or TOKENS, runtime, origin)
 
-
-def described(exported: Exported, kind: Kind) -> dict[str, Any]:
-    """As --json prints it."""
+def _described(exported: Exported, kind: Kind) -> dict[str, Any]:
     report = exported.report
     return {
         "artefact": str(exported.path),
@@ -62,7 +84,7 @@ def described(exported: Exported, kind: Kind) -> dict[str, Any]:
     }
 
 
-def print_exported(exported: Exported, kind: Kind) -> None:
+def _print(exported: Exported, kind: Kind) -> None:
     from mobilellm.export.verify import report_path
 
     report = exported.report
