@@ -6,7 +6,7 @@
  *
  * Threads share the output by columns and meet nowhere but where a has to be copied. Each copies b panel by panel,
  * as it comes to it: a panel stays in the second cache while all rows of a pass by, and a is read as it lies unless
- * it is transposed. That keeps the instruction busy 97 % of the time, so nothing is cut to fit the first cache.
+ * it is transposed. The instruction finds what it needs in time from there, so nothing is cut to fit the first cache.
  */
 #include "cpu_bf16.h"
 
@@ -22,7 +22,7 @@ enum {
     VECTORS = 4,
     ROWS = 6, /* 6 x 4 vectors of sums, one row of b and a unit of a: 29 of 32 registers */
     COLUMNS = VECTORS * LANES,
-    DEPTH = 1536,       /* of a panel, at most: with the next one's numbers it takes half of the second cache */
+    DEPTH = 1536,       /* of a panel, at most: it takes a fifth of the second cache */
     GROUP = 16 * ROWS,  /* rows of a that are copied side by side */
     PIECE = 64,         /* of their numbers that are copied at a time */
     COPIED = 1 << 21    /* numbers of a that are copied at a time, about */
@@ -178,14 +178,6 @@ typedef struct {
     i64 copied;     /* strips of one product in it */
 } Product;
 
-/* Brings one of `shares` shares of the numbers of a panel that is yet to come into the second cache. */
-INLINE void announce(const char *start, Matrix b, i64 depth, i64 columns, i64 share, i64 shares) {
-    i64 along = b.row == 1, vectors = along ? columns : depth, bytes = (along ? depth : columns) * 4;
-    i64 stride = (along ? b.column : b.row) * 4;
-    for (i64 i = vectors * share / shares; i < vectors * (share + 1) / shares; i++)
-        for (i64 byte = 0; byte < bytes; byte += 64) __builtin_prefetch(start + i * stride + byte, 0, 2);
-}
-
 /* Strips `from` … `to` of the rows `top` … `bottom`; strips are counted down a panel, panel after panel, product
  * after product. */
 static void multiply_strips(const Product *p, i64 top, i64 bottom, i64 from, i64 to, uint32_t *panel, float *sums) {
@@ -198,9 +190,6 @@ static void multiply_strips(const Product *p, i64 top, i64 bottom, i64 from, i64
             if (at == from || strip == 0)
                 pack(p->b, n * p->b_batch + low * p->b.row + first * p->b.column, p->b.row, p->b.column, columns, depth,
                      COLUMNS, panel);
-            if (p->b.is_float && first + COLUMNS < p->N && at - strip + strips < to)
-                announce((const char *)p->b.start + 4 * (n * p->b_batch + low * p->b.row + (first + COLUMNS) * p->b.column),
-                         p->b, depth, least(COLUMNS, p->N - first - COLUMNS), strip, strips);
             const char *rows[ROWS];
             for (int i = 0; i < ROWS; i++)
                 rows[i] = p->copy ? (const char *)(p->copy + ((n * p->copied + strip) * units + low / 2) * ROWS + i)

@@ -2,8 +2,8 @@
 
 Where vectors of bfloat16 are multiplied by pairs (AVX-512 BF16), cpu_pair_products.c, which rounds weights as
 it comes to them. With other instructions for bfloat16, torch's own products of rounded weights. Without any,
-torch would take up to fifty times as long as in float32; cpu_products.c takes bfloat16 activations and weights
-in float32 as they are. Sums are float32. N tokens; weights are (rows, E).
+torch would take up to fifty times as long as in float32; cpu_products.c takes activations in bfloat16 and
+weights in float32 as they are. Sums are float32. N tokens; weights are (rows, E).
 """
 
 from __future__ import annotations
