@@ -72,14 +72,22 @@ def test_every_layout_and_dtype(
     assert (wider[:, :, N:] == 7).all()
 
 
+@pytest.mark.parametrize("function", [FLOATS, PAIRS])
 @pytest.mark.parametrize("out", [NARROW, WIDE])
 @pytest.mark.parametrize(("N", "K"), [(1400, 1600), (2700, 1601)], ids=["whole in depth", "in two parts"])
-def test_more_columns_than_are_copied_at_a_time(N: int, K: int, out: torch.dtype) -> None:
+def test_more_columns_than_are_copied_at_a_time(N: int, K: int, out: torch.dtype, function: str) -> None:
     """As a head has, whose vocabulary is wide."""
     a, b, addend = drawn(7, K), drawn(N, K, seed=1).t(), drawn(7, N, dtype=WIDE, seed=2)
     exact = a.double() @ b.double()
-    assert near(by_kernels().multiply(a, b, out), exact)
-    assert near(by_kernels().multiply(a, b, out, addend), exact + addend)
+    assert near(by_kernels(function).multiply(a, b, out), exact)
+    assert near(by_kernels(function).multiply(a, b, out, addend), exact + addend)
+
+
+@pytest.mark.parametrize("function", [FLOATS, PAIRS])
+def test_more_rows_than_are_copied_at_a_time(function: str) -> None:
+    """As the gradient of a head has."""
+    a, b = drawn(1600, 2700).t(), drawn(1600, 5, seed=1)
+    assert near(by_kernels(function).multiply(a, b, WIDE), a.double() @ b.double())
 
 
 @pytest.mark.parametrize("dtype", [NARROW, WIDE])

@@ -60,9 +60,9 @@ INLINE void transpose(units *rows) {
 #pragma GCC unroll 16
         for (uint32_t i = 0; i < LANES; i++)
             if (!(i & bit)) {
-                units one = rows[i], other = rows[i + bit];
-                rows[i] = __builtin_shuffle(one, other, low);
-                rows[i + bit] = __builtin_shuffle(one, other, high);
+                __m512i one = (__m512i)rows[i], other = (__m512i)rows[i + bit];
+                rows[i] = (units)_mm512_permutex2var_epi32(one, (__m512i)low, other);
+                rows[i + bit] = (units)_mm512_permutex2var_epi32(one, (__m512i)high, other);
             }
     }
 }
