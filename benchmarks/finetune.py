@@ -16,18 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 # Nothing heavy here: a child's peak memory includes its parent's at the fork.
 import machine
+from contest import in_turns, median, peak_bytes, ratios
 from rival_llama import llama_of
 
 SHAPES = {
@@ -107,42 +106,24 @@ def _encode(data: Path, shape: str, tokenizer: str, files: list[str]) -> dict[st
 
 
 def _compare(shape: str, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    names: list[str] = arguments.contestants
-    done: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-
-    def spawn(name: str, *flags: str) -> dict[str, Any]:
+    def spawn(name: str, import_only: bool) -> dict[str, Any]:
+        flags = ["--import-only"] * import_only
         command = [sys.executable, __file__, "--worker", name, shape, str(data), *flags]
         return machine.child(command, OMP_NUM_THREADS=str(arguments.threads))
 
-    imports = {name: spawn(name, "--import-only")["peak"] for name in names}
-    for _ in range(arguments.runs):
-        for name in names:
-            done[name].append(spawn(name))
-            print(f"{shape} {name}: {done[name][-1]['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
+    names: list[str] = arguments.contestants
     _, sequences, length, _, _ = SHAPES[shape]
-    table = {name: _median(runs, imports[name]) for name, runs in done.items()}
-    ratios = {
-        f"{mine} / {theirs}": {
-            what: round(table[mine][what] / table[theirs][what], 3)
-            for what in ("tokens_per_second", "peak_megabytes")
-        }
-        for mine in names
-        for theirs in names
-        if mine.startswith("ours") and theirs != mine
-    }
-    return {"sequences": sequences, "tokens_each": length, "contestants": table, "ratios": ratios}
+    table = in_turns(shape, names, arguments.runs, spawn, _further)
+    pairs = [
+        (mine, theirs) for mine in names for theirs in names if mine.startswith("ours") and theirs != mine
+    ]
+    compared = ratios(table, pairs, ("tokens_per_second", "peak_megabytes"))
+    return {"sequences": sequences, "tokens_each": length, "contestants": table, "ratios": compared}
 
 
-def _median(runs: list[dict[str, Any]], imported: int) -> dict[str, Any]:
-    def median(name: str) -> float:
-        return statistics.median(run[name] for run in runs)
-
+def _further(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "tokens_per_second": round(median("tokens_per_second"), 1),
-        "all_runs": [round(run["tokens_per_second"], 1) for run in runs],
-        "filled": round(median("filled"), 4),
-        "peak_megabytes": round((median("peak") - imported) / 2**20),
-        "peak_megabytes_of_import": round(imported / 2**20),
+        "filled": round(median(runs, "filled"), 4),
         "first_loss": round(runs[-1]["losses"][0], 4),
         "last_loss": round(runs[-1]["losses"][-1], 4),
     }
@@ -154,7 +135,7 @@ def _median(runs: list[dict[str, Any]], imported: int) -> dict[str, Any]:
 def _work(name: str, shape: str, data: str, import_only: bool) -> dict[str, Any]:
     clock = Clock(shape)
     CONTESTANTS[name](clock, Path(data), import_only)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     return {"peak": peak} if import_only else clock.result() | {"peak": peak}
 
 

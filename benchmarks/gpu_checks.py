@@ -31,7 +31,7 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.tokenizer import BOS_ID
 from mobilellm.train.distributed import World
-from mobilellm.train.loop import train
+from mobilellm.train.loop import Outcome, train
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.settings import (
     BatchSettings,
@@ -282,7 +282,7 @@ def _losses(
 
     with tempfile.TemporaryDirectory() as other:
         try:
-            outcome = train(
+            outcome: Outcome = train(
                 _model(config, device), PackedLoader(tokens, length, 8, 0), settings, folder or Path(other),
                 on_record=on_record, world=world or World(device=device),
             )  # fmt: skip

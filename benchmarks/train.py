@@ -14,16 +14,17 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 # Nothing heavy here: a child's peak memory includes its parent's at the fork.
 import machine
+from contest import in_turns, median, peak_bytes, ratios
 from rival_llama import llama_of
 
 SHAPES = {
@@ -59,45 +60,29 @@ def main() -> None:
 
 
 def _compare(shape: str, contestants: list[str], runs: int, threads: int, cache: str) -> dict[str, Any]:
-    done: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
-    imports = {name: _spawn(name, shape, threads, cache, import_only=True)["peak"] for name in contestants}
-    for _ in range(runs):
-        for name in contestants:
-            run = _spawn(name, shape, threads, cache)
-            done[name].append(run)
-            print(f"{shape} {name}: {run['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
+    def spawn(name: str, import_only: bool) -> dict[str, Any]:
+        command = [sys.executable, __file__, "--worker", name, shape, *["--import-only"] * import_only]
+        return machine.child(command, OMP_NUM_THREADS=str(threads), TORCHINDUCTOR_CACHE_DIR=cache)
+
     _, sequences, length, _, _ = SHAPES[shape]
-    table = {name: _median(runs_of, imports[name]) for name, runs_of in done.items()}
-    ratios = {}
-    for mine in (name for name in contestants if name.startswith("ours")):
-        for theirs in (name for name in contestants if name.startswith("trainer")):
-            a, b = table[mine], table[theirs]
-            ratios[f"{mine} / {theirs}"] = {
-                what: round(a[what] / b[what], 3)
-                for what in ("tokens_per_second", "processor_ms_per_token", "peak_megabytes")
-            }
-    return {"sequences": sequences, "tokens_each": length, "contestants": table, "ratios": ratios}
+    table = in_turns(shape, contestants, runs, spawn, _further)
+    pairs = [
+        (mine, theirs)
+        for mine in contestants
+        for theirs in contestants
+        if mine.startswith("ours") and theirs.startswith("trainer")
+    ]
+    compared = ratios(table, pairs, ("tokens_per_second", "processor_ms_per_token", "peak_megabytes"))
+    return {"sequences": sequences, "tokens_each": length, "contestants": table, "ratios": compared}
 
 
-def _median(runs: list[dict[str, Any]], imported: int) -> dict[str, Any]:
-    def median(name: str) -> float:
-        return statistics.median(run[name] for run in runs)
-
+def _further(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "tokens_per_second": round(median("tokens_per_second"), 1),
-        "all_runs": [round(run["tokens_per_second"], 1) for run in runs],
-        "processor_ms_per_token": round(median("processor_ms_per_token"), 3),
-        "model_gflops_per_second": round(median("model_gflops_per_second"), 1),
-        "peak_megabytes": round((median("peak") - imported) / 2**20),
-        "peak_megabytes_of_import": round(imported / 2**20),
+        "processor_ms_per_token": round(median(runs, "processor_ms_per_token"), 3),
+        "model_gflops_per_second": round(median(runs, "model_gflops_per_second"), 1),
         "seconds_to_end_of_warm_up": [round(run["warm_up"], 1) for run in runs],
         "last_loss": round(runs[-1]["last_loss"], 4),
     }
-
-
-def _spawn(name: str, shape: str, threads: int, cache: str, import_only: bool = False) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--worker", name, shape, *["--import-only"] * import_only]
-    return machine.child(command, OMP_NUM_THREADS=str(threads), TORCHINDUCTOR_CACHE_DIR=cache)
 
 
 # In the child
@@ -107,7 +92,7 @@ def _work(name: str, shape: str, import_only: bool) -> dict[str, Any]:
     contestant = _trainer if name.startswith("trainer") else _ours
     clock = Clock(shape)
     contestant(clock, name.endswith("compiled"), import_only)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     return {"peak": peak} if import_only else clock.result() | {"peak": peak}
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mobilellm import compiling
+from mobilellm import compiled, compiling
 from mobilellm.compiled import NotCompiledError, Recipe, open_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -55,6 +56,30 @@ def test_whatever_changes_makes_a_new_library(recipe: Recipe, tmp_path: Path) ->
     (recipe.folder / "number.h").write_text("#define NUMBER 4\n")
     assert open_library(recipe).one() == 44
     assert len(cached(tmp_path)) == 5
+
+
+def test_another_compiler_makes_a_new_library_and_none_takes_the_last(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs, real = tmp_path / "programs", shutil.which("cc")
+    programs.mkdir()
+    compiler = programs / "cc"
+    compiler.write_text(f'#!/bin/sh\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{path}")
+    assert open_library(recipe).one() == 43
+    assert open_library(recipe).one() == 43
+    (before,) = cached(tmp_path)
+    compiler.write_text(f'#!/bin/sh\nexec {real} -DUPGRADED "$@"\n')
+    assert open_library(recipe).one() == 43
+    assert len(cached(tmp_path)) == 2
+    (after,) = {*cached(tmp_path)} - {before}
+    opened: list[str] = []
+    monkeypatch.setattr(compiled.ctypes, "CDLL", opened.append)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    open_library(recipe)
+    assert [Path(file).name for file in opened] == [after]
 
 
 def test_targets_are_tried_in_turn(recipe: Recipe) -> None:

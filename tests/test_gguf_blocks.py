@@ -39,6 +39,14 @@ def test_bytes_and_numbers_are_those_of_the_gguf_package(name: str, values: np.n
     np.testing.assert_array_equal(kind.decode(raw, values.shape), decoded)
 
 
+@pytest.mark.parametrize("name", TYPES)
+def test_more_numbers_than_are_encoded_at_once(name: str) -> None:
+    """Give the bytes of their rows."""
+    values = np.random.default_rng(0).normal(size=(2100, 64)).astype(np.float32)
+    rows = [TYPES[name].encode(row) for row in np.array_split(values, 7)]
+    np.testing.assert_array_equal(TYPES[name].encode(values), np.concatenate(rows))
+
+
 @pytest.mark.parametrize(("name", "split", "most"), [("Q8_0", split_q8_0, 127), ("Q4_0", split_q4_0, 8)])
 @given(values=ROWS)
 def test_parts_multiply_to_the_numbers(name: str, split: object, most: int, values: np.ndarray) -> None:

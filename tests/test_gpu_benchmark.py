@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,21 @@ sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
 import gpu_checks  # noqa: E402
 import gpu_training  # noqa: E402
+import gpu_worker  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONG = ("compiled_as_plain", "as_on_the_cpu", "muon_as_on_the_cpu")
 WORKER = """
-import json, sys, time
+import faulthandler, json, os, sys, time
 for task in json.loads(sys.argv[1])["tasks"]:
     name = task.get("name")
     if name == "crashes":
         sys.exit("a line\\nno luck")
+    if name == "crashes in native code":
+        faulthandler.enable()
+        os.abort()
+    if name == "is killed":
+        os.kill(os.getpid(), 9)
     if name == "hangs":
         time.sleep(60)
     print(json.dumps({"passed": True}), flush=True)
@@ -56,7 +63,8 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_crashes_or_hangs_costs_only_itself(
     worker: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "CHECKS", ("first", "crashes", "second", "hangs", "third"))
+    names = ("first", "crashes", "crashes in native code", "is killed", "second", "hangs", "third")
+    monkeypatch.setattr(gpu, "CHECKS", names)
     written = list[int]()
     add = gpu._Report.add
 
@@ -67,11 +75,13 @@ def test_what_crashes_or_hangs_costs_only_itself(
     monkeypatch.setattr(gpu._Report, "add", added)
     gpu.run(options(tmp_path))
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert written == [0, 1, 2, 3, 4, 5]  # after every task, the card's included
+    assert written == [0, 1, 2, 3, 4, 5, 6, 7]  # after every task, the card's included
     assert found["complete"]
     assert found["checks"] == {
         "first": {"passed": True},
         "crashes": {"failed": "exit code 1: no luck"},
+        "crashes in native code": {"failed": "killed by SIGABRT: Fatal Python error: Aborted"},
+        "is killed": {"failed": "killed by SIGKILL: no reason given"},
         "second": {"passed": True},
         "hangs": {"left_out": "none after 1 s"},
         "third": {"passed": True},
@@ -109,6 +119,30 @@ def test_without_a_gpu_it_says_so_at_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"gpu: cuda cannot be used \("):
         gpu.run(options(tmp_path, device="cuda"))
     assert "failed" in json.loads((tmp_path / "gpu.json").read_text())["card"]
+
+
+def test_no_failure_is_without_its_reason(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """An assertion without a text is told by its place; a run that a signal ends early says so."""
+    with pytest.raises(AssertionError) as caught:
+        assert_nothing(1, 2)
+    assert re.fullmatch(
+        r"AssertionError: in assert_nothing, line \d+ of test_gpu_benchmark.py: raise AssertionError",
+        gpu_worker.told(caught.value),
+    )
+    caught.value.add_note("the last checkpoint was not written, either (no space)")
+    assert gpu_worker.told(caught.value) == (
+        "AssertionError: the last checkpoint was not written, either (no space)"
+    )
+    monkeypatch.setattr(gpu_checks, "train", lambda *_, **__: gpu_checks.Outcome(2, "requeue"))
+    with pytest.raises(RuntimeError, match=r"a signal \(requeue\) ended the run after step 2"):
+        gpu_checks.check("ddp_as_alone", torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="2 losses to compare with 3: a run began at another step"):
+        gpu_checks._apart([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def assert_nothing(one: int, two: int) -> None:
+    if one != two:
+        raise AssertionError
 
 
 def test_every_check_has_its_function() -> None:
@@ -153,7 +187,8 @@ def test_a_trial_of_all_of_it(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["complete"]
     assert found["card"]["name"] == "CPU"
-    assert all(result.get("passed") or "left_out" in result for result in found["checks"].values())
+    failed = {name: each for name, each in found["checks"].items() if not each.get("passed")}
+    assert {name: each for name, each in failed.items() if "left_out" not in each} == {}
     assert found["attention"]["test"]["documents, dense"]["both_ms"] > 0
     runs = found["sizes"]["test"]
     assert (

@@ -235,4 +235,4 @@ def test_no_torch_is_needed() -> None:
 def test_a_history_of_ids_beyond_the_logits_changes_nothing() -> None:
     """An embedding may have more rows than a tokenizer has pieces, and a prompt may use them."""
     logits = np.array([1, 3, 2.5], np.float32)
-    assert Sampler(Sampling(repetition_penalty=2.0), history=[1, 7])(logits) == 2
+    assert Sampler(Sampling(repetition_penalty=2.0), history=[1, 3, 7])(logits) == 2

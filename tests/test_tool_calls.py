@@ -70,6 +70,8 @@ def test_two_calls_in_every_form(text: str) -> None:
         (f"Let me see. <tool_call>{as_json(ONE)}</tool_call> Done.", "Let me see.  Done."),
         (f"Let me see.\n  {as_json(ONE)}\nDone.", "Let me see.\n\nDone."),
         (f"[note]\n{as_json(ONE)}", "[note]"),
+        (f"{as_json(ONE)} Done.", "Done."),
+        ("[\n" * 7 + as_json(ONE), "[\n" * 6 + "["),
         (f"<tool_call>nothing</tool_call><tool_call>{as_json(ONE)}", "<tool_call>nothing</tool_call>"),
     ],
 )
@@ -90,7 +92,7 @@ def test_bare_words_and_tuples_as_the_leaderboard_reads_them() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "Hello (world)", "I cannot do that.", "[]", "{}", "42", '{"name": "Bob"}', '{"arguments": {}}',
+        "", "[\n" * 8 + as_json(ONE), "Hello (world)", "I cannot do that.", "[]", "{}", "42", '{"name": "Bob"}', '{"arguments": {}}',
         'print("x")', "f(1)", "f(a=1, a=2)", "f(a=b(c=1))", "f(a=1", "f(a=1) is what I would call", "f(a=2**9)",
         '{"name": "f", "arguments": [1]}', '{"name": 3, "arguments": {}}', '{"name": "", "arguments": {}}',
         '<tool_call>{"name": "f", "argum', '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>',

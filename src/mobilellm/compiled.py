@@ -1,6 +1,7 @@
 """C and C++ of this package: compiled on first use, kept in the user's cache, and opened with ctypes.
 
-Most starts find the library in the cache: compiling.py is imported only where it is not there.
+A library goes by its sources, its flags and the compiler at hand: after an upgrade of that it is made anew.
+Most starts find it in the cache: compiling.py is imported only where it is not there.
 """
 
 from __future__ import annotations
@@ -48,15 +49,17 @@ class NotCompiledError(Exception):
 
 
 def open_library(recipe: Recipe) -> ctypes.CDLL:
-    """The library, compiled if the cache has none of these sources and flags. Raises NotCompiledError."""
+    """The library, compiled if the cache has none of these sources, flags and compiler.
+
+    Without a compiler it is the last that any made of them. Raises NotCompiledError.
+    """
     texts = {
         name: (recipe.folder / name).read_text(encoding="utf-8")
         for name in (*recipe.sources, *recipe.headers)
     }
-    name = f"{recipe.name}-{_fingerprint(recipe, texts)}.so"
     try:
         try:
-            file = user_cache() / name
+            file = _file(recipe, texts)
             if not file.is_file():
                 from mobilellm.compiling import compile_library
 
@@ -73,6 +76,31 @@ def open_library(recipe: Recipe) -> ctypes.CDLL:
 def digest(data: bytes) -> str:
     """SHA3-256 in hexadecimal."""
     return str(sha3_256(data).hexdigest())
+
+
+def _file(recipe: Recipe, texts: Mapping[str, str]) -> Path:
+    """Where the library is kept, or will be."""
+    cache, name = user_cache(), f"{recipe.name}-{_fingerprint(recipe, texts)}"
+    compiler = _compiler_at_hand(recipe)
+    if not compiler:
+        kept = sorted(cache.glob(f"{name}-*.so"), key=lambda file: file.stat().st_mtime)
+        if kept:
+            return kept[-1]
+    return cache / f"{name}-{digest(compiler.encode())[:8]}.so"
+
+
+def _compiler_at_hand(recipe: Recipe) -> str:
+    """Path, size and time of the compiler's program; empty where there is none.
+
+    To ask it for its version would take longer than all else here; shutil is a module that no start needs.
+    """
+    for program in os.environ.get(recipe.variable, "").split()[:1] or recipe.compilers:
+        for folder in os.get_exec_path():
+            file = os.path.join(folder, program)
+            if os.path.isfile(file) and os.access(file, os.X_OK):
+                status = os.stat(file)  # of the program itself, where this is a link
+                return f"{file} {status.st_size} {status.st_mtime_ns}"
+    return ""
 
 
 def _fingerprint(recipe: Recipe, texts: Mapping[str, str]) -> str:

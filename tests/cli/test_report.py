@@ -34,7 +34,7 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert rows["tokens/s"] == "10,000"
     assert rows["steps"] == "100 of 200"
     assert "6N and causal attention" in text
-    monkeypatch.setattr(written, "draw", lambda panel, *style: panel.name.encode())
+    monkeypatch.setattr(written, "draw", lambda panel, *style, **names: panel.name.encode())
     assert output(capsys, run) == text  # again, over its own files
 
 
@@ -42,7 +42,7 @@ def test_several_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pictures are looked at in tests/report and drawn by `test_one_run`; here it is the command that counts.
-    monkeypatch.setattr(written, "draw", lambda panel, *style: panel.name.encode())
+    monkeypatch.setattr(written, "draw", lambda panel, *style, **names: panel.name.encode())
     monkeypatch.chdir(tmp_path)
     write_run(Path("a"), facts=FACTS | {"name": "a"})
     write_run(Path("b"), facts=FACTS | {"name": "b"}, recipe=RECIPE.replace("adamw", "muon"))

@@ -437,6 +437,22 @@ def test_stopped_and_gone_on_with(
     assert same_model(tmp_path / "run", whole)
 
 
+def test_what_asks_again_at_the_end_finds_a_run_that_ends(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler's SIGTERM after its warning, while the model is written: the job is still to be requeued."""
+    keep = run_parts.keep_model
+
+    def asked(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        keep(*arguments)
+
+    monkeypatch.setattr(TrainingProgress, "update", stop_at(3, signal.SIGUSR1))
+    monkeypatch.setattr(run_parts, "keep_model", asked)
+    assert _main(command(place, tmp_path / "run")) == 75
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
 def wait_for(file: Path, words: str, running: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not (file.exists() and words in file.read_text()):

@@ -86,6 +86,19 @@ def test_every_skip_is_counted_with_its_place(tmp_path: Path) -> None:
     assert not read.truncated
 
 
+def test_a_row_that_is_no_utf8_costs_itself_alone(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    columns = [pa.array(texts, pa.binary()) for texts in ([b"why", b"caf\xe9", b"how"], [b"so"] * 3)]
+    unchecked = [pa.Array.from_buffers(pa.string(), 3, column.buffers()) for column in columns]
+    table = pa.Table.from_arrays(unchecked, ["prompt", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    read = read_chat([tmp_path / "a.parquet"], TEMPLATE, 100)
+    assert len(read.conversations) == 2
+    assert read.skips == [Skip(Place(str(tmp_path / "a.parquet"), "row", 1), "not UTF-8", "")]
+
+
 def test_too_long_ones_can_be_cut(tmp_path: Path) -> None:
     early = {"messages": ROWS[0]["messages"] + [{"role": "user", "content": "the sea " * 300}]}
     late = {"prompt": "the sea " * 300, "completion": "the river"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from hashlib import blake2b
 
 import numpy as np
 import pytest
+from datasketch import MinHash, MinHashLSH
 
-from mobilellm.data.near_duplicates import Bands, Signer, bands_for
+from mobilellm.data.near_duplicates import PERMUTATIONS, Bands, Signer, bands_for
 
 
 def similarity(a: str, b: str) -> float:
@@ -37,6 +39,37 @@ def test_bands_are_shared_as_often_as_the_formula_says(changed: float) -> None:
     assert abs(np.mean(shared) - np.mean(expected)) < 0.1
     assert changed != 0.0 or all(shared)
     assert changed != 0.5 or not any(shared)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+def test_the_same_texts_as_an_index_of_datasketch_finds(threshold: float) -> None:
+    """Its MinHashLSH over the same runs of words, each text asked for before it is put in."""
+    generator = random.Random(3)
+    texts: list[str] = []
+    for _ in range(60):
+        texts += pair(generator, generator.choice([0.005, 0.02, 0.05, 0.1]))
+    generator.shuffle(texts)
+    signer, index = Signer(bands_for(threshold)), MinHashLSH(threshold, PERMUTATIONS)
+    seen: set[int] = set()
+    ours, theirs = [], []
+    for number, text in enumerate(texts):
+        digests = signer.digests(text).tolist()
+        ours.append(not seen.isdisjoint(digests))
+        seen.update(digests)
+        words = text.split()
+        signature = MinHash(PERMUTATIONS, seed=1, hashfunc=run_hash, scheme="affine32")
+        signature.update_batch([words[i : i + 5] for i in range(len(words) - 4)])
+        theirs.append(bool(index.query(signature)))
+        index.insert(number, signature)
+    assert ours == theirs
+    assert 20 < sum(ours) < 60
+
+
+def run_hash(words: list[str]) -> int:
+    """32 bits of a polynomial in the words' own hashes, from its definition."""
+    numbers = [int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little") for word in words]
+    total = sum(number * pow(0x9E3779B97F4A7C15, i, 2**64) for i, number in enumerate(numbers, 1)) % 2**64
+    return (total ^ (total >> 32)) % 2**32
 
 
 def test_the_same_everywhere() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -374,6 +375,8 @@ def test_too_little_text(tmp_path: Path) -> None:
         ({"shard_tokens": 0}, "shard_tokens = 0"),
         ({"near_duplicates": 1.0}, "threshold = 1.0"),
         ({"call": {"workers": 0}}, "workers = 0"),
+        ({"call": {"checkpoint_seconds": -1.0}}, "checkpoint_seconds = -1.0"),
+        ({"call": {"checkpoint_seconds": math.nan}}, "checkpoint_seconds = nan"),
     ],
     ids=str,
 )
@@ -410,6 +413,10 @@ def test_the_same_command_again_finds_it_done(
     monkeypatch.setattr(prepare_module, "Workers", None)
     again = run(corpus[0], tmp_path / "out")
     assert (again.index, again.progress) == (first.index, None)
+    for damage in (lambda file: file.write_bytes(file.read_bytes()[:-2]), Path.unlink):
+        damage(tmp_path / "out" / "held-out-00000.bin")
+        with pytest.raises(FileExistsError, match="--overwrite"):
+            run(corpus[0], tmp_path / "out")
 
 
 def test_standard_input_is_never_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,10 +595,10 @@ def test_what_has_not_begun_leaves_nothing(corpus: tuple[Path, list[str]], tmp_p
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"text_field": "body"}, "other text_field"),
-        ({"licence": "x", "held_out": 0.2}, "other held_out, licence"),
+        ({"text_field": "body"}, "other text field"),
+        ({"licence": "x", "held_out": 0.2}, "other held out, licence"),
         ({"tokenizer": small()}, "other tokenizer"),
-        ({"near_duplicates": 0.8}, "other near_duplicates"),
+        ({"near_duplicates": 0.8}, "other near duplicates"),
     ],
     ids=["field", "two", "tokenizer", "near"],
 )
@@ -614,7 +621,7 @@ def test_inputs_that_changed_do_not_go_on(tmp_path: Path) -> None:
     unfinished(tmp_path / "in", tmp_path / "out")
     later = time.time() + 10
     os.utime(tmp_path / "in" / "a.jsonl", (later, later))
-    with pytest.raises(ValueError, match="other modification_times"):
+    with pytest.raises(ValueError, match="other modification times;"):
         run(tmp_path / "in", tmp_path / "out")
 
 

@@ -111,7 +111,10 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     run = {rank: part(tmp_path / f"run{rank}", rank, {PART: {"rank": rank, "of": 4}}) for rank in (0, 1, 3)}
     plain, other = part(tmp_path / "plain", 5), part(tmp_path / "other", 6)
     refused("1 parts are missing, the first is 2", *run.values())
-    refused("different runs", run[0], run[0])
+    refused("run0: named twice", run[0], run[0], kind=ValueError)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(plain)
+    refused("link: named twice", plain, tmp_path / "folder", kind=ValueError)
     refused("different runs", run[0], plain)
     refused("no such folder", tmp_path / "nowhere", kind=FileNotFoundError)
     (tmp_path / "nothing").mkdir()

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from tiny_baselines import ARCHITECTURES, CONTEXT, OURS, ROWS, TEXT, VOCABULARY
 
 from mobilellm.eval import transformers_model as module
+from mobilellm.eval.greedy_text import GreedyDecoder, _Stopped
 from mobilellm.eval.interface import Request
 from mobilellm.eval.models import open_model
 from mobilellm.eval.transformers_model import TransformersModel, transformers_model
@@ -469,3 +471,24 @@ def test_ours_are_the_same_as_in_our_own_code(directory: Directory) -> None:
                 logits = loaded.model(ids[:, :-1])[0, len(requests[number].context) - 1 :].log_softmax(-1)
             tokens = logits[range(len(answer.tokens)), list(requests[number].continuation)]
             assert answer.tokens == pytest.approx(tokens.numpy(), abs=1e-4)
+
+
+class OfBytes:
+    """A tokenizer whose ids are bytes: a character may be cut in two."""
+
+    eos_token_id = 0
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return bytes(each for each in ids if each).decode("utf-8", errors="replace")
+
+
+def test_what_is_added_to_a_prompt_that_ends_within_a_character() -> None:
+    decoder = GreedyDecoder(SimpleNamespace(generation_config=None), OfBytes(), 8, 256)
+    assert decoder.added([0x61], [0x62, 0, 0x63]) == "b"
+    assert decoder.added([0xC3], [0xA9, 0x62]) == "\ufffdb"
+
+
+def test_rows_are_stopped_as_soon_as_a_stop_string_is_there() -> None:
+    decoder = GreedyDecoder(SimpleNamespace(generation_config=None), OfBytes(), 8, 256)
+    rows = torch.tensor([[*b"xbcd"], [*b"xbdc"], [*b"bcdd"]])
+    assert _Stopped(decoder, 1, ["bc", "dcd"])(rows, torch.empty(0)).tolist() == [True, False, False]

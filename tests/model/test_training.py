@@ -210,6 +210,19 @@ def test_a_packed_row_is_its_documents_alone(
         assert distance < (2e-2 if narrow else 1e-5), part
 
 
+def test_threads_share_the_work(kernels: Kernels) -> None:
+    """Their number changes no more than the order in which gradients of norms are summed."""
+    model, before = lively(preset("test-ls")), torch.get_num_threads()
+    tokens = torch.randint(384, (3, 21), generator=torch.Generator().manual_seed(2))
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(gradients(model, tokens, narrow=True))
+    torch.set_num_threads(before)
+    for part, distance in distances(*found).items():
+        assert distance < (1e-5 if "norm" in part else 1e-9), part
+
+
 def test_nothing_leaks_between_documents(kernels: Kernels) -> None:
     """Bit for bit: other tokens in the first document leave the second as it is."""
     model = lively(preset("test"))

@@ -15,7 +15,7 @@ from test_plots import pixels, size_of
 
 from mobilellm.report.history import History, read_history
 from mobilellm.report.panels import PANEL_NAMES, Panel, groups, panels, running_mean, smoothing_width
-from mobilellm.report.plots import DARK, LIGHT, SMALL, WIDE, draw, short_count
+from mobilellm.report.plots import DARK, LIGHT, SMALL, WIDE, draw, figure_of, short_count
 
 
 def by_name(histories: list[History], labels: list[str] | None = None) -> dict[str, Panel]:
@@ -94,6 +94,44 @@ def test_runs_compared(tmp_path: Path) -> None:
     assert [line.label for line in drawn["mfu"].lines] == ["known"]
     assert "mfu" not in by_name([unknown])
     assert not drawn["loss"].logarithmic_x
+
+
+def runs_that_end_at(folder: Path, *losses: float) -> list[History]:
+    """Each falls from 9 to its loss, and stays there."""
+    return [
+        read_history(
+            write_run(
+                folder / f"{number}",
+                [step_record(step, loss=max(loss, 9 - step / 10)) for step in range(1, 400)],
+                facts=FACTS | {"name": f"run {number}"},
+            )
+        )
+        for number, loss in enumerate(losses)
+    ]
+
+
+def test_a_run_that_went_astray_does_not_flatten_the_others(tmp_path: Path) -> None:
+    astray = by_name(runs_that_end_at(tmp_path / "a", 2.5, 2.6, 2.7, 8.9))["loss-late"]
+    assert astray.top is not None
+    assert 2.7 < astray.top < 4
+    assert f"above {astray.top:.3g}" in astray.caption
+    assert figure_of(astray, LIGHT, WIDE).axes[0].get_ylim()[1] < 4.2
+    for losses in ((2.5, 2.6, 2.7, 3.0), (2.5, 8.9)):
+        assert by_name(runs_that_end_at(tmp_path / f"{losses}", *losses))["loss-late"].top is None
+
+
+@pytest.mark.parametrize("size", [WIDE, SMALL])
+def test_names_of_many_runs_do_not_cover_their_lines(tmp_path: Path, size: tuple[float, float]) -> None:
+    histories = runs_that_end_at(tmp_path, *(2 + i / 10 for i in range(14)))
+    panel = panels(histories, [f"a run with a rather long name, number {i}" for i in range(14)])[0]
+    figure = figure_of(panel, LIGHT, size)
+    figure.draw_without_rendering()
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert len(legend.get_texts()) == 14
+    names, lines = legend.get_window_extent(), axes.get_window_extent()
+    assert names.x0 >= lines.x1 or names.y1 <= lines.y0
+    assert lines.width * lines.height > 0.3 * figure.bbox.width * figure.bbox.height
+    assert not figure_of(panel, LIGHT, size, with_names=False).legends
 
 
 def test_runs_of_very_different_length_share_a_logarithmic_axis(tmp_path: Path) -> None:

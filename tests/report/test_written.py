@@ -16,7 +16,8 @@ from test_page import HOSTILE, Reader
 from test_plots import size_of
 
 from mobilellm.report.history import read_history
-from mobilellm.report.page import Picture, report_page
+from mobilellm.report.page import Name, Picture, report_page
+from mobilellm.report.plots import LIGHT
 from mobilellm.report.written import duration, number_rows, read_runs, run_labels, write_report
 
 PICTURES = [
@@ -74,7 +75,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PageReader]:
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report draws twenty pictures, a second of work: left out where they are not what is tested."""
-    monkeypatch.setattr("mobilellm.report.written.draw", lambda panel, *_: panel.name.encode())
+    monkeypatch.setattr("mobilellm.report.written.draw", lambda panel, *_, **__: panel.name.encode())
 
 
 def test_the_page_of_a_run(whole: tuple[Path, PageReader]) -> None:
@@ -139,6 +140,9 @@ def test_runs_compared(tmp_path: Path) -> None:
     old = write_run(tmp_path / "old", facts=None, recipe=None)
     reader = report(tmp_path / "out", first, second, old)
     assert reader.texts["h1"] == ["3 runs compared"]
+    assert reader.texts["li"] == ["first", "second", "old"]
+    lines = [value for tag, name, value in reader.attributes if (tag, name) == ("i", "style")]
+    assert [line.split(";")[0] for line in lines] == [f"--light: {colour}" for colour in LIGHT.runs[:3]]
     rows = {row[0]: row[1:] for row in reader.rows}
     assert reader.rows[0] == ["", "first", "second", "old"]
     assert rows["held-out loss"] == ["2.5000", "2.2500", "2.5000"]
@@ -235,6 +239,7 @@ def page(**changes: Any) -> str:
         "notes": ["how"],
         "recipe": ("Recipe", [("", ""), ("steps", "1")]),
         "samples": [("Step 1", [("Once", " upon")])],
+        "names": [Name("it", "#123", "#456", "solid")],
     }
     return report_page(**(arguments | changes))
 
@@ -245,6 +250,7 @@ def test_hostile_text_stays_text(text: str) -> None:
     for changes in (
         {"title": text},
         {"lead": text},
+        {"names": [Name(text, "#123", "#456", "solid")]},
         {
             "pictures": [
                 Picture(text, text, text, b"1", b"2", b"3", b"4"),

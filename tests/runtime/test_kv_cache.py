@@ -21,6 +21,7 @@ from mobilellm.runtime.kv_cache import (
     KV_CACHE_TYPES,
     CacheState,
     KVCache,
+    Room,
     bytes_per_token,
     check_cache_type,
     numbers_of,
@@ -46,6 +47,30 @@ def model(request: pytest.FixtureRequest, file: Path) -> RuntimeModel:
     if request.param == "native" and (fault := engine.missing()) is not None:
         pytest.skip(f"the native engine was not compiled: {fault}")
     return mobilellm.runtime.load(file, engine=request.param, kv_cache="q8_0")
+
+
+def test_room_for_a_sequence() -> None:
+    room = Room(HEADS, 8)
+    refused: list[tuple[list, str]] = [
+        ([], r"shape \(0,\)"), ([[1, 2]], r"shape \(1, 2\)"), ([-1, 2], "token ids -1 … 2 are not in"),
+        ([5, 300], "not in the vocabulary of 300"), ([1] * 9, "holds 0 of 8 tokens and cannot take 9 more"),
+    ]  # fmt: skip
+    for tokens, told in refused:
+        with pytest.raises(ValueError, match=told):
+            room.reserve(np.array(tokens, dtype=np.int64), 300)
+    room.reserve(np.array([0, 299] * 4), 300)
+    room.length = 8
+    for length in (-1, 9):
+        with pytest.raises(ValueError, match=f"cannot truncate a cache of 8 tokens to {length}"):
+            room.truncate(length)
+    for length in (8, 3, 0):
+        room.truncate(length)
+        assert room.length == length
+    for capacity in (0, 301):
+        with pytest.raises(
+            ValueError, match=f"a cache of {capacity} tokens must lie in 1 … 300, the context"
+        ):
+            Room(HEADS, capacity)
 
 
 # What is kept

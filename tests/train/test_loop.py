@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -43,9 +44,11 @@ from tiny_runs import (
 )
 from torch import Tensor
 
+from mobilellm.cli.main import one_line
 from mobilellm.data.loader import Batch, PackedLoader
 from mobilellm.model.transformer import Block, MobileLLM
 from mobilellm.tokenizer import BOS_ID
+from mobilellm.train import state
 from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.guard import TrainingError
 from mobilellm.train.loop import train
@@ -210,8 +213,30 @@ def test_the_same_signal_may_come_twice(tmp_path: Path) -> None:
             os.kill(os.getpid(), number)
         return weighted_loss(model, *batch)
 
-    run = tiny_run(tmp_path, loss_function=loss)
+    said = list[str]()
+    run = tiny_run(tmp_path, loss_function=loss, on_stop=lambda: said.append("stopping"))
     assert (run.done, run.stopped, newest_step(tmp_path)) == (1, "requeue", 1)
+    assert said == ["stopping"]
+
+
+def test_a_failure_tells_of_a_checkpoint_that_failed_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which was written in the background, and of which nobody else would hear."""
+
+    def full(path: Path) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def spoilt(record: Record) -> None:
+        if record["step"] == 4:
+            raise ValueError("the data ends here")
+
+    monkeypatch.setattr(state, "file_sha256", full)
+    with pytest.raises(ValueError, match="the data ends here") as caught:
+        tiny_run(tmp_path, tiny_settings(asynchronous=True), on_record=spoilt)
+    (note,) = caught.value.__notes__
+    assert note.startswith("the last checkpoint was not written, either ([Errno 28] No space left on device")
+    assert one_line(caught.value, "train") == f"the data ends here; {note}"
 
 
 def test_a_stop_while_loading_is_heeded_after_it(tmp_path: Path) -> None:

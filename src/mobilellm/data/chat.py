@@ -269,12 +269,23 @@ def _rows(path: Path) -> Iterator[tuple[Place, Mapping[str, Any] | Skip]]:
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
-            for record in batch.to_pylist():
+            for record in _objects(batch):
+                place = Place(str(path), "row", number)
                 # A table has every column in every row: what a row does not have is null there.
-                yield Place(str(path), "row", number), _without_nulls(record)
+                yield place, Skip(place, NOT_UTF8, "") if record is None else _without_nulls(record)
                 number += 1
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: damaged, or no parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _objects(batch: Any) -> list[Any]:
+    """The rows; None for one with text that is no UTF-8, which not every writer checks."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return [None]
+        return [record for row in range(batch.num_rows) for record in _objects(batch.slice(row, 1))]
 
 
 def _without_nulls(value: Any) -> Any:

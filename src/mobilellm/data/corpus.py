@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from collections.abc import Mapping
 from itertools import pairwise
@@ -15,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.data.digests import DigestSet
+from mobilellm.data.holding_out import held_out_below
 from mobilellm.data.journal import Log
+from mobilellm.data.rejected import REJECTED, line_of
 from mobilellm.data.screening import Examined, Rejection, counted
 from mobilellm.data.shard_index import SPLITS, Shard
 from mobilellm.data.shard_writer import ShardWriter
@@ -46,11 +46,10 @@ class Corpus:
     ) -> None:
         self._folder, self._shards = folder, folder / "shards"
         self._vocab_size, self._shard_tokens = vocab_size, shard_tokens
-        self._bound = np.uint64(math.ceil(held_out * 2**64))
-        self._limit = limit
+        self._held_out, self._limit = held_out, limit
         self._shards.mkdir(exist_ok=True)
         lengths = state["logs"] if state else {}
-        self._rejected_log = Log(self._shards / "rejected.jsonl", lengths.get("rejected", 0))
+        self._rejected_log = Log(self._shards / REJECTED, lengths.get("rejected", 0))
         self._digest_log = Log(folder / "digests.bin", lengths.get("digests", 0))
         self._band_log = Log(folder / "bands.bin", lengths.get("bands", 0))
         self._document_log = Log(folder / "documents.bin", lengths.get("documents", 0))
@@ -150,13 +149,12 @@ class Corpus:
     def _reject(self, source: str, unit: str, rejections: list[Rejection]) -> None:
         self.rejected = counted(self.rejected, rejections)
         for number, reason, text in rejections:
-            line = json.dumps({"file": source, unit: number, "reason": reason, "text": text})
-            self._rejected_log.write(line.encode() + b"\n")
+            self._rejected_log.write(line_of(source, {unit: number}, reason, text).encode())
 
     def _keep(self, examined: Examined, kept: NDArray[np.int64]) -> None:
         ids = np.frombuffer(examined.ids, dtype=self._writer.dtype)
         counts = examined.counts
-        held_out = examined.digests < self._bound
+        held_out = held_out_below(examined.digests, self._held_out)
         chosen = np.zeros(len(counts), dtype=np.bool_)
         chosen[kept] = True
         for split, side in zip(SPLITS, (~held_out & chosen, held_out & chosen), strict=True):
@@ -180,7 +178,7 @@ class Corpus:
         folder = self._folder / "balanced"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        shutil.copy(self._shards / "rejected.jsonl", folder)
+        shutil.copy(self._shards / REJECTED, folder)
         tokens = Split(self._shards, before, self._writer.dtype.str)
         borders = [*range(0, len(rows), _DOCUMENTS_AT_ONCE), moved, moved + 1, len(rows)]
         start = 0

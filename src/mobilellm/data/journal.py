@@ -65,7 +65,9 @@ class Workplace:
             return
         before = _read(file)
         if before != command:
-            changed = sorted(key for key in {*before, *command} if before.get(key) != command.get(key))
+            changed = sorted(
+                key.replace("_", " ") for key in {*before, *command} if before.get(key) != command.get(key)
+            )
             raise ValueError(
                 f"{self.folder}: an unfinished preparation with other {', '.join(changed)}; give the same "
                 "command to go on, or --fresh to start over"

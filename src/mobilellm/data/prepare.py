@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,6 +96,8 @@ def prepare(
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers = {workers} must be at least 1")
+    if not 0 <= checkpoint_seconds < float("inf"):
+        raise ValueError(f"checkpoint_seconds = {checkpoint_seconds} must be a number, 0 or above")
     command = command_of(sources, tokenizer, settings)
     if not overwrite and not fresh and (done := already_done(out, sources, tokenizer, settings)):
         forget(out, command)
@@ -166,7 +169,10 @@ class _Run:
         self._seen, self._read = state.get("seen", ""), state.get("read", 0)
         self.fields: dict[str, None] = dict.fromkeys(state.get("fields", ()))
         self.finished = state.get("finished", False)
-        self._sizes = [source.size for source in sources]
+        sizes = [source.size for source in sources]
+        self._before = [0, *accumulate(size or 0 for size in sizes)]
+        """Bytes before each source; the last is all of them."""
+        self._size = None if None in sizes else self._before[-1]
         self._began, self._bytes_before = time.monotonic(), corpus.text_bytes
 
     def go(self, workers: int, tokenizer: Tokenizer, bands: Bands | None, checkpoint_seconds: float) -> None:
@@ -209,15 +215,13 @@ class _Run:
         )  # fmt: skip
 
     def progress(self) -> Progress:
-        before = [size or 0 for size in self._sizes[: self.place.source]]
-        known = [size for size in self._sizes if size is not None]
         return Progress(
             self.corpus.documents,
             self.corpus.tokens,
             self.corpus.text_bytes,
             sum(self.corpus.rejected.values()),
-            sum(before) + (self._read if self.place.source < len(self._sizes) else 0),
-            sum(known) if len(known) == len(self._sizes) else None,
+            self._before[self.place.source] + (self._read if self.place.source < len(self._sources) else 0),
+            self._size,
             time.monotonic() - self._began,
             self.corpus.text_bytes - self._bytes_before,
         )

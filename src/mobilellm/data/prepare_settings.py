@@ -12,8 +12,9 @@ from typing import Any
 from mobilellm.data.chunks import Cutting
 from mobilellm.data.inputs import STDIN, Format, Source, Sources, find_sources
 from mobilellm.data.quality import QualityRules
-from mobilellm.data.shard_index import ShardError, ShardIndex, read_index
+from mobilellm.data.shard_index import SPLITS, ShardError, ShardIndex, read_index
 from mobilellm.data.shard_writer import SHARD_TOKENS
+from mobilellm.data.shards import read_split
 from mobilellm.tokenizer import Tokenizer
 
 
@@ -110,6 +111,8 @@ def already_done(
         return None  # what standard input would give cannot be compared
     try:
         index = read_index(out)
+        for split in SPLITS:
+            read_split(out, split)  # are its files there?
     except ShardError:
         return None  # `check_destination` will refuse or replace it
     same = (

@@ -9,7 +9,13 @@ from types import TracebackType
 
 REJECTED = "rejected.jsonl"
 
-_EXCERPT = 80  # characters
+EXCERPT = 80
+"""Characters of a rejected text that are told."""
+
+
+def line_of(file: str, place: Mapping[str, int | str], reason: str, text: str) -> str:
+    """`place` is where in the file, by the name of what is counted there; of `text` the head is kept."""
+    return json.dumps({"file": file, **place, "reason": reason, "text": text[:EXCERPT]}) + "\n"
 
 
 class Rejected:
@@ -20,10 +26,9 @@ class Rejected:
         self._stream = (directory / REJECTED).open("w", encoding="utf-8")
 
     def add(self, file: str, place: Mapping[str, int | str], reason: str, text: str) -> None:
-        """`place` is where in the file, by the name of what is counted there; of `text` the head is kept."""
+        """As `line_of`."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
-        line = {"file": file, **place, "reason": reason, "text": text[:_EXCERPT]}
-        self._stream.write(json.dumps(line) + "\n")
+        self._stream.write(line_of(file, place, reason, text))
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.items()) or "none"

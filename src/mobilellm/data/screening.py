@@ -20,12 +20,11 @@ from mobilellm.data.encoder import Encoder
 from mobilellm.data.near_duplicates import Bands, Signer
 from mobilellm.data.quality import QualityRules, broken_rule
 from mobilellm.data.records import is_unicode, records_of
+from mobilellm.data.rejected import EXCERPT
 from mobilellm.tokenizer import Tokenizer
 
 NOT_UNICODE = "not Unicode"
 EMPTY, TOO_SHORT, TOO_LONG = "empty", "too short", "too long"
-
-_EXCERPT = 80
 
 
 class ScreenSettings(NamedTuple):
@@ -52,7 +51,6 @@ class Examined(NamedTuple):
     the text field.
     """
 
-    records: int
     fields: tuple[str, ...]
     rejections: list[Rejection]
     numbers: list[int]
@@ -77,11 +75,9 @@ class Screen:
         fields: dict[str, None] = {}
         numbers: list[int] = []
         texts: list[str] = []
-        records = 0
         for number, text, unread in records_of(chunk, settings.text_field, settings.cutting, fields):
-            records += 1
             if problem := unread or self._problem(text):
-                rejections.append(Rejection(number, problem, text[:_EXCERPT]))
+                rejections.append(Rejection(number, problem, text[:EXCERPT]))
             else:
                 numbers.append(number)
                 texts.append(text)
@@ -93,11 +89,10 @@ class Screen:
         counts[:, 1] = [len(each) for each in data]
         counts[:, 2] = count_words(data)
         return Examined(
-            records,
             tuple(fields),
             rejections,
             numbers,
-            [text[:_EXCERPT] for text in texts],
+            [text[:EXCERPT] for text in texts],
             np.array(digests, dtype=np.uint64),
             counts,
             encoded.ids.tobytes(),

@@ -96,6 +96,11 @@ def find_parts(paths: Sequence[Path]) -> list[Path]:
         parts += inside
     if not parts:
         raise ValueError("merge: no parts; name at least one folder of shards")
+    named: set[Path] = set()
+    for part in parts:
+        if (real := part.resolve()) in named:
+            raise ValueError(f"merge: {part}: named twice, so all it holds would come twice")
+        named.add(real)
     return parts
 
 

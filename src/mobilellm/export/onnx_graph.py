@@ -26,7 +26,7 @@ from mobilellm.gguf_blocks import BLOCK
 from mobilellm.model.quantized import Matrix, packed
 
 Numbers = NDArray[np.float32] | NDArray[np.float16]
-Stored = Matrix | Numbers
+StoredTensor = Matrix | Numbers
 """A tensor as it lies in the file: blocks of 32 with a float16 scale each, or numbers by themselves."""
 CONFIG, TYPE, EMBEDDING_TYPE = "mobilellm.config", "mobilellm.type", "mobilellm.embedding_type"
 """What the file says of itself, in its metadata."""
@@ -65,7 +65,7 @@ _MICROSOFT = {
 }  # fmt: skip
 
 
-def model_proto(config: ModelConfig, stored: Callable[[str], Stored], said: Mapping[str, str]) -> Any:
+def model_proto(config: ModelConfig, stored: Callable[[str], StoredTensor], said: Mapping[str, str]) -> Any:
     """The onnx.ModelProto. `stored` gives a tensor by its checkpoint name, `said` goes into the metadata.
 
     Numbers in float16 are widened when a session is made.
@@ -183,7 +183,7 @@ class _Matrices:
     """The matrices of a graph, each stored once under its checkpoint name however often it is used."""
 
     graph: Graph
-    stored: Callable[[str], Stored]
+    stored: Callable[[str], StoredTensor]
     placed: dict[str, _Placed] = field(default_factory=dict)
 
     def numbers(self, name: str) -> NDArray[Any]:

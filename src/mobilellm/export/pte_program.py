@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mobilellm.artefacts.executorch_engine import DESCRIPTION, load_operators
-from mobilellm.export.static_model import StaticModel, Stored
+from mobilellm.export.static_model import StaticModel, StoredMatrix
 from mobilellm.model.quantized import Matrix, packed
 from mobilellm.tokenizer import BOS_ID, EOS_ID
 
@@ -159,7 +159,7 @@ def read_program(file: Path) -> Contents:
     )
 
 
-def keys_of(matrix: Stored) -> tuple[str, ...]:
+def keys_of(matrix: StoredMatrix) -> tuple[str, ...]:
     """Keys under which a program holds a matrix that XNNPACK multiplies with."""
     if not isinstance(matrix, Matrix):
         return (_sha256(matrix),)

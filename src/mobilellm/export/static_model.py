@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from mobilellm.config import ModelConfig
 from mobilellm.model.quantized import Matrix, packed
 
-Stored = Matrix | Tensor
+StoredMatrix = Matrix | Tensor
 """A matrix (R, C) as a device holds it: codes and scales, or float32."""
-Matrices = Callable[[str], Stored]
+Matrices = Callable[[str], StoredMatrix]
 """A matrix by its checkpoint name."""
 
 
@@ -141,7 +141,7 @@ class Linear(nn.Module):
     scales: Tensor
     zeros: Tensor
 
-    def __init__(self, matrix: Stored) -> None:
+    def __init__(self, matrix: StoredMatrix) -> None:
         super().__init__()
         self.quantised = isinstance(matrix, Matrix)
         self.register_buffer("codes", matrix.codes if isinstance(matrix, Matrix) else matrix)
@@ -176,7 +176,7 @@ class Embedding(nn.Module):
     codes: Tensor
     scales: Tensor
 
-    def __init__(self, matrix: Stored) -> None:
+    def __init__(self, matrix: StoredMatrix) -> None:
         super().__init__()
         self.bits = matrix.bits if isinstance(matrix, Matrix) else 32
         codes = matrix.codes if isinstance(matrix, Matrix) else matrix

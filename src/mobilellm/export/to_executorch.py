@@ -28,8 +28,7 @@ from mobilellm.export.engine_runtime import EngineRuntime
 from mobilellm.export.pte_program import OUTSIDE, Contents, keys_of, lower, read_program
 from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source, kept_types
-from mobilellm.export.static_model import Embedding, Matrices, StaticModel
-from mobilellm.export.static_model import Stored as StoredMatrix
+from mobilellm.export.static_model import Embedding, Matrices, StaticModel, StoredMatrix
 from mobilellm.export.targets import KINDS as TARGETS
 from mobilellm.export.targets import Inventory, Opener, Options, Stored
 from mobilellm.export.text import WINDOW

@@ -22,8 +22,7 @@ from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import EngineRuntime
 from mobilellm.export.genai_runtime import genai_runtime
 from mobilellm.export.onnx_beside import FILE_OF, write_beside
-from mobilellm.export.onnx_graph import CONFIG, EMBEDDING_TYPE, TYPE, model_proto
-from mobilellm.export.onnx_graph import Stored as StoredTensor
+from mobilellm.export.onnx_graph import CONFIG, EMBEDDING_TYPE, TYPE, StoredTensor, model_proto
 from mobilellm.export.questions import Floats
 from mobilellm.export.source import Source, kept_types
 from mobilellm.export.targets import KINDS, Inventory, Opener, Options, Stored

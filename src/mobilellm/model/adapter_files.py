@@ -67,9 +67,7 @@ def save_adapter(
             (temporary / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
 
 
-def merge_adapter(
-    directory: Path, base: str | Path | None, say: Callable[[str], None], revision: str | None = None
-) -> Merged:
+def merge_adapter(directory: Path, base: str | Path | None, say: Callable[[str], None]) -> Merged:
     """Fold an adapter into `base`, by default the model that it names.
 
     Raises ValueError or FileNotFoundError, one line: for what is no LoRA or DoRA adapter, for a base of
@@ -80,7 +78,7 @@ def merge_adapter(
     if not source:
         raise ValueError(f"{directory}: does not say what it was trained on; name the model with --model")
     try:
-        place = hub.resolve(source, say, revision)
+        place = hub.resolve(source, say)
     except FileNotFoundError as error:
         if base is not None:
             raise

@@ -14,7 +14,8 @@ from mobilellm.model.quantized import Matrix
 from mobilellm.quant.formats import WeightFormat
 from mobilellm.quant.scales import best_scales
 
-DAMPING = 0.01
+_DAMPING = 0.01
+"""Of H's mean diagonal, added to the diagonal, as the paper has it."""
 _COLUMNS_AT_ONCE = 128
 
 
@@ -22,23 +23,22 @@ def gptq(
     weight: Tensor,
     hessian: Tensor,
     kind: WeightFormat,
-    damping: float = DAMPING,
     act_order: bool = True,
     search_scales: bool = True,
 ) -> Matrix:
     """Quantise float32 (R, C) with H (C, C).
 
-    `damping`, a part of H's mean diagonal, is added to the diagonal. `act_order` takes the columns with the
-    largest inputs first; scales are then found before anything is made up for, and otherwise when a group's
-    turn comes. `search_scales` false keeps round-to-nearest's rule for the scales.
+    `act_order` takes the columns with the largest inputs first; scales are then found before anything is made
+    up for, and otherwise when a group's turn comes. `search_scales` false keeps round-to-nearest's rule for
+    the scales.
     """
     columns = weight.shape[1]
     group = kind.group or columns
-    factor = _inverse_factor(hessian, damping)
+    factor = _inverse_factor(hessian)
     order = torch.arange(columns)
     if act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-        factor = _inverse_factor(hessian[order][:, order], damping)
+        factor = _inverse_factor(hessian[order][:, order])
     importance = factor.diagonal().square().reciprocal()
     static = act_order or group > _COLUMNS_AT_ONCE
 
@@ -68,13 +68,13 @@ def gptq(
     return Matrix(codes, scales, kind.bits)
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def _inverse_factor(hessian: Tensor) -> Tensor:
     """Upper triangular U (C, C), Uᵀ U = (H + damping)⁻¹: its rows say how columns make up for another."""
     diagonal = hessian.diagonal()
     # An input that is always zero: its weights do not matter, and any positive number serves.
     dead = diagonal == 0
     mean = float(diagonal.mean()) or 1.0
-    damped = hessian.double() + torch.diag(damping * mean + dead.double() * mean)
+    damped = hessian.double() + torch.diag(_DAMPING * mean + dead.double() * mean)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()

@@ -68,11 +68,28 @@ img { display: block; width: 100%; height: auto; }
 td, th { padding: .3rem 0 .3rem 1.6rem; text-align: right; border-bottom: 1px solid var(--line); }
 td:first-child, th:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; max-width: 16rem; overflow-wrap: anywhere; } td:first-child { color: var(--faint); }
+th + th { min-width: 6.5rem; vertical-align: bottom; }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); min-width: 6rem; }
+.names { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: .6rem 0 1.2rem; }
+.names { padding: 0; }
+.names li { display: flex; align-items: center; min-width: 0; overflow-wrap: anywhere; font-size: .9rem; }
+.names i { flex: none; width: 1.6rem; margin-right: .5rem; border-top: 3px var(--light); }
+@media (prefers-color-scheme: dark) { .names i { border-top-color: var(--dark); } }
 pre { background: var(--box); padding: .7rem .9rem; border-radius: 6px; margin: .5rem 0; font-size: .9rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; } summary { cursor: pointer; margin: .6rem 0; }
 @media (max-width: 30rem) { body { padding: 1rem .9rem 3rem; } }
 @media (max-width: 30rem) { td, th { padding-left: .9rem; font-size: .9rem; } }
 """
+
+
+@dataclass(frozen=True)
+class Name:
+    """Of a run, and how its line looks: its colour on light and dark pages, and a style of CSS's borders."""
+
+    text: str
+    light: str
+    dark: str
+    style: str
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,10 @@ def report_page(
     notes: Sequence[str],
     recipe: tuple[str, Sequence[Sequence[str]]],
     samples: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+    names: Sequence[Name] = (),
 ) -> str:
-    """The page of one run or several compared. Tables come with their header row first.
+    """The page of one run or several compared, whose `names` then tell which line is whose. Tables come with
+    their header row first.
 
     The first picture is drawn large, the others in rows. `recipe` is a heading and a table, which stays
     closed until asked for when long. `samples` are headings with prompts and completions. Everything is
@@ -107,7 +126,9 @@ def report_page(
     large, small = pictures[:1], pictures[1:]
     heading, fields = recipe
     body = [
-        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>',
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="lead">{html.escape(lead)}</p>' if lead else "",
+        f'<ul class="names">{"".join(map(_name, names))}</ul>' if names else "",
         *(_figure(picture, "lone") for picture in large),
         f'<div class="small">{"".join(_figure(picture, "") for picture in small)}</div>' if small else "",
         f'<h2>Numbers</h2><div class="scroll">{_table(numbers)}</div>',
@@ -132,6 +153,11 @@ def report_page(
 
 
 _LONG_TABLE = 24
+
+
+def _name(name: Name) -> str:
+    line = f"--light: {name.light}; --dark: {name.dark}; border-top-style: {name.style}"
+    return f'<li><i style="{html.escape(line)}"></i>{html.escape(name.text)}</li>'
 
 
 def _figure(picture: Picture, kind: str) -> str:

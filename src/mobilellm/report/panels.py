@@ -50,6 +50,8 @@ class Panel:
     logarithmic_x: bool = False
     start: float = 0.0
     """Tokens at the left edge."""
+    top: float | None = None
+    """Upper edge of the y axis, where lines leave the picture."""
 
 
 def panels(histories: Sequence[History], labels: Sequence[str]) -> list[Panel]:
@@ -136,8 +138,25 @@ def _late(loss: Panel) -> Panel:
         for line in loss.lines
         if (line.x >= start).sum() > 1
     ]
-    caption = "The same from a quarter of the longest run on."
-    return Panel("loss-late", "Loss, later part", caption, "nats per token", lines, start=start)
+    caption, top = "The same from a quarter of the longest run on.", _usual_top(lines)
+    if top is not None:
+        caption += f" What lies above {top:.3g} is only in the picture of all."
+    return Panel("loss-late", "Loss, later part", caption, "nats per token", lines, start=start, top=top)
+
+
+def _usual_top(lines: Sequence[Line]) -> float | None:
+    """Where to cut off what few of several runs reach, one that diverged say: the others would look flat."""
+    runs: dict[int, list[Numbers]] = {}
+    for line in lines:
+        runs.setdefault(line.run, []).append(line.y[np.isfinite(line.y)])
+    values = [np.concatenate(parts) for parts in runs.values()]
+    values = [each for each in values if each.size]
+    if len(values) < 3:
+        return None
+    highest = [float(each.max()) for each in values]
+    usual, low = float(np.median(highest)), min(float(each.min()) for each in values)
+    top = usual + max(2 * (usual - low), abs(usual) / 4)
+    return top if max(highest) > top else None
 
 
 def _learning_rate(histories: Sequence[History], labels: Sequence[str]) -> Panel:

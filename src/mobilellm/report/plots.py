@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from mobilellm.report.panels import Panel
 
@@ -46,6 +48,10 @@ DARK = Theme(
     ("#f0808d", "#5fd0a5", "#f0b95b", "#bb93e6", "#5bcfe6"),
 )  # fmt: skip
 _DASHES = ("-", "--", ":", "-.")
+_BORDERS = ("solid", "dashed", "dotted", "double")
+"""As a page draws them."""
+_MOST_INSIDE = {WIDE: 6, SMALL: 4}
+"""More names than these stand beside or below a picture: within they would cover its lines."""
 _LONGEST_LABEL = 28
 _TICKS = (1, 2, 2.5, 5, 10)
 
@@ -91,15 +97,28 @@ def loss_curve(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def draw(panel: Panel, theme: Theme = LIGHT, size: tuple[float, float] = WIDE) -> bytes:
-    """A panel as PNG. Labels are taken as they are; long ones are cut in the middle."""
+def draw(
+    panel: Panel, theme: Theme = LIGHT, size: tuple[float, float] = WIDE, with_names: bool = True
+) -> bytes:
+    """A panel as PNG, names of its lines included or not. They are taken as they are; long ones lose their
+    middle."""
+    buffer = io.BytesIO()
+    with no_word_about_glyphs():
+        figure_of(panel, theme, size, with_names).savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def figure_of(panel: Panel, theme: Theme, size: tuple[float, float], with_names: bool = True) -> Figure:
+    """What `draw` draws."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained", facecolor=theme.paper)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=theme.paper)
-    _draw_lines(axes, panel, theme)
+    named = _draw_lines(axes, panel, theme)
+    if with_names and len(named) > 1:
+        _write_names(figure, axes, named, theme, size)
     axes.set_xlabel("tokens", color=theme.faint)
     axes.set_ylabel(panel.y_label, color=theme.faint)
     _set_axes(axes, panel)
@@ -108,10 +127,13 @@ def draw(panel: Panel, theme: Theme = LIGHT, size: tuple[float, float] = WIDE) -
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.faint)
-    buffer = io.BytesIO()
-    with no_word_about_glyphs():
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure
+
+
+def stroke(run: int) -> tuple[str, str, str]:
+    """How the line of a run looks: its colour on light and on dark paper, and its dashes, in words of CSS."""
+    light, dark = (theme.runs[run % len(theme.runs)] for theme in (LIGHT, DARK))
+    return light, dark, _BORDERS[run // len(LIGHT.runs) % len(_BORDERS)]
 
 
 def short_count(number: float) -> str:
@@ -123,9 +145,10 @@ def short_count(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _draw_lines(axes: Axes, panel: Panel, theme: Theme) -> None:
+def _draw_lines(axes: Axes, panel: Panel, theme: Theme) -> list[tuple[Artist, str]]:
+    """Those that have a name, with it."""
     alone = len({line.run for line in panel.lines}) == 1
-    shown, sets = [], 0
+    shown, sets = list[tuple["Artist", str]](), 0
     for line in panel.lines:
         colour = theme.runs[line.run % len(theme.runs)]
         dashes = _DASHES[line.run // len(theme.runs) % len(_DASHES)]
@@ -146,15 +169,25 @@ def _draw_lines(axes: Axes, panel: Panel, theme: Theme) -> None:
                 artist.set_marker("o")  # a line of one point would not be seen
         if line.label:
             shown.append((artist, f"{cut(line.label)}  {line.value}".rstrip()))
-    if len(shown) > 1:
-        # The labels come last: matplotlib gives a meaning to dollars, and leaves out a leading underscore.
-        legend = axes.legend(
-            [artist for artist, _ in shown], [str(i) for i in range(len(shown))],
-            frameon=False, fontsize=8.5, labelcolor=theme.ink, loc="best",
-        )  # fmt: skip
-        for text, (_, label) in zip(legend.get_texts(), shown, strict=True):
-            text.set_parse_math(False)
-            text.set_text(label)
+    return shown
+
+
+def _write_names(
+    figure: Figure, axes: Axes, named: Sequence[tuple[Artist, str]], theme: Theme, size: tuple[float, float]
+) -> None:
+    # The labels come last: matplotlib gives a meaning to dollars, and leaves out a leading underscore.
+    handles, numbers = [artist for artist, _ in named], [str(i) for i in range(len(named))]
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": theme.ink}
+    if len(named) <= _MOST_INSIDE[size]:
+        legend = axes.legend(handles, numbers, loc="best", **look)
+    elif size == WIDE:
+        legend = figure.legend(handles, numbers, loc="outside right upper", **look)
+    else:
+        figure.set_figheight(size[1] + 0.19 * len(named))
+        legend = figure.legend(handles, numbers, loc="outside lower left", **look)
+    for text, (_, label) in zip(legend.get_texts(), named, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def _set_axes(axes: Axes, panel: Panel) -> None:
@@ -191,6 +224,8 @@ def _set_y_limits(axes: Axes, panel: Panel) -> None:
         return
     low, high = (0.0 if panel.from_zero else float(values.min())), float(values.max())
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    if panel.top is not None:
+        high, margin = panel.top, 0.05 * (panel.top - low)
     if math.isfinite(margin):
         axes.set_ylim(0.0 if panel.from_zero and high >= 0 else low - margin, high + margin)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from mobilellm import __version__
 from mobilellm.report.history import History, Summary, differences, read_history, summarise
-from mobilellm.report.page import Picture, report_page
+from mobilellm.report.page import Name, Picture, report_page
 from mobilellm.report.panels import PANEL_NAMES, Panel, panels
-from mobilellm.report.plots import DARK, LIGHT, SMALL, WIDE, draw, short_count
+from mobilellm.report.plots import DARK, LIGHT, SMALL, WIDE, draw, short_count, stroke
 from mobilellm.report.report_folder import ReportFolder
 
 FORMAT = "mobilellm-report-1"
@@ -133,17 +133,16 @@ def duration(seconds: float | None) -> str:
 def _page(
     histories: Sequence[History], labels: Sequence[str], drawn: Sequence[Panel], light: Mapping[str, bytes]
 ) -> str:
-    pictures = []
+    pictures, alone = list[Picture](), len(histories) == 1
     for index, panel in enumerate(drawn):
         words = f"{panel.title} over tokens, of {', '.join(labels)}"
         if index == 0:
-            narrow = (draw(panel, LIGHT, SMALL), draw(panel, DARK, SMALL))
+            narrow = tuple(draw(panel, theme, SMALL, with_names=alone) for theme in (LIGHT, DARK))
             wide = (light[f"{panel.name}.png"], draw(panel, DARK, WIDE))
             pictures.append(Picture(panel.title, panel.caption, words, *wide, *narrow))
         else:
-            both = (draw(panel, LIGHT, SMALL), draw(panel, DARK, SMALL))
+            both = tuple(draw(panel, theme, SMALL, with_names=alone) for theme in (LIGHT, DARK))
             pictures.append(Picture(panel.title, panel.caption, words, *both))
-    alone = len(histories) == 1
     recipe: tuple[str, list[tuple[str, ...]]]
     if alone:
         fields = [(name, field_text(value)) for name, value in histories[0].recipe.items()]
@@ -152,7 +151,8 @@ def _page(
         recipe = ("Recipe, where it differs", difference_rows(histories, labels))
     return report_page(
         title=labels[0] if alone else f"{len(histories)} runs compared",
-        lead=_lead(histories[0]) if alone else ", ".join(labels),
+        lead=_lead(histories[0]) if alone else "",
+        names=[] if alone else [Name(label, *stroke(run)) for run, label in enumerate(labels)],
         pictures=pictures,
         numbers=number_rows(histories, labels),
         notes=[*NOTES, f"Made by mobilellm {__version__} from metrics.jsonl."],

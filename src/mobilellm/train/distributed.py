@@ -99,6 +99,9 @@ def join(device: str | None = None) -> Iterator[World]:
         yield World(device=place)
         return
     store, rank, size = next(rendezvous("env://", rank, size))
+    # Processes that torchrun starts again get the store of those before, whose addresses are still in it.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     backend = "nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

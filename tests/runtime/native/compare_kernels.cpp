@@ -49,7 +49,7 @@ int compared = 0;
 uint16_t half_by(const Kernels& kernels, float value) {
   const float values[kPanelRows] = {value};
   uint16_t halves[kPanelRows];
-  kernels.halve(values, halves);
+  kernels.halve(values, 1, halves);
   return halves[0];
 }
 
@@ -170,13 +170,24 @@ void norms_and_gates() {
 }
 
 void rotate() {
-  std::vector<float> x = normals(kPanelRows), cosines = normals(kPanelRows), sines = normals(kPanelRows), right = x;
-  for (int i = 0; i < kPanelRows; i += 2) {
-    right[i] = x[i] * cosines[i] + x[i + 1] * sines[i];
-    right[i + 1] = x[i + 1] * cosines[i + 1] + x[i] * sines[i + 1];
+  constexpr int kTokens = 5, kStride = kPanelRows + 3;
+  std::vector<float> x = normals(kTokens * kPanelRows), right = x;
+  const std::vector<float> cosines = normals(kTokens * kStride), sines = normals(kTokens * kStride);
+  for (int i = 0; i < kTokens * kPanelRows; ++i) {
+    const int at = i / kPanelRows * kStride + i % kPanelRows;
+    right[i] = x[i] * cosines[at] + x[i ^ 1] * sines[at];
   }
-  tested->rotate(x.data(), cosines.data(), sines.data());
+  tested->rotate(x.data(), kTokens, cosines.data(), sines.data(), kStride);
   expect_close(x, right, "rotate");
+}
+
+void add() {
+  constexpr int kTokens = 5, kStride = kPanelRows + 3;
+  const std::vector<float> x = normals(kTokens * kPanelRows);
+  std::vector<float> out = normals(kTokens * kStride), right = out;
+  for (int i = 0; i < kTokens * kPanelRows; ++i) right[i / kPanelRows * kStride + i % kPanelRows] += x[i];
+  tested->add(x.data(), kTokens, out.data(), kStride);
+  expect_equal(out, right, "add");
 }
 
 void quantise() {
@@ -348,6 +359,7 @@ void compare(const Kernels* kernels, const char* how) {
   block_products(&Kernels::q4_0, kPanelRows * 16, "q4_0");
   norms_and_gates();
   rotate();
+  add();
   quantise();
   lost_numbers(&Kernels::q8_0, kPanelRows * 32, "q8_0 of what is no number");
   lost_numbers(&Kernels::q4_0, kPanelRows * 16, "q4_0 of what is no number");

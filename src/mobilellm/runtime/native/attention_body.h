@@ -56,7 +56,7 @@ void attend(const Attention& a, const Partial& partial) {
       const uint16_t* keys = reinterpret_cast<const uint16_t*>(a.keys) + size_t(tile) * a.head_dim;
       plain_tile<F16, decltype(n)::value, 1>(
           keys, 16, a.head_dim,
-          [&](int q, int number) { return a.queries[size_t(number) * a.count + query + q]; },
+          [&](int q, int number) { return a.queries[size_t(query + q) * a.head_dim + number]; },
           a.scores + size_t(query) * kSpan + tile, kSpan);
     });
   }

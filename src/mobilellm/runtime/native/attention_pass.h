@@ -67,29 +67,22 @@ class AttentionPass : public Pass {
     }
   }
 
-  // Where the query of a key/value head's first head lies that belongs to a row; its next number stands `apart`
-  // places on. Those of a tile and a key/value head are (head_dim, rows, group), as attention reads them.
-  float* query(int row, int head, int number, size_t& apart) const {
-    const auto [first, end] = tiles_[size_t(tile_of_[size_t(row)])];
-    apart = size_t(end - first) * group_;
-    return queries(first, end, head) + number * apart + size_t(row - first) * group_;
-  }
-
-  // Where keys are in 8 bits: all queries of the pass, and which of them is that of a key/value head's first head that
-  // belongs to a row. Those of a tile and a key/value head stand together.
-  Bytes rounded_queries() const { return s_.rounded_q.bytes(count_ * shape().num_heads); }
+  // Which of the pass's queries is that of a row and a head. Those of a tile and a key/value head stand together: (rows,
+  // group).
   int query_number(int row, int head) const {
     const auto [first, end] = tiles_[size_t(tile_of_[size_t(row)])];
-    return first * shape().num_heads + (head * (end - first) + row - first) * group_;
+    return first_query(first, end, head / group_) + (row - first) * group_ + head % group_;
   }
+  float* query(int number) const { return s_.q.data() + size_t(number) * shape().head_dim; }
+  Bytes rounded_queries() const { return s_.rounded_q.bytes(count_ * shape().num_heads); }  // where keys are in 8 bits
 
   const std::vector<Row>& rows_;
   int group_, value_stride_;
 
  private:
-  float* queries(int first, int end, int head) const {
-    const size_t dim = shape().head_dim;
-    return s_.q.data() + (size_t(first) * shape().num_heads + size_t(head) * (end - first) * group_) * dim;
+  // Of a tile of rows and a key/value head.
+  int first_query(int first, int end, int head) const {
+    return first * shape().num_heads + head * (end - first) * group_;
   }
 
   // Of few rows, the attention of a group of queries to one span.
@@ -103,8 +96,8 @@ class AttentionPass : public Pass {
     const int count = (end - first) * group_, dim = shape().head_dim;
     const Partial whole{own.whole.data(), own.whole_totals.data(), own.whole_totals.data() + count};
     const Partial part{own.part.data(), own.part_totals.data(), own.part_totals.data() + count};
-    clear(whole, count);
-    for (int span = 0; span * kSpan <= rows_[end - 1].position; ++span) {
+    attend_span(thread, step, first, end, head, 0, whole);
+    for (int span = 1; span * kSpan <= rows_[end - 1].position; ++span) {
       attend_span(thread, step, first, end, head, span, part);
       m_.kernels.merge(whole, part, count, value_stride_);
     }
@@ -127,13 +120,13 @@ class AttentionPass : public Pass {
                         seen < kSpan ? seen : kSpan, nullptr, {}, 0, own.visible.data(), count, own.scores.data(),
                         own.room.data(), nullptr};
     if (bytes) {
-      attention.rounded = rounded_queries(), attention.first = query_number(first, head);
+      attention.rounded = rounded_queries(), attention.first = first_query(first, end, head);
       const bool last_head = head + 1 == shape().num_kv_heads, last_span = start + seen <= start + kSpan;
       if (few() && !(last_head && last_span)) {
         attention.next = sequence.keys(step, last_head ? 0 : head + 1, last_head ? span + 1 : span);
       }
     } else {
-      attention.queries = queries(first, end, head);
+      attention.queries = query(first_query(first, end, head));
     }
     (bytes ? m_.kernels.attend_q8_0 : m_.kernels.attend)(attention, partial);
   }
@@ -144,8 +137,8 @@ class AttentionPass : public Pass {
   }
 
   void finish(const Partial& whole, int query, float* out) const {
-    const float *from = whole.out + size_t(query) * value_stride_, total = whole.total[query];
-    for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] / total;
+    const float *from = whole.out + size_t(query) * value_stride_, inverse = 1 / whole.total[query];
+    for (int i = 0; i < shape().head_dim; ++i) out[i] = from[i] * inverse;
   }
 
   std::vector<std::pair<int, int>> tiles_;  // first row, end

@@ -131,7 +131,7 @@ int32_t mobilellm_half(const char* isa, float value) {
   if (!kernels) return -1;
   const float values[kPanelRows] = {value};
   uint16_t halves[kPanelRows];
-  kernels->halve(values, halves);
+  kernels->halve(values, 1, halves);
   return halves[0];
 }
 

@@ -14,7 +14,7 @@ class Forward : public AttentionPass {
       : AttentionPass(model, scratch, rows), states_(states) {}
 
   void run(int thread) {
-    const int hidden = shape().hidden_size;
+    const size_t hidden = shape().hidden_size;
     begin(thread);
     for (int step = 0; step < shape().num_steps; ++step) {
       const Block &block = m_.blocks[m_.schedule[step]], *next = fetched_by(step);
@@ -24,10 +24,9 @@ class Forward : public AttentionPass {
       by_parts(thread, [&](const Part& part) { after_attention(thread, part, block, next); });
       if (m_.team.stopped(thread)) return;
     }
-    const float* norm = m_.norms.data() + 2 * size_t(hidden) * shape().num_layers;
+    const float* norm = m_.norms.data() + 2 * hidden * shape().num_layers;
     for (Shares shares(m_.team, thread, count_, 1); shares.next();) {
-      const size_t at = size_t(shares.first) * hidden;
-      m_.kernels.norm(s_.x.data() + at, norm, shape().rms_norm_eps, hidden, states_ + at);
+      m_.kernels.norm(x(shares.first), norm, shape().rms_norm_eps, int(hidden), states_ + shares.first * hidden);
     }
   }
 
@@ -41,11 +40,13 @@ class Forward : public AttentionPass {
     return &m_.blocks[schedule[step + 1]];
   }
 
+  float* x(int row) const { return s_.x.data() + size_t(row) * wide_; }
+
   static const Matrix* of(const Block* block, Matrix Block::*matrix) { return block ? &(block->*matrix) : nullptr; }
 
   void before_attention(int thread, const Part& part, int step, const Block& block, const Block* next) {
     const int hidden = shape().hidden_size;
-    const Inputs x = prepare(thread, part, s_.x.data(), hidden, hidden, block.attention_norm,
+    const Inputs x = prepare(thread, part, s_.x.data(), wide_, hidden, block.attention_norm,
                              in_blocks(block.q.type) || in_blocks(block.k.type) || in_blocks(block.v.type));
     if (m_.cache == Type::Q8_0) {
       project_runs(thread, part, step, block, next, x);
@@ -58,11 +59,18 @@ class Forward : public AttentionPass {
     const int hidden = shape().hidden_size, heads = shape().num_heads * shape().head_dim;
     Inputs x = prepare(thread, part, few() ? s_.own[thread].whole.data() : s_.mixed.data(), heads, heads, nullptr,
                        in_blocks(block.output.type));
-    multiply<true>(thread, part, block.output, x, s_.x.data(), hidden, of(next, &Block::output));
-    x = prepare(thread, part, s_.x.data(), hidden, hidden, block.feed_forward_norm,
+    add(thread, part, block.output, x, of(next, &Block::output));
+    x = prepare(thread, part, s_.x.data(), wide_, hidden, block.feed_forward_norm,
                 in_blocks(block.gate.type) || in_blocks(block.up.type));
     x = gate(thread, part, block, next, x);
-    multiply<true>(thread, part, block.down, x, s_.x.data(), hidden, of(next, &Block::down));
+    add(thread, part, block.down, x, of(next, &Block::down));
+  }
+
+  // x += a part's product.
+  void add(int thread, const Part& part, const Matrix& matrix, const Inputs& inputs, const Matrix* next) {
+    multiply(thread, part, matrix, inputs, next, [&](int panel, const float* results, int row, int rows) {
+      m_.kernels.add(results, rows, x(row) + panel * kPanelRows, wide_);
+    });
   }
 
   // Embedding rows and the angles of the positions.
@@ -70,7 +78,7 @@ class Forward : public AttentionPass {
     const int pairs = shape().head_dim / 2;
     for (Shares shares(m_.team, thread, count_, 1); shares.next();) {
       const int row = shares.first;
-      m_.embed(rows_[row].token, s_.x.data() + size_t(row) * shape().hidden_size);
+      m_.embed(rows_[row].token, x(row));
       const size_t at = size_t(row) * (2 * pairs + kPanelRows);
       float *cosines = &s_.cosines[at], *sines = &s_.sines[at];
       for (int i = 0; i < pairs; ++i) {
@@ -98,6 +106,7 @@ class Forward : public AttentionPass {
   // Queries, keys and values; queries and keys rotated, keys and values into the cache.
   void project(int thread, const Part& part, int step, const Block& block, const Block* next, const Inputs& x) {
     float* results = s_.own[thread].first.data();
+    uint16_t halves[kTokenBlock * kPanelRows];
     const int projections = block.q.panels + block.k.panels + block.v.panels;
     share(thread, part, projections, [&](int panel, int first, int tokens) {
       const int which = projection(block, panel);
@@ -105,16 +114,17 @@ class Forward : public AttentionPass {
       product(matrix, panel, x, first, tokens, results, of(next, kProjections[which]));
       const int begin = panel * kPanelRows;
       const int end = matrix.rows - begin < kPanelRows ? matrix.rows : begin + kPanelRows;
-      for (int t = 0; t < tokens; ++t) {
-        float* result = results + t * kPanelRows;
-        const int row = part.first + first + t;
-        if (which < 2) rotate(result, row, begin);
-        if (which == 0) {
-          keep_queries(result, row, begin, end);
-        } else {
-          store(result, rows_[row], step, begin, end, which == 1);
+      if (which < 2) rotate(results, part.first + first, tokens, begin);
+      if (which > 0) m_.kernels.halve(results, tokens, halves);
+      by_heads(begin, end, [&](int head, int number, int at, int rows) {
+        for (int t = 0, row = part.first + first; t < tokens; ++t, ++row, at += kPanelRows) {
+          if (which == 0) {
+            copy(results + at, rows, query(query_number(row, head)) + number);
+          } else {
+            store(halves + at, rows, rows_[row], step, head, number, which == 1);
+          }
         }
-      }
+      });
     });
   }
 
@@ -129,20 +139,18 @@ class Forward : public AttentionPass {
       const Matrix& matrix = block.*kProjections[which];
       for (int half = 0; half < 2; ++half) {
         product(matrix, panel + half, x, first, tokens, results, of(next, kProjections[which]));
+        if (which < 2) rotate(results, part.first + first, tokens, (panel + half) * kPanelRows);
         for (int t = 0; t < tokens; ++t) {
           std::memcpy(runs + t * kBlock + half * kPanelRows, results + t * kPanelRows, kPanelRows * sizeof(float));
         }
       }
       const int begin = panel * kPanelRows, head = begin / shape().head_dim, run = begin % shape().head_dim / kBlock;
       for (int t = 0; t < tokens; ++t) {
-        float* numbers = runs + t * kBlock;
+        const float* numbers = runs + t * kBlock;
         const int row = part.first + first + t;
-        if (which < 2) {
-          for (int half = 0; half < kBlock; half += kPanelRows) rotate(numbers + half, row, begin + half);
-        }
         if (which == 0) {
           const auto [all, scales, negated, count] = rounded_queries();
-          const int number = query_number(row, head / group_) + head % group_;
+          const int number = query_number(row, head);
           m_.kernels.quantise(numbers, kBlock, number, 1,
                               {all + run * count * kBlock, scales + run * count, negated + run * count, count});
         } else {
@@ -163,32 +171,20 @@ class Forward : public AttentionPass {
     }
   }
 
-  // Turn the pairs of a panel of a row's queries or keys, whose first is row `begin` of the matrix.
-  void rotate(float* result, int row, int begin) const {
-    const int dim = shape().head_dim;
-    const size_t at = size_t(row) * (dim + kPanelRows) + begin % dim;
-    m_.kernels.rotate(result, &s_.cosines[at], &s_.sines[at]);
+  // Turn the pairs of a panel of some rows' queries or keys, whose first is row `begin` of the matrix.
+  void rotate(float* results, int row, int rows, int begin) const {
+    const size_t dim = shape().head_dim, stride = dim + kPanelRows, at = row * stride + begin % dim;
+    m_.kernels.rotate(results, rows, &s_.cosines[at], &s_.sines[at], stride);
   }
 
-  void keep_queries(const float* result, int row, int begin, int end) const {
-    by_heads(begin, end, [&](int head, int number, int at, int rows) {
-      size_t apart;
-      float* to = query(row, head / group_, number, apart) + head % group_;
-      for (int i = 0; i < rows; ++i) to[i * apart] = result[at + i];
-    });
-  }
-
-  void store(const float* result, const Row& row, int step, int begin, int end, bool keys) const {
-    uint16_t halves[kPanelRows];
-    m_.kernels.halve(result, halves);
-    by_heads(begin, end, [&](int head, int number, int at, int rows) {
-      if (keys) {
-        uint16_t* to = row.sequence->key(step, head, row.position) + number * 16;
-        for (int i = 0; i < rows; ++i) to[i * 16] = halves[at + i];
-      } else {
-        std::memcpy(row.sequence->value(step, head, row.position) + number, halves + at, size_t(rows) * 2);
-      }
-    });
+  // Numbers number ... number + rows - 1 of a key or value.
+  void store(const uint16_t* halves, int rows, const Row& row, int step, int head, int number, bool keys) const {
+    if (keys) {
+      uint16_t* to = row.sequence->key(step, head, row.position) + number * 16;
+      for (int i = 0; i < rows; ++i) to[i * 16] = halves[i];
+    } else {
+      copy(halves, rows, row.sequence->value(step, head, row.position) + number);
+    }
   }
 
   static constexpr uint16_t kInfinite = 0x7C00;  // in float16
@@ -200,7 +196,7 @@ class Forward : public AttentionPass {
     int32_t negated;
     uint16_t halves[kPanelRows];
     m_.kernels.quantise(numbers, kBlock, 0, 1, {bytes, scales, &negated, 1});
-    m_.kernels.halve(scales, halves);
+    m_.kernels.halve(scales, 1, halves);
     if ((halves[0] & 0x7FFF) >= kInfinite) halves[0] = kInfinite, std::memset(bytes, 0, sizeof bytes);
     if (keys) {
       row.sequence->key_run(step, head, row.position, run).put(halves, bytes);
@@ -238,6 +234,7 @@ class Forward : public AttentionPass {
     m_.kernels.gate(gates, ups, tokens, out, stride);
   }
 
+  const size_t wide_ = padded(shape().hidden_size);  // from one row of x to the next
   float* states_;
 };
 
@@ -250,7 +247,13 @@ class Logits : public Pass {
     const int hidden = shape().hidden_size;
     by_parts(thread, [&](const Part& part) {
       const Inputs x = prepare(thread, part, states_, hidden, hidden, nullptr, in_blocks(m_.head.type));
-      multiply<false>(thread, part, m_.head, x, out_, shape().vocab_size);
+      multiply(thread, part, m_.head, x, nullptr, [&](int panel, const float* results, int row, int rows) {
+        const int begin = panel * kPanelRows, left = m_.head.rows - begin;
+        for (int i = 0; i < rows; ++i) {
+          float* to = out_ + size_t(row + i) * m_.head.rows + begin;
+          copy(results + i * kPanelRows, left < kPanelRows ? left : kPanelRows, to);
+        }
+      });
     });
   }
 

@@ -62,7 +62,7 @@ struct Attention {
   const uint8_t *keys, *values;  // as sequence.h says for the type of the cache
   int head_dim, value_stride;    // value_stride: head_dim, or the next multiple of 16
   int positions;                 // of the span that are looked at, kSpan at most
-  const float* queries;          // (head_dim, count), for keys in float16
+  const float* queries;          // (count, head_dim), for keys in float16
   Bytes rounded;                 // for keys in 8 bits: queries first ... first + count - 1 of these
   int first;
   const int* visible;  // (count): positions of the span that a query sees; may be more, or less than none
@@ -91,11 +91,15 @@ struct Kernels {
   void (*quantise)(const float* x, int columns, int first, int tokens, const Bytes& bytes);
   // out (tokens, kPanelRows; `stride` floats apart) = silu(gate) * up, both (tokens, kPanelRows)
   void (*gate)(const float* gate, const float* up, int tokens, float* out, size_t stride);
-  // Turn kPanelRows numbers in pairs: x = x * cosines + the other of its pair * sines, minus sines for the first.
-  void (*rotate)(float* x, const float* cosines, const float* sines);
+  // out (tokens, kPanelRows; `stride` floats apart) += x (tokens, kPanelRows)
+  void (*add)(const float* x, int tokens, float* out, size_t stride);
+  // Turn x (tokens, kPanelRows) in pairs: x = x * cosines + the other of its pair * sines, minus sines for the first.
+  // Both are `stride` floats apart.
+  void (*rotate)(float* x, int tokens, const float* cosines, const float* sines, size_t stride);
   Attend attend, attend_q8_0;  // of these positions alone, in float16 and in 8 bits
   void (*merge)(const Partial& into, const Partial& part, int count, int value_stride);
-  void (*halve)(const float* x, uint16_t* out);  // kPanelRows float16, to the nearest, halves to even
+  // out (tokens, kPanelRows) = x in float16, to the nearest, halves to even
+  void (*halve)(const float* x, int tokens, uint16_t* out);
 };
 
 const Kernels* scalar_kernels();

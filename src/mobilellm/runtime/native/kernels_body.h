@@ -180,20 +180,28 @@ void gate(const float* gate, const float* up, int tokens, float* out, size_t str
   }
 }
 
-void rotate(float* x, const float* cosines, const float* sines) {
+void add(const float* x, int tokens, float* out, size_t stride) {
+  for (int token = 0; token < tokens; ++token, x += kPanelRows, out += stride) {
 #pragma GCC unroll 4
-  for (int i = 0; i < kPanelRows; i += kLanes) {
-    const floats value = read<floats>(x + i);
-    write(x + i, value * read<floats>(cosines + i) + swapped(value) * read<floats>(sines + i));
+    for (int i = 0; i < kPanelRows; i += kLanes) write(out + i, read<floats>(x + i) + read<floats>(out + i));
+  }
+}
+
+void rotate(float* x, int tokens, const float* cosines, const float* sines, size_t stride) {
+  for (int token = 0; token < tokens; ++token, x += kPanelRows, cosines += stride, sines += stride) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPanelRows; i += kLanes) {
+      const floats value = read<floats>(x + i);
+      write(x + i, value * read<floats>(cosines + i) + swapped(value) * read<floats>(sines + i));
+    }
   }
 }
 
 #include "attention_body.h"
 #include "attention_bytes_body.h"
 
-void halve(const float* x, uint16_t* out) {
-#pragma GCC unroll 4
-  for (int i = 0; i < kPanelRows; i += kLanes) {
+void halve(const float* x, int tokens, uint16_t* out) {
+  for (int i = 0; i < tokens * kPanelRows; i += kLanes) {
     const shorts some = halved(read<floats>(x + i));
     __builtin_memcpy(out + i, &some, sizeof some);
   }
@@ -202,5 +210,5 @@ void halve(const float* x, uint16_t* out) {
 // The table of an instruction set, whose products with blocks are its own.
 inline Kernels kernels_with(const char* name, Product q8_0, Product q4_0, Attend attend_q8_0) {
   return {name, plain_product<F32>, plain_product<F16>, plain_product<BF16>, q8_0, q4_0,
-          norm, quantise, gate, rotate, attend, attend_q8_0, merge, halve};
+          norm, quantise, gate, add, rotate, attend, attend_q8_0, merge, halve};
 }

@@ -91,19 +91,24 @@ class Pass {
     m_.product(matrix.type)(matrix.panel(panel), matrix.columns, x, first, tokens, results);
   }
 
-  // A part's rows of out (count, stride) = or += matrix times inputs.
-  template <bool Add>
-  void multiply(int thread, const Part& part, const Matrix& matrix, const Inputs& x, float* out, size_t stride,
-                const Matrix* next = nullptr) {
+  // Some numbers of a panel: all of them, nearly always.
+  template <typename Number>
+  static void copy(const Number* from, int count, Number* to) {
+    if (count == kPanelRows) {
+      std::memcpy(to, from, kPanelRows * sizeof(Number));
+    } else {
+      std::memcpy(to, from, size_t(count) * sizeof(Number));
+    }
+  }
+
+  // Call each(panel, results (tokens, 16), first row of all, rows) for a matrix's panels times a part's inputs.
+  template <typename Each>
+  void multiply(int thread, const Part& part, const Matrix& matrix, const Inputs& x, const Matrix* next,
+                const Each& each) {
     float* results = s_.own[thread].first.data();
     share(thread, part, matrix.panels, [&](int panel, int first, int tokens) {
       product(matrix, panel, x, first, tokens, results, next);
-      const int row = panel * kPanelRows;
-      const int rows = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
-      for (int t = 0; t < tokens; ++t) {
-        float* to = out + size_t(part.first + first + t) * stride + row;
-        for (int i = 0; i < rows; ++i) to[i] = results[t * kPanelRows + i] + (Add ? to[i] : 0.0f);
-      }
+      each(panel, results, part.first + first, tokens);
     });
   }
 

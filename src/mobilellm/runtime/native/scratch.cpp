@@ -22,7 +22,7 @@ void Scratch::fit(const Model& model, int rows, int longest) {
     if (vector.size() < size) vector.resize(size);
   };
   const size_t many = size_t(rows);
-  grow(x, many * shape.hidden_size);
+  grow(x, many * padded(shape.hidden_size));
   if (model.cache == Type::Q8_0) {
     rounded_q.fit(rows * shape.num_heads, shape.head_dim);
   } else {

@@ -43,7 +43,8 @@ struct Scratch {
     std::vector<int> visible;
   };
 
-  std::vector<float> x, q, mixed, cosines, sines;
+  std::vector<float> x;  // (rows, hidden_size made whole panels)
+  std::vector<float> q, mixed, cosines, sines;
   Rounded rounded_q;  // in place of q where keys are in 8 bits
   std::vector<float> partial, partial_totals;  // attention of few rows, span by span
   Prepared inputs, hidden;  // of rows that threads share

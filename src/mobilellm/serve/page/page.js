@@ -1,5 +1,6 @@
 /** The page: what a person does on one side, the model behind `backend.js` on the other. */
 import { connect } from "./backend.js";
+import { Composer } from "./composer.js";
 import { ConversationList } from "./conversation_list.js";
 import * as conversations from "./conversations.js";
 import { Drawer } from "./drawer.js";
@@ -17,18 +18,20 @@ const SUGGESTIONS = {
 const CURRENT = "mobilellm.current";
 const byId = (id) => document.getElementById(id);
 
-const prompt = byId("prompt");
 const settings = new Settings();
 const meters = new Meters();
 const notice = new Notice();
 const sidebar = new Drawer(byId("conversations"), byId("show-conversations"), true);
 new Drawer(byId("settings"), byId("show-settings"), false);
-const turns = new Turns({ again: () => run((talk) => talk.again(settings.values())), edit });
+const turns = new Turns({
+  again: () => run((talk) => talk.again(settings.values())),
+  edit: (number) => composer.edit(number),
+});
+const composer = new Composer((text, from) => run(() => talk.say(text, settings.values(), from)));
 const list = new ConversationList({ open, remove });
 
 let backend = null;
 let talk = null;
-let edited = null; // number of the turn that the text field is to replace
 
 /** Find the model, and begin where this browser left off. */
 async function start(key = sessionKey()) {
@@ -55,25 +58,25 @@ async function start(key = sessionKey()) {
 /** Make a conversation the one on the page. */
 function begin(conversation) {
   talk?.stop();
-  edited = null;
   const last = conversation.turns.at(-1);
   if (last?.role === "assistant" && !last.finish) last.finish = "lost"; // the page was left in the middle
   const begun = new Talk(backend, conversation, {
     changed: () => begun === talk && changed(),
     grew: (text) => begun === talk && turns.grow(text),
     arrived: (piece) => begun === talk && arrived(piece),
-    returned: (text, from) => begun === talk && returned(text, from),
+    returned: (text, from) => begun === talk && composer.takeBack(text, from),
     failed: (error, isBack) =>
       begun === talk && failed(error, isBack ? undefined : () => run(() => begun.again(settings.values()))),
   });
   talk = begun;
+  composer.begin(talk, backend.isChat);
   localStorage.setItem(CURRENT, conversation.id);
   byId("system").value = conversation.system;
   meters.forgetContext();
   notice.hide();
   changed();
   turns.toEnd();
-  focusPrompt();
+  composer.focus();
 }
 
 async function run(action) {
@@ -89,20 +92,6 @@ async function run(action) {
   await action(talk);
 }
 
-function send() {
-  const text = backend?.isChat ? prompt.value.trim() : prompt.value;
-  if (!talk || talk.isAnswering || !maySend()) return;
-  const from = edited ?? undefined;
-  edited = null;
-  prompt.value = "";
-  run(() => talk.say(text, settings.values(), from));
-}
-
-/** A chat needs a message; a text may also go on by itself. */
-function maySend() {
-  return talk !== null && (prompt.value.trim() !== "" || (!backend.isChat && !talk.isEmpty && edited === null));
-}
-
 function changed() {
   const { conversation, isAnswering } = talk;
   turns.show(conversation.turns, backend.isChat, backend.name, isAnswering);
@@ -110,22 +99,14 @@ function changed() {
   welcome(conversation.turns.length === 0);
   byId("send").hidden = isAnswering;
   byId("stop").hidden = !isAnswering;
-  if (!isAnswering && document.activeElement === document.body) focusPrompt(); // the stop button has gone
-  typed();
+  if (!isAnswering && document.activeElement === document.body) composer.focus(); // the stop button has gone
+  composer.update();
 }
 
 function arrived(piece) {
   if (piece.text) meters.arrived();
   if (piece.usage || piece.timings) meters.finished(piece, backend.facts.context);
   if (piece.finish) announce(`Done: ${talk.conversation.turns.at(-1).content.split(/\s+/).length} words.`);
-}
-
-/** What was sent and refused is in the text field again, before what has been typed since. */
-function returned(text, from) {
-  edited = from ?? null;
-  prompt.value = [text, prompt.value].filter((each) => each !== "").join("\n");
-  focusPrompt();
-  typed();
 }
 
 function failed(error, again) {
@@ -153,36 +134,6 @@ function welcome(isShown) {
     return button;
   });
   byId("suggestions").replaceChildren(...buttons);
-}
-
-/** Where there is a keyboard: a phone would open its own. */
-function focusPrompt() {
-  if (matchMedia("(hover: hover)").matches) prompt.focus();
-}
-
-/** The text field has changed, or what it is for. */
-function typed() {
-  prompt.style.height = "auto";
-  prompt.style.height = `${Math.min(prompt.scrollHeight, 240)}px`;
-  byId("send").disabled = !maySend();
-  const goesOn = !backend?.isChat && talk && !talk.isEmpty;
-  byId("prompt-label").textContent = backend?.isChat ? "Message" : "Text";
-  prompt.placeholder = backend?.isChat ? "Write a message" : goesOn ? "Write on, or let it go on" : "Begin a text";
-  const hint = edited === null ? "Enter sends · Shift+Enter for a new line" : "Editing: all after it will be replaced · Esc leaves it";
-  byId("prompt-hint").textContent = talk?.isAnswering ? "Esc stops" : hint;
-}
-
-function edit(number) {
-  edited = number;
-  prompt.value = talk.conversation.turns[number].content;
-  prompt.focus();
-  typed();
-}
-
-function stopEditing() {
-  edited = null;
-  prompt.value = "";
-  typed();
 }
 
 function open(id) {
@@ -266,20 +217,10 @@ function nextTheme() {
   announce(`${isDark ? "Light" : "Dark"} colours.`);
 }
 
-byId("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send();
-});
-prompt.addEventListener("input", typed);
-prompt.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  send();
-});
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || byId("key-dialog").open) return;
   if (talk?.isAnswering) talk.stop();
-  else if (edited !== null) stopEditing();
+  else composer.stopEditing();
 });
 byId("stop").addEventListener("click", () => talk.stop());
 byId("theme").addEventListener("click", nextTheme);
