@@ -40,7 +40,7 @@ every = 3
 tensorboard = false
 """
 WHO = 1
-"""The rank that fails."""
+"""The rank that fails, when it is first started."""
 
 
 def _killed() -> None:
@@ -136,9 +136,11 @@ def _main(folder: Path) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
     seen, rank = [], int(os.environ["RANK"])
-    for failure, arguments, port in json.loads((folder / "commands.json").read_text()):
-        os.environ["MASTER_PORT"] = f"{port}"
-        patch = FAILURES[failure]() if failure and rank == WHO else contextlib.nullcontext()
+    fails = rank == WHO and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    for failure, arguments, *port in json.loads((folder / "commands.json").read_text()):
+        if port:  # torchrun has told its own
+            os.environ["MASTER_PORT"] = f"{port[0]}"
+        patch = FAILURES[failure]() if fails else contextlib.nullcontext()
         with contextlib.redirect_stderr(io.StringIO()) as said, patch:
             code = command(arguments)
         seen.append((code, said.getvalue()))

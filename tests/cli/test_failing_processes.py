@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import failing_commands
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from failing_commands import RECIPE, WHO, launch
 from spread_commands import free_ports
 
@@ -29,11 +30,9 @@ TOLD = {
     "disk full at the end": "step-00000006: No space left on device; so says process 1 of 2",
 }
 """What the one line says, which no other process repeats."""
-SHARED = ("not a number", "disk full of tensors", "asked to stop")
-"""Of these all processes hear; from the others they learn by the end of one, so that nothing can follow."""
-KILLED = ("killed in a step", "killed while saving", "killed while evaluating")
-FSDP, ASYNC = ("--compute.strategy", "fsdp"), ("--checkpoint.asynchronous",)
-SPREADS = [("ddp", ()), ("fsdp", FSDP), ("in the background", ASYNC)]
+SHARED = ["not a number", "disk full of tensors", "asked to stop"]
+"""Of these all processes hear; from others they learn by the end of one, so that nothing can follow in it."""
+FSDP, ASYNC = ["--compute.strategy", "fsdp"], ["--checkpoint.asynchronous"]
 
 
 def train(out: str, *flags: str) -> list[str]:
@@ -70,28 +69,43 @@ def the_newest_is_whole(out: Path, step: int) -> None:
     assert damage(newest, read_state(newest)[1]) == ""
 
 
-@pytest.mark.parametrize(("name", "flags"), SPREADS)
-def test_one_that_raises_ends_all_with_its_line(place: Path, name: str, flags: tuple[str, ...]) -> None:
-    for failures in ([*SHARED, "bad shard"], ["disk full at the end"]):
-        commands = [(failure, train(f"{name}/{failure}", *flags)) for failure in failures]
-        everywhere = launch(2, place, commands, free_ports(len(commands)))
-        assert [ended.code for ended, _ in everywhere] == [0, 0], everywhere
-        for failure, *now in zip(failures, *(seen for _, seen in everywhere), strict=True):
-            asked = failure == "asked to stop"
-            assert {each.code for each in now} == {75 if asked else 2}, (failure, now)
-            lines = complaints(now)
-            assert len(lines) == (0 if asked else 1), (failure, now)
-            assert asked or TOLD[failure] in lines[0], (failure, lines)
-            _goes_on(place, f"{name}/{failure}")
+@pytest.mark.parametrize(
+    ("name", "flags", "failures"),
+    [
+        ("ddp", [], [*SHARED, "bad shard"]),
+        ("fsdp", FSDP, [*SHARED, "disk full at the end"]),
+        ("in the background", ASYNC, ["disk full of tensors", "disk full at the end"]),
+    ],
+)
+def test_one_that_raises_ends_all_with_its_line(
+    place: Path, name: str, flags: list[str], failures: list[str]
+) -> None:
+    commands = [(failure, train(f"{name}/{failure}", *flags)) for failure in failures]
+    everywhere = launch(2, place, commands, free_ports(len(commands)))
+    assert [ended.code for ended, _ in everywhere] == [0, 0], everywhere
+    for failure, *now in zip(failures, *(seen for _, seen in everywhere), strict=True):
+        asked = failure == "asked to stop"
+        assert {each.code for each in now} == {75 if asked else 2}, (failure, now)
+        lines = complaints(now)
+        assert len(lines) == (0 if asked else 1), (failure, now)
+        assert asked or TOLD[failure] in lines[0], (failure, lines)
+        _goes_on(place, f"{name}/{failure}")
 
 
-@pytest.mark.parametrize("failure", KILLED)
-@pytest.mark.parametrize(("size", "name", "flags"), [(2, *SPREADS[1]), (2, *SPREADS[2]), (4, *SPREADS[0])])
+@pytest.mark.parametrize(
+    ("size", "flags", "failure"),
+    [
+        (4, [], "killed while evaluating"),
+        (2, FSDP, "killed in a step"),
+        (2, FSDP, "killed while saving"),
+        (2, ASYNC, "killed while saving"),
+    ],
+)
 def test_one_that_is_killed_leaves_a_checkpoint(
-    place: Path, failure: str, size: int, name: str, flags: tuple[str, ...]
+    place: Path, size: int, flags: list[str], failure: str
 ) -> None:
     """The others end by themselves; a world of another size goes on."""
-    out = f"{name}/{failure}"
+    out = f"{failure} of {size} {' '.join(flags)}"
     everywhere = launch(size, place, [(failure, train(out, *flags))], free_ports(1))
     codes = [ended.code for ended, _ in everywhere]
     assert codes == [-9 if rank == WHO else 0 for rank in range(size)], everywhere
@@ -103,6 +117,20 @@ def test_one_that_is_killed_leaves_a_checkpoint(
     _goes_on(place, out)
     starts = json.loads((place / out / "run.json").read_text())["starts"]
     assert [start["world_size"] for start in starts] == [size, 1]
+
+
+def test_torchrun_starts_all_again(place: Path) -> None:
+    """Whom it starts again meet each other, and not those who are gone."""
+    (place / "commands.json").write_text(json.dumps([("killed in a step", train("again"))]))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, failing_commands.__file__, str(place)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert losses(place / "again") == pytest.approx(losses(place / "alone"), rel=1e-5)
+    starts = json.loads((place / "again" / "run.json").read_text())["starts"]
+    assert [(start["step"], start["world_size"]) for start in starts] == [(0, 2), (6, 2)]
 
 
 def _goes_on(place: Path, out: str) -> None:

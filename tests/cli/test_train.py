@@ -437,6 +437,22 @@ def test_stopped_and_gone_on_with(
     assert same_model(tmp_path / "run", whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_asked_before_the_first_step(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """While a teacher is still asked, say: nothing to save, but the job is to be requeued all the same."""
+
+    def asked(*arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal was not heeded")
+
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
+    monkeypatch.setattr(run_parts, "loader", asked)
+    assert _main(command(place, tmp_path / "run")) == 75
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
 def test_what_asks_again_at_the_end_finds_a_run_that_ends(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

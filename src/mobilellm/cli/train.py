@@ -139,9 +139,10 @@ def run(arguments: Arguments) -> None:
         _plan(arguments, with_steps(recipe, text.sequences) if recipe.epochs else recipe, config, text)
         return
     from mobilellm.train.distributed import ToldByAnother, join
+    from mobilellm.train.stop_requests import ended_on_request
 
     try:
-        with join(arguments.device) as world:
+        with ended_on_request(REQUEUE), join(arguments.device) as world:
             outcome = _train(arguments, config, text, world)
     except ToldByAnother:
         sys.exit(FAILED)

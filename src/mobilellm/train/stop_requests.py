@@ -44,3 +44,27 @@ def stop_requests(on_stop: Callable[[], None] | None = None) -> Iterator[list[in
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ended_on_request(code: int) -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 end the process with `code`, where there is nothing yet to finish and to save.
+
+    `stop_requests` within takes their place meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(code)
+
+    wanted = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    previous = {number: old for number, old in wanted.items() if old not in (signal.SIG_IGN, None)}
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
