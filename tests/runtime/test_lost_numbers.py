@@ -13,29 +13,19 @@ from gguf_files import SHAPE, exported
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import BLOCK
 from mobilellm.runtime import engine, reference
-from mobilellm.runtime.kv_cache import KVCacheType
 
 if (fault := engine.missing()) is not None:
     pytest.skip(f"the native engine was not compiled: {fault}", allow_module_level=True)
 
 FAULTS = pytest.mark.parametrize("fault", [np.nan, -np.nan, np.inf, -np.inf])
-SETS = pytest.mark.parametrize("isa", engine.INSTRUCTION_SETS)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value")
 
 
-def opened(file: Path, isa: str, kv_cache: KVCacheType = "f16") -> engine.NativeModel:
-    try:
-        return engine.load(file, 2, isa, kv_cache)
-    except ValueError as error:
-        pytest.skip(str(error))
-
-
-@SETS
 @FAULTS
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_of_an_activation(tmp_path: Path, isa: str, kind: str, fault: float) -> None:
     file, _ = exported(tmp_path, kind)
-    native, readable = opened(file, isa), reference.load(file)
+    native, readable = engine.load(file, 2, isa), reference.load(file)
     places = SHAPE.hidden_size
     states = np.random.default_rng(0).normal(size=(places + 1, places)).astype(np.float32)
     states[np.arange(places), np.arange(places)] = fault
@@ -45,7 +35,6 @@ def test_of_an_activation(tmp_path: Path, isa: str, kind: str, fault: float) -> 
         assert np.isfinite(logits[-1]).all()
 
 
-@SETS
 @FAULTS
 def test_of_a_value_in_8_bits(tmp_path: Path, isa: str, fault: float) -> None:
     """A row of weights that is no number gives such a number to every token: in every head at another place."""
@@ -57,7 +46,7 @@ def test_of_a_value_in_8_bits(tmp_path: Path, isa: str, fault: float) -> None:
             row = head * BLOCK + head
             damaged.seek(weights.offset + row * heads.hidden_size * 4)
             damaged.write(np.float32(fault).tobytes())
-    native, readable = opened(file, isa, "q8_0"), reference.load(file, "q8_0")
+    native, readable = engine.load(file, 2, isa, "q8_0"), reference.load(file, "q8_0")
     ours, theirs = native.new_cache(), readable.new_cache()
     tokens = np.arange(3, 23)
     native.forward(tokens, ours)
