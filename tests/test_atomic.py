@@ -271,6 +271,16 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
     assert order == ["a", "b", "c", "name", "rename", tmp_path.name]
 
 
+def test_what_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file or directory itself."""
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    (tmp_path / "file").write_bytes(b"1")
+    for path in (tmp_path / "file", tmp_path):
+        atomic.sync(path)
+    assert flushed == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
+
+
 def test_a_killed_process_leaves_the_old(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "directory").mkdir()

@@ -161,6 +161,16 @@ def test_the_ids_are_those_of_stock_transformers(tmp_path: Path, source: str, as
             assert ours == made
 
 
+def test_content_may_come_in_parts_or_not_at_all() -> None:
+    def talk(content: object) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": content}]
+
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "new?"}]
+    assert template().prompt(talk(parts)) == template().prompt(talk("What is new?"))
+    assert template().prompt(talk(parts[1])) == template().prompt(talk("new?"))
+    assert template().prompt(talk(None)) == template().prompt(talk(""))
+
+
 def test_arguments_may_be_written_as_json() -> None:
     def talk(arguments: object) -> list[dict[str, Any]]:
         return [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
@@ -176,6 +186,7 @@ def test_arguments_may_be_written_as_json() -> None:
         ([{"role": "user", "content": [{"type": "image_url"}]}], "must be text"),
         ([{"role": "user", "tool_calls": [{}]}], "of a message of the assistant"),
         ([{"role": "assistant", "tool_calls": [{}]}], "has no function with a name"),
+        ([{"role": "assistant", "tool_calls": ["f"]}], "tool call 'f' has no function with a name"),
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "arguments of f are not JSON",
@@ -191,6 +202,12 @@ def test_messages_that_are_none(messages: list[Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as raised:
         template().prompt(messages)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("tool", ["f", {}, {"function": {}}, {"function": "f"}, {"function": ["name"]}])
+def test_tools_that_are_none(tool: Any) -> None:
+    with pytest.raises(ValueError, match="must be an object that describes a function with a name"):
+        template().prompt(TALK[:1], [tool])
 
 
 @pytest.mark.parametrize(

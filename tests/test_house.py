@@ -27,7 +27,7 @@ FLOORS = {
         "chat_template", "text_stream", "call_syntax", "tool_calls", "completion", "sampling",
         "gguf", "gguf_blocks", "gguf_model", "gguf_tokenizer",
         "model_directory", "hub", "hub_connection", "licence", "git_lfs",
-        "atomic", "compiled", "compiling", "environment", "installation", "user_cache",
+        "atomic", "bytes_on_disk", "compiled", "compiling", "environment", "installation", "user_cache",
     },
     2: {"model", "hf", "data", "runtime", "artefacts"},
     3: {"train", "eval", "quant", "bench"},

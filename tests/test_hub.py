@@ -19,9 +19,13 @@ def test_no_such_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="file: is no model; name a model directory"):
         resolve(tmp_path / "file", print)
-    (tmp_path / "file").write_bytes(b"GGUF\3\0\0\0")
-    with pytest.raises(FileNotFoundError, match="name the model directory it was made from"):
-        resolve(tmp_path / "file", print)
+
+
+def test_a_gguf_file_is_known_by_the_end_of_its_name(tmp_path: Path) -> None:
+    for name, words in (("m.gguf", "is a .gguf file, which is there to be run"), ("m.GGUF", "rename it")):
+        (tmp_path / name).write_bytes(b"GGUF")
+        with pytest.raises(FileNotFoundError, match=words):
+            resolve(tmp_path / name, print)
 
 
 def test_an_empty_name_is_not_the_folder_one_stands_in(

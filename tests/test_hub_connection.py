@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from gguf_files import SHAPE, saved
 
 from mobilellm import hub_connection
 from mobilellm.cli.main import _main
 from mobilellm.hub_connection import hub_or_cache, why_unreachable
-
-sys.path.insert(0, str(Path(__file__).parent / "runtime"))
-from gguf_files import SHAPE, saved
 
 
 @pytest.fixture

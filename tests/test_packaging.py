@@ -11,11 +11,9 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from gguf_files import exported
 
 from mobilellm.runtime import native_library
-
-sys.path.insert(0, str(Path(__file__).parent / "runtime"))
-from gguf_files import exported
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("scikit_build_core", reason="needs scikit-build-core, of the extra `dev`")

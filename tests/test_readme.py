@@ -14,8 +14,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "eval"))
 import task_rows
 
 pytestmark = pytest.mark.slow  # the snippets use what the commands left

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from gguf_files import small_tokenizer
 
 from mobilellm.artefacts import opening
 from mobilellm.artefacts.opening import artefact_directory, open_artefact
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import small_tokenizer
 
 
 @pytest.mark.parametrize(

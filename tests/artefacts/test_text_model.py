@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gguf_files import SHAPE, exported, saved, shared
 
 import mobilellm
 from mobilellm.artefacts.text_model import open_text_model
 from mobilellm.runtime.batch import ContinuousBatch
 from mobilellm.sampling import Sampling
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, exported, saved, shared
 
 PROMPTS = ["some words", "and some more words of all kinds " * 3, ""]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gguf_files import SHAPE, exported, saved, shared
 
 import mobilellm
 from mobilellm.bench.entries import entries, write_directory, write_unrolled
@@ -15,9 +15,6 @@ from mobilellm.gguf import read_gguf
 from mobilellm.gguf_model import read_config, read_weight
 from mobilellm.gguf_tokenizer import read_tokenizer
 from mobilellm.runtime import reference
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, exported, saved, shared
 
 TOKENS = np.arange(3, 60)
 

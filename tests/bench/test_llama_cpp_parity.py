@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_files import SHAPE, exported, shared
+from llama_cpp_oracle import encode, greedy, llama_cpp, logits, opened, quantise
 
 import mobilellm.runtime
 from mobilellm.bench.cold_start import PROMPT
@@ -20,10 +21,6 @@ from mobilellm.gguf_blocks import TYPES
 from mobilellm.gguf_model import Roles, write_model
 from mobilellm.runtime.random_model import random_weights
 from mobilellm.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, exported, shared
-from llama_cpp_oracle import encode, greedy, llama_cpp, logits, opened, quantise
 
 pytestmark = pytest.mark.peers
 

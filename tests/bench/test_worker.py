@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
+from gguf_files import SHAPE, exported, saved
 
 from mobilellm.bench.entries import Entry
 from mobilellm.bench.starts import cold_starts
 from mobilellm.bench.worker import Worker, WorkerError
 from mobilellm.runtime import engine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, exported, saved
 
 if (fault := engine.missing()) is not None:
     pytest.skip(f"the native engine was not compiled: {fault}", allow_module_level=True)

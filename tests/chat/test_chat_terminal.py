@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from chat_models import Parrot, small_tokenizer
+from pseudo_terminal import CTRL_C, CTRL_D, ENTER, Terminal, python
 from rich.console import Console
 
+from absent_packages import without
 from mobilellm.chat.commands import Room
 from mobilellm.chat.conversation_file import read_conversation, write_conversation
 from mobilellm.chat.reading import MORE, completions
 from mobilellm.chat.talk import Talk
 from mobilellm.chat.terminal import converse
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from chat_models import Parrot, small_tokenizer
-from pseudo_terminal import CTRL_C, CTRL_D, ENTER, Terminal, python
-
-from absent_packages import without
 
 ANSWERS = ["some", "words \x1b]0;owned\x07 x", *["all kinds of words"] * 20]
 PROGRAM = """

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-
-from mobilellm.chat.settings import Settings
-from mobilellm.chat.speakers import open_speaker
-from mobilellm.chat.talk import Talk
-from mobilellm.sampling import Sampling
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from chat_models import Parrot
 from gguf_files import SHAPE, saved, small_tokenizer
 
 from exported_gguf import export_gguf
+from mobilellm.chat.settings import Settings
+from mobilellm.chat.speakers import open_speaker
+from mobilellm.chat.talk import Talk
 from mobilellm.chat_template import DEFAULT
+from mobilellm.sampling import Sampling
 
 
 def parrot(*answers: str, **options: object) -> Parrot:

@@ -9,15 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf_files import SHAPE, exported, saved, shared
 
 from absent_packages import without
 from mobilellm.cli.main import _main
 from mobilellm.runtime import engine
 
 from .refusals import refusal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, exported, saved, shared
 
 if (fault := engine.missing()) is not None:
     pytest.skip(f"the native engine was not compiled: {fault}", allow_module_level=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import SHAPE, saved
 
 from exported_gguf import export_gguf
 from mobilellm.chat_template import DEFAULT, ChatTemplate
@@ -17,9 +18,6 @@ from mobilellm.cli import chat
 from mobilellm.cli.main import _main
 from mobilellm.runtime import load
 from mobilellm.sampling import Sampling
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved
 
 COMMAND = [sys.executable, "-m", "mobilellm", "chat"]
 SAMPLED = ("--temperature", "1", "--seed", "3", "--max-tokens", "12")

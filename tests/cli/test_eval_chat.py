@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import tiny_baselines
 
 from mobilellm.cli.main import _main
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
-import tiny_baselines
 
 ROWS = [{"instruction": f"Say {word}.", "input": "", "output": word} for word in ("one", "two", "three")]
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_baselines
 import torch
 import transformers
 
-from mobilellm.cli.main import _main
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
-import tiny_baselines
-
 import mobilellm.hf  # noqa: F401  (makes transformers know our layout)
+from mobilellm.cli.main import _main
 
 ARCHITECTURES = ["mobilellm-shared", "opt"]
 TITLED = "".join(f' = Title {n} = \n \n Words , and {n} more " of " them . \n \n' * 3 for n in range(3))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from mobilellm.cli.main import _main
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
 import tiny_baselines
 from leaderboard_files import IRRELEVANCE, write, write_all
+
+from mobilellm.cli.main import _main
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 TALK = {

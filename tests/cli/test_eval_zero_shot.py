@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import task_rows
+from language_models import ToldModel
 
 from absent_packages import without
 from mobilellm.cli.main import _main
 from mobilellm.eval import models
 from mobilellm.eval.interface import Likelihood, ModelIdentity, Request
 from mobilellm.eval.record import read
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
-import task_rows
-from language_models import ToldModel
 
 NAMES = list(task_rows.HUB)
 

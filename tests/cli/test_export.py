@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_files import SHAPE, saved, shared
 
 from mobilellm.cli.main import _main
 from mobilellm.gguf import read_gguf
 
 from .refusals import refusal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared
 
 
 @pytest.fixture(scope="module", params=["plain", "shared"])

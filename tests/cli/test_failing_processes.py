@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import failing_commands
+import pytest
 from failing_commands import RECIPE, WHO, launch
 from spread_commands import free_ports
 

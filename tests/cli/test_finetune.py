@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +12,6 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from chat_data import records, tokenizer, written
 
 from mobilellm.chat_template import DEFAULT, ChatTemplate

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf_files import exported
 
 import mobilellm
 from mobilellm import Sampling
@@ -24,9 +25,6 @@ from mobilellm.presets import preset
 from tokenizer_oracles import trained
 
 from .refusals import refusal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import exported
 
 CONTEXT = 60
 CONFIG = replace(preset("test-ls"), vocab_size=700, max_position_embeddings=CONTEXT)

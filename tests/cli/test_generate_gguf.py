@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import SHAPE, exported, saved
 
 from mobilellm.cli.main import _main
 from mobilellm.export.export import export
 from mobilellm.export.targets import KINDS, Options
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, exported, saved
 
 from .refusals import refusal
 

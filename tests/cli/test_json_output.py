@@ -9,16 +9,13 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+import task_rows
+from gguf_files import SHAPE, random_model, saved, small_tokenizer
 
 from mobilellm.cli.main import VERBS, _main
 from mobilellm.data.documents import Document
 from mobilellm.data.shards import write_shards
 from mobilellm.model import checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
-import task_rows
-from gguf_files import SHAPE, random_model, saved, small_tokenizer
 
 _TALKS = [
     {"instruction": f"Say {word}.", "input": "", "output": word} for word in ("one", "two", "three", "four")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 
 pytest.importorskip("peft", reason="needs the extra finetune")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from chat_data import tokenizer
 
 from mobilellm.chat_template import DEFAULT

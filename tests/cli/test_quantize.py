@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gguf_files import SHAPE, saved, shared
 from safetensors.torch import load_file
 
 import mobilellm
@@ -17,9 +17,6 @@ from mobilellm.cli.main import _main
 from mobilellm.gguf import read_gguf
 
 from .refusals import refusal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared
 
 TEXT = "some words to read, and some more words of all kinds\n" * 30
 

@@ -8,14 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_folders import FACTS, RECIPE, write_run
 
 from mobilellm.cli.main import _main
 from mobilellm.report import written
 
 from .refusals import refusal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-from run_folders import FACTS, RECIPE, write_run
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:

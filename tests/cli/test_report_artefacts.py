@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from gguf_files import SHAPE, saved
 
 from mobilellm.cli import report_artefacts
 from mobilellm.cli.main import _main
@@ -16,9 +16,6 @@ from mobilellm.export.engine_runtime import engine_runtime
 from mobilellm.export.export import export
 from mobilellm.export.targets import KINDS, Options
 from mobilellm.export.verify import Settings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved
 
 SETTINGS = Settings(tokens=96)
 

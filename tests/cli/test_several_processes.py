@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 pytest.importorskip("peft", reason="needs the extra finetune")
 
-sys.path.insert(0, str(Path(__file__).parent))
 from spread_commands import launch
 
 from mobilellm.cli.main import _main

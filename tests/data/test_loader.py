@@ -284,7 +284,7 @@ def test_documents_kept_apart(sizes: list[int], length: int, seed: int, mixture:
         assert same(Batch(*batch[:2], other.weights), other)  # the same windows in the same order
         assert batch.segments is not None
         assert batch.segments.shape == batch.tokens.shape
-        assert np.issubdtype(batch.segments.dtype, np.integer)
+        assert batch.segments.dtype == np.int32
         steps = np.diff(batch.segments[0], prepend=batch.segments[0, 0] - (batch.tokens[0, 0] == BOS_ID))
         assert steps.tolist() == (batch.tokens[0] == BOS_ID).astype(int).tolist()
         assert batch.weights.tolist() == np.where(batch.targets == BOS_ID, 0, other.weights).tolist()

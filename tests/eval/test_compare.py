@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from evaluation_records import all_eight, identity, perplexity, zero_shot
 from mobilellm.eval.compare import Comparison, Difference, Ratio, compare
 from mobilellm.eval.published import TASKS
-from mobilellm.eval.resampling import mcnemar, resampled_sums
+from mobilellm.eval.resampling import bootstrap_p, mcnemar, resampled_sums
 
 A, B = identity("a"), identity("b")
 
@@ -210,6 +210,26 @@ def test_mcnemar_by_counting(won: int, lost: int) -> None:
     few = sum(math.comb(flips, k) for k in range(min(won, lost) + 1))
     assert mcnemar(won, lost) == pytest.approx(min(1.0, 2 * few / 2**flips))
     assert mcnemar(won, lost) == mcnemar(lost, won)
+
+
+@given(st.integers(0, 500), st.integers(0, 50), st.integers(0, 500))
+def test_the_p_value_of_resamples_by_counting(below: int, none: int, above: int) -> None:
+    """Twice the share of those on the rarer side, one more counted; those at 0 are on both."""
+    differences = np.array([-0.5] * below + [0.0] * none + [2.0] * above)
+    p = 2 * (min(below, above) + none + 1) / (below + none + above + 1)
+    assert bootstrap_p(differences) == bootstrap_p(-differences) == pytest.approx(min(1.0, p))
+
+
+def test_a_plain_difference_has_a_small_p_value_and_none_a_large_one() -> None:
+    """Of perplexities and of the average, whose p values are those of resamples."""
+    generator = np.random.default_rng(3)
+    a = generator.uniform(2, 4, 200)
+    for shift, low, high in ((0.2, 0, 0.01), (0.0, 0.05, 1)):
+        b = a + shift + generator.normal(0, 0.3, 200)
+        b = b if shift else b - b.mean() + a.mean()
+        row = only(compare(perplexity(a.tolist(), A), perplexity(b.tolist(), B)))
+        assert low <= row.p <= high
+        assert (row.low <= 0 <= row.high) == (row.p > 0.05)
 
 
 def test_many_rows_are_resampled_in_parts() -> None:

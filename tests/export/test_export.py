@@ -6,12 +6,12 @@ import errno
 import json
 import resource
 import signal
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from gguf_files import SHAPE, saved, shared
 
 from mobilellm.cli.main import _main
 from mobilellm.export import to_gguf
@@ -23,9 +23,6 @@ from mobilellm.installation import missing_packages
 from mobilellm.model import checkpoint
 from mobilellm.model.api import load
 from mobilellm.model.tensor_files import read_tensors, write_tensors
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared
 
 SETTINGS = Settings(tokens=96)
 GGUF, HF = KINDS["gguf"], KINDS["hf"]

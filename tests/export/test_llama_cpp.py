@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from gguf_files import SHAPE, saved, shared
 
 from mobilellm.export.export import export
 from mobilellm.export.targets import KINDS, Options
 from mobilellm.export.verify import Settings
 from mobilellm.installation import missing_packages
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared
 
 SETTINGS = Settings(tokens=96)
 without = bool(missing_packages("llama_cpp"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from gguf_files import SHAPE, saved, shared
 
 from mobilellm import gguf_model
 from mobilellm.chat_template import DEFAULT
@@ -23,9 +23,6 @@ from mobilellm.export.verify import Report, Settings, report_path
 from mobilellm.gguf import read_gguf
 from mobilellm.gguf_blocks import TYPES
 from mobilellm.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared
 
 
 @pytest.fixture(scope="module")

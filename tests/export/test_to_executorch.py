@@ -6,12 +6,13 @@ Lowering takes seconds for every executed step, so what needs a program is slow.
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gguf_files import saved, shared, small_tokenizer
+from random_models import random_model
 
 from mobilellm.artefacts.executorch_engine import load_operators
 from mobilellm.artefacts.opening import open_artefact
@@ -25,10 +26,6 @@ from mobilellm.export.to_executorch import TARGET, _matrices
 from mobilellm.export.verify import Settings
 from mobilellm.model import checkpoint
 from mobilellm.model.quantized import packed
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import saved, shared, small_tokenizer
-from random_models import random_model
 
 pytest.importorskip("executorch", reason="needs the extra executorch")
 

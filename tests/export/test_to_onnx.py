@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf_files import SHAPE, saved, shared, small_tokenizer
 
 from mobilellm.artefacts.opening import open_artefact
 from mobilellm.eval.interface import Request
@@ -26,9 +26,6 @@ from mobilellm.quant.artefact import assemble
 from mobilellm.quant.artefact import save as save_quantized
 from mobilellm.quant.formats import Q4_0
 from mobilellm.quant.schemes import SCHEMES
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared, small_tokenizer
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

@@ -24,7 +24,6 @@ from random_models import (
 from torch import Tensor
 
 import mobilellm
-from mobilellm import hub
 from mobilellm.config import ModelConfig
 from mobilellm.model.checkpoint import CheckpointError, read_weights, save
 from mobilellm.model.tensor_files import TensorsInFile
@@ -215,13 +214,6 @@ def test_links_lead_to_files_elsewhere(tmp_path: Path) -> None:
         (tmp_path / "links" / file.name).symlink_to(f"../files/{number}")
         file.rename(file.with_name(str(number)))
     assert equal(read_weights(tmp_path / "links").tensors, tensors)
-
-
-def test_a_gguf_file_is_known_by_the_end_of_its_name(tmp_path: Path) -> None:
-    for name, said in (("m.gguf", "is a .gguf file, which is there to be run"), ("m.GGUF", "rename it")):
-        (tmp_path / name).write_bytes(b"GGUF")
-        with pytest.raises(FileNotFoundError, match=said):
-            hub.resolve(tmp_path / name, print)
 
 
 # dtypes

@@ -18,7 +18,7 @@ from adapted_models import adapted_model, some_tokens
 from mobilellm.model import training, training_steps
 from mobilellm.model.adapters import narrow
 from mobilellm.model.cpu_kernels import Kernels
-from mobilellm.model.products import KernelProducts, TorchProducts
+from mobilellm.model.products import FLOATS, PAIRS, KernelProducts, TorchProducts
 from mobilellm.model.projection import Adapter, Projection
 from mobilellm.model.training import training_hidden
 from mobilellm.model.transformer import MobileLLM
@@ -49,12 +49,14 @@ def distances(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("own_products", [False, True], ids=["torch's products", "own products"])
+@pytest.mark.parametrize("way", ["torch", FLOATS, PAIRS])
 def test_gradients_are_those_of_the_modules(
-    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, kind: str, own_products: bool
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
 ) -> None:
     """As close to float64 as peft's modules under autocast are; nothing frozen has a gradient."""
-    ways = KernelProducts(kernels) if own_products else TorchProducts()
+    if way != "torch" and way not in kernels:
+        pytest.skip("this processor multiplies no pairs of bfloat16")
+    ways = TorchProducts() if way == "torch" else KernelProducts(kernels, way)
     monkeypatch.setattr(training, "products", lambda _: ways)
     model, tokens = adapted_model(**KINDS[kind]).train(), some_tokens(3, 40)
     exact = gradients(copy.deepcopy(model).double(), tokens, autocast=False)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from quantized_models import SPELLINGS, rounded, shared, small_tokenizer, some_tokens
 
 import mobilellm
 from mobilellm.eval.torch_model import fingerprint
@@ -17,9 +17,6 @@ from mobilellm.model.fused import fuse
 from mobilellm.model.quantized import DESCRIPTION, WEIGHTS, Origin, packed, read_quantized, unpacked
 from mobilellm.model.scoring import states_at
 from mobilellm.quant.artefact import save
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
-from quantized_models import SPELLINGS, rounded, shared, small_tokenizer, some_tokens
 
 TOKENS = some_tokens(300, 2, 40)
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mobilellm.config import ModelConfig
-from mobilellm.model import cpu_kernels, products, training, training_steps
+from mobilellm.model import cpu_kernels, training, training_steps
 from mobilellm.model.cpu_kernels import Kernels
-from mobilellm.model.products import KernelProducts, TorchProducts
+from mobilellm.model.products import FLOATS, PAIRS, KernelProducts, TorchProducts
 from mobilellm.model.rounding import ROUNDINGS, Rounding
 from mobilellm.model.training import training_hidden, why_plain
 from mobilellm.model.transformer import Linear, MobileLLM
@@ -72,6 +72,13 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_kernels, "load", lambda: "turned off for this test")
 
 
+def multiply_by(way: str, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way != "torch" and way not in kernels:
+        pytest.skip("this processor multiplies no pairs of bfloat16")
+    ways = TorchProducts() if way == "torch" else KernelProducts(kernels, way)
+    monkeypatch.setattr(training, "products", lambda _: ways)
+
+
 CONFIGS = {
     "shared blocks": preset("test-ls"),
     "no groups": replace(preset("test"), num_kv_heads=4),
@@ -83,12 +90,12 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("B", "T"), [(3, 21), (1, 1), (2, 16)])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "documents"])
-@pytest.mark.parametrize("way", [TorchProducts, KernelProducts])
+@pytest.mark.parametrize("way", ["torch", FLOATS, PAIRS])
 def test_the_faster_way_is_as_near_to_float32_as_autocast(
-    kernels: Kernels, name: str, B: int, T: int, packed: bool, way: type, monkeypatch: pytest.MonkeyPatch
+    kernels: Kernels, name: str, B: int, T: int, packed: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every gradient too. The blocks of queries are made small, so that there are several, the last one short."""
-    monkeypatch.setattr(products, "has_bfloat16", lambda: way is TorchProducts)
+    multiply_by(way, kernels, monkeypatch)
     monkeypatch.setattr(training_steps, "BLOCK", 8)
     model, draw = lively(CONFIGS[name]), torch.Generator().manual_seed(1)
     tokens = torch.randint(384, (B, T), generator=draw)
@@ -153,13 +160,13 @@ def test_the_kernel_rounds_as_the_definition_bit_for_bit(
     assert torch.equal(x.view(torch.int16), expected.view(torch.int16))
 
 
-@pytest.mark.parametrize("way", [TorchProducts, KernelProducts])
+@pytest.mark.parametrize("way", ["torch", FLOATS, PAIRS])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients_come_in_the_dtype_that_weights_ask_for(
-    kernels: Kernels, name: str, way: type, monkeypatch: pytest.MonkeyPatch
+    kernels: Kernels, name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bfloat16 they are those of float32, rounded; a token that comes often is summed before it is."""
-    monkeypatch.setattr(products, "has_bfloat16", lambda: way is TorchProducts)
+    multiply_by(way, kernels, monkeypatch)
     model, tokens = lively(CONFIGS[name]), torch.randint(3, (2, 100))
     wide = gradients(model, tokens, narrow=True)[1]
     for parameter in model.parameters():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from gguf_files import SHAPE, saved, shared, small_tokenizer
+from random_models import random_model, some_tokens
 
 from mobilellm.config import ModelConfig
 from mobilellm.model.quantized import Quantized
@@ -11,11 +11,6 @@ from mobilellm.model.transformer import MobileLLM
 from mobilellm.quant.artefact import assemble, quantized_model
 from mobilellm.quant.nearest import round_to_nearest
 from mobilellm.quant.schemes import Scheme, scheme
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, saved, shared, small_tokenizer
-from random_models import random_model, some_tokens
 
 __all__ = [
     "SHAPE",

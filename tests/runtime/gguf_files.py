@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+from random_models import random_model
 
 from exported_gguf import export_gguf
 from mobilellm.config import ModelConfig
 from mobilellm.model import checkpoint
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-from random_models import random_model
 
 SHAPE = ModelConfig(
     vocab_size=320, hidden_size=64, intermediate_size=160, num_layers=3, num_heads=4, num_kv_heads=2,

@@ -40,6 +40,7 @@ def test_a_chat_is_answered_as_the_runtime_does(client: Any, model: Any) -> None
     written = b"".join(map(model.tokenizer.token_bytes, tokens))
     assert choice.message.content == written.decode(errors="replace")
     assert choice.finish_reason == ("stop" if expected.finish == "eos" else "length")
+    assert choice.logprobs is None
     assert (answer.object, answer.model, choice.message.role) == ("chat.completion", "small", "assistant")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 12)
 
@@ -56,6 +57,24 @@ def test_a_streamed_chat_says_the_same(client: Any) -> None:
     assert chunks[-1].usage.completion_tokens == 30
     assert chunks[-1].model_extra["timings"]["tokens_per_second"] > 0
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_tools_that_are_not_called(client: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "time", "parameters": {"type": "object"}}}]
+    options: dict[str, Any] = {
+        "model": "small",
+        "messages": MESSAGES,
+        "max_tokens": 12,
+        "temperature": 0,
+        "tools": tools,
+    }
+    whole = client.chat.completions.create(**options)
+    chunks = list(client.chat.completions.create(**options, stream=True))
+    assert whole.choices[0].message.tool_calls is None
+    assert all(chunk.choices[0].delta.tool_calls is None for chunk in chunks)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content != ""
+    assert whole.choices[0].finish_reason == chunks[-1].choices[0].finish_reason != "tool_calls"
 
 
 def test_usage_is_a_chunk_of_its_own_where_it_is_asked_for(client: Any) -> None:
@@ -77,6 +96,7 @@ def test_completions(client: Any, model: Any) -> None:
     (expected,) = model.generate("some text", max_new_tokens=16)
     answer = client.completions.create(model="small", prompt="some text", temperature=0)
     assert answer.choices[0].text == expected.text  # 16 tokens where nothing is said
+    assert answer.choices[0].logprobs is None
     chunks = list(client.completions.create(model="small", prompt="some text", temperature=0, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
     echoed = client.completions.create(model="small", prompt="some text", temperature=0, echo=True)

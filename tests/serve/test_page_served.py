@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from chromium import chromium
 from fake_server import PAGE, Script, fake_server
+from gguf_files import SHAPE, random_model, small_tokenizer
 
 from exported_gguf import export_gguf
 from mobilellm.chat_template import DEFAULT
 from mobilellm.model import checkpoint
 from mobilellm.serve.web.packages import Package, files_of
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, random_model, small_tokenizer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from static_files import static_server
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
+from gguf_files import SHAPE, random_model, small_tokenizer
+
 from mobilellm.chat_template import DEFAULT, ChatTemplate
 from mobilellm.cli.main import _main
 from mobilellm.model import checkpoint
@@ -22,9 +23,6 @@ from mobilellm.serve.web.folder import PACKAGES, write_folder
 from mobilellm.serve.web.packages import files_of
 from mobilellm.text_stream import TextStream
 from mobilellm.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from gguf_files import SHAPE, random_model, small_tokenizer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route

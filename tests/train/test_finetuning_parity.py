@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_settings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from chat_data import conversations, tokenizer
+from tiny_runs import tiny_settings
 
 from mobilellm.data.chat import Conversations
 from mobilellm.data.chat_loader import ChatLoader, ChatRows

@@ -113,6 +113,24 @@ def test_the_one_pass_is_clipping_and_adamw(kernels: Kernels, limit: float, dtyp
     ours.load_state_dict(plain.state_dict())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2**14, 2**14 + 1, 50_000])
+def test_squares_are_summed_in_pieces(kernels: Kernels, count: int, dtype: torch.dtype) -> None:
+    """By any number of threads to the same bit."""
+    numbers, before = (
+        torch.randn(count, generator=torch.Generator().manual_seed(1)).to(dtype),
+        torch.get_num_threads(),
+    )
+    sums = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found = torch.empty((), dtype=torch.float64)
+        kernels("sum_of_squares", numbers, int(dtype == torch.float32), found, count)
+        sums.append(found.item())
+    torch.set_num_threads(before)
+    assert sums[0] == sums[1] == pytest.approx(numbers.double().square().sum().item(), rel=1e-6)
+
+
 def test_a_gradient_that_is_no_number_is_seen(kernels: Kernels) -> None:
     """The guard stops at a norm that is not finite, as torch's clipping gives it."""
     model = tiny_model()

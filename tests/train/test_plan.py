@@ -18,6 +18,7 @@ from mobilellm.data.shards import write_shards
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.presets import preset
 from mobilellm.tokenizer import Tokenizer
+from mobilellm.train import plan
 from mobilellm.train.checkpoint_files import checkpoints
 from mobilellm.train.device import Device
 from mobilellm.train.loop import train
@@ -142,3 +143,10 @@ def test_the_published_cost() -> None:
     )  # fmt: skip
     pace = make_plan(made, preset("125m"), 32, GPU, ("a100",)).paces[1]
     assert pace.days * pace.mfu / 0.3709 == pytest.approx(3 * 1.0066, rel=0.01)
+
+
+def test_a_plan_is_for_this_machine_where_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(plan, "this_device", lambda precision: asked.append(precision) or GPU)
+    assert make_plan(recipe(), SHAPE) == make_plan(recipe(), SHAPE, device=GPU)
+    assert asked == [recipe().compute.precision]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilellm.bytes_on_disk import bytes_on_disk
 from mobilellm.cli.notices import say
 from mobilellm.cli.tables import print_notes, print_sheet, print_worded_table
 from mobilellm.export.targets import unverified_name
@@ -77,7 +78,7 @@ def _described(exported: Exported, kind: Kind) -> dict[str, Any]:
     return {
         "artefact": str(exported.path),
         "kind": kind.name,
-        "bytes": _size(exported.path),
+        "bytes": bytes_on_disk(exported.path),
         "notes": exported.notes,
         "verified": report is not None and report.passed,
         "report": report.to_dict() if report else None,
@@ -88,7 +89,7 @@ def _print(exported: Exported, kind: Kind) -> None:
     from mobilellm.export.verify import report_path
 
     report = exported.report
-    rows = [("artefact", f"{exported.path}, {_size(exported.path):,} B"), ("kind", kind.name)]
+    rows = [("artefact", f"{exported.path}, {bytes_on_disk(exported.path):,} B"), ("kind", kind.name)]
     if report is not None:
         rows += _rows(report)
     print_sheet(rows)
@@ -132,9 +133,3 @@ def _check_row(check: Check) -> tuple[str, str, str, str, str]:
     figure = "-" if check.figure is None else f"{check.figure:.3g}"
     verdict = "passed" if check.passed else "FAILED"
     return check.name, figure, f"{check.bar:.3g} {check.unit}", verdict, check.detail
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

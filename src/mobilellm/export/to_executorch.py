@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from mobilellm.artefacts.opening import PROGRAM, open_artefact
+from mobilellm.bytes_on_disk import bytes_on_disk
 from mobilellm.config import ModelConfig
 from mobilellm.export.arithmetic import Rounding, rounded_logits
 from mobilellm.export.check import Check, count_check
@@ -113,7 +114,7 @@ class ExecutorchTarget:
             dataclasses.replace(config, max_position_embeddings=contents.description["context"]),
             {name: Stored(shapes[name], kind) for name, kind in contents.description["matrices"].items()},
             contents.stop_ids,
-            sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+            bytes_on_disk(path),
         )
 
     def reference(self, source: Source, options: Options) -> Callable[[Sequence[int]], Floats]:

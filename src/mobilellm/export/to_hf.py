@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import torch
 
+from mobilellm.bytes_on_disk import bytes_on_disk
 from mobilellm.config import ModelConfig
 from mobilellm.export.arithmetic import float_logits
 from mobilellm.export.check import Check
@@ -98,7 +99,7 @@ class HfTarget:
             read_config_file(path).config,
             _stored(path),
             frozenset(stops),
-            sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+            bytes_on_disk(path),
         )
 
     def reference(self, source: Source, options: Options) -> Callable[[Sequence[int]], Floats]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mobilellm.artefacts.onnx_engine import model_file
 from mobilellm.artefacts.opening import open_artefact
+from mobilellm.bytes_on_disk import bytes_on_disk
 from mobilellm.config import ModelConfig
 from mobilellm.export.check import Check, count_check
 from mobilellm.export.engine_runtime import EngineRuntime
@@ -88,7 +89,7 @@ class OnnxTarget:
         described = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))
         stop = described["model"].get("eos_token_id")
         stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        size = bytes_on_disk(path)
         said = _metadata(proto)
         if CONFIG not in said:
             raise ValueError(f"{path}: its model was not written by mobilellm export")

@@ -15,6 +15,7 @@ from typing import Any
 
 from mobilellm import __version__
 from mobilellm.atomic import atomic_write
+from mobilellm.bytes_on_disk import bytes_on_disk
 from mobilellm.environment import environment
 from mobilellm.export.answer_checks import answer_checks, chat_checks, stop_check
 from mobilellm.export.arithmetic import float_logits
@@ -242,7 +243,7 @@ class _Seen:
             artefact=final_name(self.path).name,
             kind=self._target.kind.name,
             sha256=self.sha256,
-            bytes=_size(self.path),
+            bytes=bytes_on_disk(self.path),
             source=self._source.name,
             source_sha256=self._source.fingerprint,
             origin_sha256=origin.sha256 if origin else self._source.fingerprint,
@@ -284,9 +285,3 @@ def _report_check(seen: _Seen) -> list[Check]:
 
 def _failed(name: str, error: Exception) -> Check:
     return Check(name, None, 0, "faults", " ".join(str(error).split()))
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

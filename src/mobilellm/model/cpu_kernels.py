@@ -19,9 +19,25 @@ from mobilellm.compiled import NotCompiledError, Recipe, open_library
 LONGEST = 2**16
 """Tokens of a sequence for which the functions have room."""
 
-POINTER, INTEGER, FLAG, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+class Address:
+    """Where a contiguous tensor begins, or such a number, or nothing."""
+
+    @staticmethod
+    def from_param(argument: Tensor | int | None) -> ctypes.c_void_p:
+        if isinstance(argument, Tensor):
+            assert argument.is_contiguous()
+            return ctypes.c_void_p(argument.data_ptr())
+        return ctypes.c_void_p(argument)
+
+
+POINTER, INTEGER, FLAG, FLOAT = Address, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 THREADS = FLAG
-_SOURCES = ("cpu_kernels.c", "cpu_attention.c", "cpu_products.c", "cpu_optimizer.c", "cpu_distillation.c")
+_SOURCES = (
+    "cpu_kernels.c", "cpu_attention.c", "cpu_products.c", "cpu_pair_products.c", "cpu_optimizer.c",
+    "cpu_distillation.c",
+)  # fmt: skip
+_PRODUCT = [*([POINTER] + [INTEGER] * 3 + [FLAG]) * 2, POINTER, INTEGER, POINTER, INTEGER, INTEGER, FLAG]
 _SIGNATURES = {
     "rms_norm": [POINTER] * 5 + [INTEGER] * 2 + [FLOAT, THREADS],
     "rms_norm_again": [POINTER] * 3 + [INTEGER] * 2 + [THREADS],
@@ -41,10 +57,8 @@ _SIGNATURES = {
     "float_swiglu": [POINTER] * 2 + [INTEGER] * 2 + [THREADS],
     "attention": [POINTER] * 5 + [FLAG] + [INTEGER] * 5 + [THREADS],
     "highest": [POINTER] * 3 + [FLAG] + [INTEGER] * 2 + [THREADS],
-    "multiply": ([POINTER] + [INTEGER] * 3 + [FLAG]) * 2
-    + [POINTER, INTEGER, POINTER, INTEGER, INTEGER, FLAG]
-    + [INTEGER] * 4
-    + [THREADS],
+    "multiply": _PRODUCT + [INTEGER] * 4 + [THREADS],
+    "multiply_pairs": _PRODUCT + [INTEGER] * 4 + [THREADS],
     "sum_of_squares": [POINTER, FLAG, POINTER, INTEGER, THREADS],
     "adamw": [POINTER] * 4 + [FLAG] + [FLOAT] * 7 + [INTEGER, THREADS],
 }
@@ -57,9 +71,12 @@ _MAY_FAIL = {
     "distillation",
     "highest",
     "multiply",
+    "multiply_pairs",
     "sum_of_squares",
 }
 """These return 0, or something else where there was no memory."""
+_NOT_EVERYWHERE = {"multiply_pairs"}
+"""Only processors with the instructions for it have these."""
 
 
 class Kernels:
@@ -68,26 +85,24 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions = {}
         for name, signature in _SIGNATURES.items():
+            if name in _NOT_EVERYWHERE and not hasattr(library, name):
+                continue
             function = getattr(library, name)
             function.argtypes = signature
             function.restype = ctypes.c_int if name in _MAY_FAIL else None
             self._functions[name] = function
         library.keep_freed_memory()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._functions
+
     def __call__(self, name: str, *arguments: Tensor | float | None) -> None:
         """Tensors must be contiguous, their types and sizes those of cpu_kernels.c: it cannot check.
 
         Raises MemoryError where a function finds no memory for what it needs beside them.
         """
-        if self._functions[name](*map(_plain, arguments), torch.get_num_threads()):
+        if self._functions[name](*arguments, torch.get_num_threads()):
             raise MemoryError(f"no memory for {name} (cpu_*.c); use smaller batches")
-
-
-def _plain(argument: Tensor | float | None) -> float | None:
-    if isinstance(argument, Tensor):
-        assert argument.is_contiguous()
-        return argument.data_ptr()
-    return argument
 
 
 @functools.cache

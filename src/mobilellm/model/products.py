@@ -1,8 +1,9 @@
-"""Matrix products of training on a CPU in bfloat16, as fast as the processor can: two ways, one interface.
+"""Matrix products of training on a CPU in bfloat16, as fast as the processor can: three ways, one interface.
 
-With instructions for bfloat16, torch's own products of rounded weights. Without them torch would take up to
-fifty times as long as in float32; cpu_products.c takes bfloat16 activations and float32 weights as they are,
-and sums in float32. N tokens; weights are (rows, E).
+Where vectors of bfloat16 are multiplied by pairs (AVX-512 BF16), cpu_pair_products.c, which rounds weights as
+it comes to them. With other instructions for bfloat16, torch's own products of rounded weights. Without any,
+torch would take up to fifty times as long as in float32; cpu_products.c takes activations in bfloat16 and
+weights in float32 as they are. Sums are float32. N tokens; weights are (rows, E).
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from mobilellm.model.cpu_kernels import Kernels
+
+FLOATS, PAIRS = "multiply", "multiply_pairs"
+"""Functions that multiply float32, and pairs of bfloat16."""
 
 
 class Products(Protocol):
@@ -37,6 +41,9 @@ class Products(Protocol):
 
 def products(kernels: Kernels) -> Products:
     """Those for this processor."""
+    has_tiles: bool = torch.cpu._is_amx_tile_supported()
+    if PAIRS in kernels and not has_tiles:  # torch multiplies tiles of bfloat16, several times as fast
+        return KernelProducts(kernels, PAIRS)
     return TorchProducts() if has_bfloat16() else KernelProducts(kernels)
 
 
@@ -78,10 +85,10 @@ def _narrow(weights: tuple[Tensor, ...]) -> Tensor:
 
 
 class KernelProducts:
-    """By cpu_products.c. Weights stay float32 and where they are."""
+    """By `function` of cpu_products.c or cpu_pair_products.c. Weights stay float32 and where they are."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
+    def __init__(self, kernels: Kernels, function: str = FLOATS) -> None:
+        self.kernels, self.function = kernels, function
 
     def operand(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.to(dtype)
@@ -90,15 +97,21 @@ class KernelProducts:
         self, a: Tensor, b: Tensor, out: Tensor | torch.dtype | None = None, addend: Tensor | None = None
     ) -> Tensor:
         """`addend` (M, N), float32, is added to the sums; it may be `out` itself."""
-        M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
+        *batch, M, K = a.shape
+        N = b.shape[-1]
         if not isinstance(out, Tensor):
-            out = a.new_empty(*a.shape[:-1], N, dtype=out or torch.bfloat16)
-        assert a.shape[:-2] == b.shape[:-2] == out.shape[:-2]
-        assert out.stride(-1) == 1
-        assert addend is None or (addend.dtype == torch.float32 and addend.stride(-1) == 1)
-        start = (None, 0) if addend is None else (addend.data_ptr(), addend.stride(-2))
-        result = (out.data_ptr(), _batch(out)[1], out.stride(-2), _is_float(out))
-        self.kernels("multiply", *_operand(a), *_operand(b), *start, *result, _batch(a)[0], M, N, K)
+            out = a.new_empty(*batch, M, N, dtype=out or torch.bfloat16)
+        assert batch == [*b.shape[:-2]] == [*out.shape[:-2]]
+        into, into_batch, into_row, into_column, is_float = _matrix(out)
+        start, start_row, start_column = (
+            (None, 0, 1) if addend is None else (addend.data_ptr(), *addend.stride())
+        )
+        assert into_column == start_column == 1
+        assert addend is None or addend.dtype == torch.float32
+        self.kernels(
+            self.function, *_matrix(a), *_matrix(b), start, start_row, into, into_batch, into_row, is_float,
+            batch[0] if batch else 1, M, N, K,
+        )  # fmt: skip
         return out
 
     def through(self, x: Tensor, *weights: Tensor) -> Tensor:
@@ -121,15 +134,10 @@ class KernelProducts:
         return [self.multiply(part.t(), x, dtype) for part in torch.split(dy, rows, dim=1)]
 
 
-def _operand(x: Tensor) -> tuple[int, int, int, int, int]:
-    """Address, distances of products, rows and columns, whether it is float32."""
-    return x.data_ptr(), _batch(x)[1], x.stride(-2), x.stride(-1), _is_float(x)
+_IS_FLOAT = {torch.float32: 1, torch.bfloat16: 0}
 
 
-def _batch(x: Tensor) -> tuple[int, int]:
-    return (x.shape[0], x.stride(0)) if x.ndim == 3 else (1, 0)
-
-
-def _is_float(x: Tensor) -> int:
-    assert x.dtype in (torch.float32, torch.bfloat16)
-    return int(x.dtype == torch.float32)
+def _matrix(x: Tensor) -> tuple[int, int, int, int, int]:
+    """Address, distances of matrices, rows and columns, whether it is float32; of one matrix or a batch."""
+    *batch, row, column = x.stride()
+    return x.data_ptr(), batch[0] if batch else 0, row, column, _IS_FLOAT[x.dtype]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.accounting import stored_parameters
+from mobilellm.bytes_on_disk import bytes_on_disk
 from mobilellm.model_directory import is_adapter, model_in
 from mobilellm.runtime.session import RuntimeModel
 from mobilellm.serve.process import memory_bytes
@@ -46,8 +47,6 @@ def _types(model: RuntimeModel) -> str:
 
 def _file_bytes(path: Path) -> int | None:
     """Of a training run, those of the model in it. None where files lie elsewhere: a Hub id, an adapter."""
-    if path.is_file():
-        return path.stat().st_size
-    if not path.is_dir() or is_adapter(directory := model_in(path)):
-        return None
-    return sum(each.stat().st_size for each in directory.rglob("*") if each.is_file())
+    if path.is_dir():
+        path = model_in(path)
+    return bytes_on_disk(path) if path.exists() and not is_adapter(path) else None

@@ -49,8 +49,8 @@ struct Inputs {
   const float* values;  // (tokens, columns)
   size_t columns;       // from one token to the next
   Bytes bytes;
-  // A panel like the product's own that is read later, to be fetched meanwhile, or null. Products by nibbles have no time
-  // for it: what the next block gained, this one lost.
+  // A panel like the product's own that is read later, to be fetched meanwhile, or null. Products of few tokens by
+  // nibbles have no time for it: what the next block gained, this one lost.
   const uint8_t* ahead = nullptr;
 };
 

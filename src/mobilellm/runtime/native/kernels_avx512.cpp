@@ -61,7 +61,7 @@ struct Four {  // nibbles: w + 8
     __m512i highs[N] = {};
 #pragma GCC unroll 4
     for (int group = 0; group < 4; ++group) {
-      if (N == kTile && ahead) __builtin_prefetch(ahead + group * 64, 0, 2);
+      if (N >= 4 && ahead) __builtin_prefetch(ahead + group * 64, 0, 2);  // products of fewer have no time for it
       __m512i w = bytes64(weights + group * 64);
       asm("" : "+v"(w));  // loaded once, for units that load are what a single token's product lacks
       const __m512i low = _mm512_and_si512(w, mask);
@@ -102,6 +102,7 @@ inline void blocks_tile(const uint8_t* panel, int columns, const Bytes& x, int f
   };
   int left = columns / kBlock;
   for (; left > 1; left -= 2, panel += scales_at(2, Kind::bytes)) {
+    if (ahead) __builtin_prefetch(panel + (ahead - start), 0, 2);  // two blocks' scales
     block(panel + scales_at(0, Kind::bytes), panel + numbers_at(0, Kind::bytes));
     block(panel + scales_at(1, Kind::bytes), panel + numbers_at(1, Kind::bytes));
   }

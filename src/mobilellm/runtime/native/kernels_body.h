@@ -72,7 +72,7 @@ struct Count {
 template <int N, typename Tile>
 inline void in_tiles(int count, const Tile& tile, int done = 0) {
   for (; done + N <= count; done += N) tile(done, Count<N>{});
-  if constexpr (N > 1) in_tiles<(N > 4 ? N / 2 : N - 1)>(count, tile, done);
+  if constexpr (N > 1) in_tiles<(N > 8 ? N / 2 : N - 1)>(count, tile, done);
 }
 
 struct F32 {

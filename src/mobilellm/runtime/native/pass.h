@@ -84,7 +84,9 @@ class Pass {
     m_.team.meet(thread);
   }
 
-  // One panel's product; `next` is a matrix that is read after this one and fetched meanwhile, or null.
+  // One panel's product. Meanwhile a panel of `next`, a matrix that is read after this one, is fetched; without one, of more
+  // rows than a few, what lies after the panel: memory does not keep up with that by itself. (Few rows' products are
+  // over before it has answered.)
   void product(const Matrix& matrix, int panel, Inputs x, int first, int tokens, float* results, const Matrix* next) {
     if (!few()) x.ahead = matrix.panel(panel) + matrix.panel_bytes;
     if (next && next->type == matrix.type && next->columns == matrix.columns) x.ahead = next->panel(panel);

@@ -21,6 +21,7 @@ from pathlib import Path
 from mobilellm.artefacts.onnx_engine import GENAI_CONFIG
 from mobilellm.artefacts.opening import open_artefact
 from mobilellm.atomic import atomic_directory, check_destination, made_of
+from mobilellm.bytes_on_disk import bytes_on_disk
 from mobilellm.export.export import export
 from mobilellm.export.targets import KINDS, Options
 from mobilellm.serve.facts import facts
@@ -92,7 +93,7 @@ def _written(
         (folder / _LICENCES).write_text(_licences(), encoding="utf-8")
         shutil.copytree(onnx, folder / "model", ignore=shutil.ignore_patterns(GENAI_CONFIG))
         (folder / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        return Folder(out, _size(folder), _size(folder / "model"), notes)
+        return Folder(out, bytes_on_disk(folder), bytes_on_disk(folder / "model"), notes)
 
 
 def _card(onnx: Path, name: str) -> dict[str, object]:
@@ -132,7 +133,3 @@ def _licences() -> str:
             f"  https://www.npmjs.com/package/{package.name}/v/{package.version}  {package.integrity}",
         ]
     return "\n".join([*lines, "", "The page and the worker are part of mobilellm, Apache-2.0.", ""])
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
