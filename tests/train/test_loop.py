@@ -312,6 +312,7 @@ def assert_same_run(directory: Path, other: Path) -> None:
 def same_checkpoint(a: Path, b: Path) -> bool:
     """The same state and the same bits of the same tensors. (A safetensors file begins with an unsorted map.)"""
     states = [json.loads((path / "state.json").read_text()) for path in (a, b)]
+    assert [len(state.pop("sha256")) for state in states] == [64, 64]  # over those of the files, too
     assert [list(state.pop("files")) for state in states] == [[WEIGHTS], [WEIGHTS]]
     ours, theirs = (safetensors.torch.load_file(path / WEIGHTS) for path in (a, b))
     assert ours.keys() == theirs.keys()
