@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from run_folders import FACTS, RECIPE, evaluation, records, step_record, write_run
 from test_page import HOSTILE, Reader
 from test_plots import size_of
@@ -18,7 +16,7 @@ from test_plots import size_of
 from mobilellm.report.history import read_history
 from mobilellm.report.page import Name, Picture, report_page
 from mobilellm.report.plots import LIGHT
-from mobilellm.report.written import duration, number_rows, read_runs, run_labels, write_report
+from mobilellm.report.written import number_rows, read_runs, run_labels, write_report
 
 PICTURES = [
     "loss.png",
@@ -277,21 +275,6 @@ def test_a_long_recipe_stays_closed() -> None:
     reader = read(page(recipe=("Recipe", fields)))
     assert reader.texts["summary"] == ["60 fields"]
     assert "details" not in read(page()).tags
-
-
-@given(st.floats(0, 1e8))
-def test_durations(seconds: float) -> None:
-    units = {"d": 86_400, "h": 3600, "min": 60, "s": 1}
-    words = duration(seconds).split()
-    total = sum(int(count) * units[unit] for count, unit in zip(words[::2], words[1::2], strict=True))
-    assert abs(total - seconds) <= max(0.5, (units[words[-1]] if len(words) == 4 else 1))
-    assert len(words) in (2, 4)
-
-
-def test_durations_read_well() -> None:
-    assert [duration(each) for each in (0, 59.6, 3661, 90_000, None, math.nan)] == [
-        "0 s", "1 min 0 s", "1 h 1 min", "1 d 1 h", "-", "-",
-    ]  # fmt: skip
 
 
 def test_a_run_that_went_on_elsewhere(tmp_path: Path) -> None:

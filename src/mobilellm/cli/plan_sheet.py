@@ -7,7 +7,7 @@ from typing import Any
 
 from mobilellm.accounting import SECONDS_PER_DAY
 from mobilellm.cli.tables import print_notes, print_sheet, print_table
-from mobilellm.report.written import duration
+from mobilellm.report.durations import duration
 from mobilellm.train.plan import HEADROOM, DataUse, Pace, Plan
 from mobilellm.train.teacher_cost import Teaching
 

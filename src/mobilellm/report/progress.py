@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mobilellm.report.durations import duration
 from mobilellm.report.live_bar import LiveBar
 
 _SECONDS_BETWEEN_LINES = 60
@@ -53,20 +54,10 @@ class TrainingProgress(LiveBar):
         if not self.is_live and (due or step == self._steps):
             self._last_line = now
             left = (self._steps - step) * self._seconds / max(self._tokens, 1) * tokens
-            print(f"      {text}" + (f"  {_duration(left)} left" if left >= 1 else ""), flush=True)
+            print(f"      {text}" + (f"  {duration(left)} left" if left >= 1 else ""), flush=True)
 
 
 def say_stopping() -> None:
     """For a signal's handler: written past Python's streams, on which something may just be being printed."""
     with contextlib.suppress(OSError):
         os.write(2, b"\n      stopping after this step, then saving (Ctrl-C again stops at once) ...\n")
-
-
-def _duration(seconds: float) -> str:
-    """1 d 2 h, 3 h 4 min, 5 min or 6 s."""
-    minutes, hours = int(seconds / 60), int(seconds / 3600)
-    if hours >= 24:
-        return f"{hours // 24} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from mobilellm import __version__
+from mobilellm.report.durations import duration
 from mobilellm.report.history import History, Summary, differences, read_history, summarise
 from mobilellm.report.page import Name, Picture, report_page
 from mobilellm.report.panels import PANEL_NAMES, Panel, panels
@@ -117,17 +117,6 @@ def field_text(value: Any) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def duration(seconds: float | None) -> str:
-    """Days, hours, minutes and seconds, the two largest: 2 d 3 h, 4 min 5 s."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    whole = timedelta(seconds=round(seconds))
-    hours, rest = divmod(whole.seconds, 3600)
-    parts = [(whole.days, "d"), (hours, "h"), (rest // 60, "min"), (rest % 60, "s")]
-    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
 
 
 def _page(
