@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,14 @@ import torch.distributed as dist
 from spread_runs import CONFIGS, OTHERWISE, TARGETS, launch, spread_run, stopping_at
 
 from mobilellm.train.checkpoint_files import checkpoints
-from mobilellm.train.distributed import ToldByAnother, World, _instead, gathers_in_half, join
+from mobilellm.train.distributed import (
+    ToldByAnother,
+    World,
+    _instead,
+    gathers_in_half,
+    join,
+    part_of_this_start,
+)
 from mobilellm.train.settings import ComputeSettings
 
 SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in (2, 4)]
@@ -195,6 +204,18 @@ def test_what_slurm_tells(nowhere: pytest.MonkeyPatch) -> None:
         join("cpu").__enter__()
 
 
+def test_two_processes_of_torchrun_and_one_gpu(nowhere: pytest.MonkeyPatch) -> None:
+    """Slurm's tasks may each be shown one of their own, as their first; torchrun's all see the same."""
+    nowhere.setattr(torch.cuda, "is_available", lambda: True)
+    nowhere.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("SLURM_PROCID", "0")):
+        nowhere.setenv(name, value)
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        nowhere.setenv(name, value)
+    with pytest.raises(ValueError, match="process 1 of this machine finds no GPU for it"):
+        join().__enter__()
+
+
 def test_one_tells_for_all() -> None:
     """Who raises what another has raised is silent, and who lost contact with it; else it says that it lost it."""
     lost = RuntimeError(
@@ -223,6 +244,42 @@ def test_one_tells_for_all() -> None:
 
     assert type(_instead(lost, Gone(), 1, 4)) is ConnectionError  # type: ignore[arg-type]
     assert _instead(ValueError("x"), Gone(), 1, 4) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU detected",
+        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 'out of memory'",
+    ],
+)
+def test_what_nccl_says_of_this_process_is_no_lost_contact(reason: str) -> None:
+    mine = dist.DistBackendError(f"NCCL error in: NCCLUtils.cpp:77, {reason}")
+    assert _instead(mine, dist.HashStore(), 1, 2) is None
+    remote = dist.DistBackendError(
+        "NCCL error in: NCCLUtils.cpp:77, ncclRemoteError: A call failed possibly due to"
+    )
+    assert type(_instead(remote, dist.HashStore(), 1, 2)) is ConnectionError
+
+
+def test_every_start_has_a_part_of_the_store_of_its_own() -> None:
+    """Also after one of more processes, of which one had asked and none came to answer."""
+    store = dist.HashStore()
+    store.set("asked by 3", "of a start that came to nothing")
+    for size in (4, 4, 2, 3):
+        with ThreadPoolExecutor(size) as threads:
+            ranks = reversed(range(size))
+            parts = list(threads.map(part_of_this_start, [store] * size, ranks, [size] * size))
+        assert not any(part.check(["address"]) for part in parts)  # of those before
+        parts[0].set("address", "here")
+        assert [part.get("address") for part in parts] == [b"here"] * size
+
+
+def test_a_start_whose_processes_do_not_come() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.05))
+    with pytest.raises(ConnectionError, match="2 of 3 processes have not come; start all of them again"):
+        part_of_this_start(store, 0, 3)
 
 
 def test_where_weights_come_in_bfloat16() -> None:

@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,8 @@ from torch.distributed.rendezvous import rendezvous
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.train.settings import ComputeSettings
 
+_OF_NCCL_ITSELF = re.compile("nccl(InvalidUsage|InvalidArgument|UnhandledCudaError|InternalError)")
+"""What NCCL says where no other process is at fault: two on one GPU, say."""
 LossFunction = Callable[..., Tensor]
 """(model, tokens, targets, weights, segments=…) -> sum of weight * nats, a scalar."""
 
@@ -86,7 +90,7 @@ def join(device: str | None = None) -> Iterator[World]:
     place = named_device(device)
     if place.type == "cuda":
         if ":" not in str(place):
-            if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
+            if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ and "RANK" not in os.environ:
                 local = 0  # the one that --gpus-per-task shows to this task
             if local >= torch.cuda.device_count():
                 raise ValueError(
@@ -99,9 +103,7 @@ def join(device: str | None = None) -> Iterator[World]:
         yield World(device=place)
         return
     store, rank, size = next(rendezvous("env://", rank, size))
-    # Processes that torchrun starts again get the store of those before, whose addresses are still in it.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    store = part_of_this_start(store, rank, size)
     backend = "nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
@@ -115,12 +117,40 @@ def join(device: str | None = None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def part_of_this_start(store: Any, rank: int, size: int) -> Any:
+    """The store below a name that the first process chooses; all of a start must call it.
+
+    Processes that torchrun starts again get the store of those before, whose addresses are still in it. Its
+    count of restarts is no name, for it differs between machines: those for the sake of another one are not
+    counted. So each asks by a word that nobody has used before, and the first answers all whose words it
+    finds, until those of this start have heard. Raises ConnectionError where they do not come.
+    """
+    mine = secrets.token_hex(16)
+    if rank > 0:
+        store.set(f"asked by {rank}", mine)
+        name = store.get(f"answer to {mine}").decode()
+        store.add(f"{name} heard", 1)
+        return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    answered: set[bytes] = set()
+    until = time.monotonic() + store.timeout.total_seconds()
+    while (missing := size - 1 - store.add(f"{mine} heard", 0)) > 0:
+        if time.monotonic() > until:
+            raise ConnectionError(f"{missing} of {size} processes have not come; start all of them again")
+        asking = [key for key in (f"asked by {other}" for other in range(1, size)) if store.check([key])]
+        for word in {store.get(key) for key in asking} - answered:
+            store.set(f"answer to {word.decode()}", mine)
+            answered.add(word)
+        time.sleep(0.02)
+    return dist.PrefixStore(mine, store)  # type: ignore[attr-defined]
+
+
 def _instead(error: BaseException, store: Any, rank: int, size: int) -> ConnectionError | None:
     """What this process is to raise instead of `error`, if it is not the one to tell of it.
 
     Who fails by itself leaves a mark before it goes, so that who then loses contact knows that it was told.
     """
     lost = isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
+    lost = lost and _OF_NCCL_ITSELF.search(str(error)) is None
     text = f"{type(error).__name__}: {error}"
     key = "failed/lost" if lost else "failed/" + hashlib.sha256(text.encode()).hexdigest()
     told = False
