@@ -66,6 +66,8 @@ def test_folders_a_pattern_matches_are_not_passed_over_for_files_beside_them(tre
         ("sub/deep/d.PARQUET", "parquet"),
     ]
     assert found("sub/**/*.PARQUET") == [("sub/deep/d.PARQUET", "parquet")]
+    (tree / "deep.txt").write_text("beside a folder of that name")
+    assert found("**/deep*") == [("deep.txt", "text"), ("sub/deep/d.PARQUET", "parquet")]
 
 
 def test_links_that_lead_back_up_are_followed_once(tree: Path) -> None:

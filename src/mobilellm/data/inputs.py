@@ -92,9 +92,9 @@ def _sources(word: str, format: Format | None, passed_over: list[str]) -> Iterat
         matches = sorted(glob.glob(word, recursive=True))
         if not matches:
             raise FileNotFoundError(f"{word}: no file matches this pattern")
-        folders = [match for match in matches if os.path.isdir(match)]
+        folders = {match: None for match in matches if os.path.isdir(match)}  # ordered
         yield from (_file(Path(match), format) for match in matches if match not in folders)
-        if "**" in word and len(folders) < len(matches):
+        if word.endswith(("**", "**/*")) and len(folders) < len(matches):
             return  # which stands for what lies in them, too
         for folder in folders:
             yield from _files(_below(Path(folder)), format, passed_over)
