@@ -90,6 +90,17 @@ def test_more_rows_than_are_copied_at_a_time(function: str) -> None:
     assert near(by_kernels(function).multiply(a, b, WIDE), a.double() @ b.double())
 
 
+@pytest.mark.parametrize("function", [FLOATS, PAIRS])
+@pytest.mark.parametrize(("M", "N"), [(0, 5), (5, 0)])
+def test_nothing_to_multiply(M: int, N: int, function: str) -> None:
+    assert by_kernels(function).multiply(drawn(M, 7), drawn(7, N)).shape == (M, N)
+
+
+def test_one_dimension_of_batches_at_most() -> None:
+    with pytest.raises(AssertionError):
+        by_kernels(FLOATS).multiply(drawn(2, 3, 6, 8), drawn(2, 3, 8, 5))
+
+
 @pytest.mark.parametrize("dtype", [NARROW, WIDE])
 def test_several_weights_are_one(ways: Products, dtype: torch.dtype) -> None:
     rows = [5, 17, 33]

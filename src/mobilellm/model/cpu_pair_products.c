@@ -222,6 +222,7 @@ static i64 thread_of(i64 *threads) {
 int multiply_pairs(const void *a, i64 a_batch, i64 a_row, i64 a_column, int a_is_float, const void *b, i64 b_batch,
                    i64 b_row, i64 b_column, int b_is_float, const float *addend, i64 addend_stride, void *out,
                    i64 out_batch, i64 out_stride, int out_is_float, i64 batch, i64 M, i64 N, i64 K, int threads) {
+    if (!batch || !M || !N) return 0;
     int copies = a_column != 1 || a_is_float || K % 2, failed = 0;
     i64 units = parts(K, 2), rows = copies ? least(parts(M, GROUP), parts(COPIED, K * GROUP)) * GROUP : M;
     i64 most = copies ? least(batch, parts(COPIED, K * rows)) : batch; /* products at a time */

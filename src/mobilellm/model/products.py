@@ -102,6 +102,7 @@ class KernelProducts:
         if not isinstance(out, Tensor):
             out = a.new_empty(*batch, M, N, dtype=out or torch.bfloat16)
         assert batch == [*b.shape[:-2]] == [*out.shape[:-2]]
+        assert len(batch) <= 1
         into, into_batch, into_row, into_column, is_float = _matrix(out)
         start, start_row, start_column = (
             (None, 0, 1) if addend is None else (addend.data_ptr(), *addend.stride())
