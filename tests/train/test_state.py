@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from tiny_runs import LS, leaves, same_weights, stop_at, tiny_loader, tiny_model, tiny_run, tiny_settings
 
 import mobilellm.train.state
+from mobilellm.data.shards import file_sha256
 from mobilellm.model.transformer import MobileLLM
 from mobilellm.train.checkpoint_files import (
     RunState,
@@ -35,7 +37,7 @@ from mobilellm.train.distributed import World
 from mobilellm.train.loop import run_identity
 from mobilellm.train.optim import adamw, build_optimizer
 from mobilellm.train.settings import CheckpointSettings, TrainSettings
-from mobilellm.train.state import Checkpointer, load_state, load_weights
+from mobilellm.train.state import Checkpointer, _plain_errors, load_state, load_weights
 
 SETTINGS = tiny_settings()
 WEIGHTS = "shard-00001-model-00001-of-00001.safetensors"
@@ -485,6 +487,48 @@ def test_the_run_goes_on_from_the_one_before(tmp_path: Path) -> None:
     whole = tiny_run(tmp_path / "other")
     assert second.losses == whole.losses[6:]
     assert same_weights(second.model, whole.model)
+
+
+def test_what_one_process_cannot_write_is_not_removed_under_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All say why, the one that was still reading its own file too."""
+    temporary, said, barrier = tmp_path / "step-00000001.tmp", [None, None], threading.Barrier(2, timeout=20)
+    temporary.mkdir()
+    for rank in (0, 1):
+        (temporary / f"shard-{rank}").write_bytes(b"numbers")
+    found: list[Any] = [None, None]
+
+    class Meeting(World):
+        def gather(self, value: Any) -> list[Any]:
+            said[self.rank] = value
+            barrier.wait()
+            return [*said]
+
+    def hashed(file: Path) -> str:
+        if file.name == "shard-1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        time.sleep(0.1)
+        return file_sha256(file)
+
+    def publish(rank: int) -> None:
+        checkpointer = Checkpointer(tmp_path, CheckpointSettings(), Meeting(rank, 2))
+        try:
+            with _plain_errors(tmp_path / "step-00000001", temporary):
+                checkpointer._publish(temporary, tmp_path / "step-00000001", RunState(1, {}, identity()))
+        except Exception as error:
+            found[rank] = error
+
+    monkeypatch.setattr(mobilellm.train.state, "file_sha256", hashed)
+    threads = [threading.Thread(target=publish, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {str(error) for error in found} == {
+        f"[Errno 28] No space left on device: '{tmp_path}/step-00000001'"
+    }
+    assert not temporary.exists()
 
 
 def test_a_checkpoint_of_another_run_names_what_differs(tmp_path: Path) -> None:

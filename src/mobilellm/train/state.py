@@ -117,14 +117,22 @@ class Checkpointer:
 
     def _publish(self, temporary: Path, path: Path, state: RunState) -> None:
         """Hash and sync every file, write state.json, and give the folder its name."""
-        world = self._world
-        files = sorted(temporary.iterdir())[world.rank :: world.size]
-        for file in files:
-            sync(file)
-        sums = {file.name: file_sha256(file) for file in files}
-        every = world.gather(sums)
+        world, sums, problem = self._world, dict[str, str](), None
+        try:
+            files = sorted(temporary.iterdir())[world.rank :: world.size]
+            for file in files:
+                sync(file)
+            sums = {file.name: file_sha256(file) for file in files}
+        except OSError as error:  # who fails removes the folder: not while others are still at work in it
+            problem = error
+        everywhere = world.gather((sums, problem))
+        for _, found in everywhere:
+            if found is not None:
+                raise found
         if world.is_first:
-            write_state(temporary, state, {name: value for each in every for name, value in each.items()})
+            write_state(
+                temporary, state, {name: value for each, _ in everywhere for name, value in each.items()}
+            )
             if path.exists():  # the same step of a run that was resumed from before it
                 shutil.rmtree(path.rename(path.with_name(f"{path.name}.deleted")))
             os.rename(temporary, path)
