@@ -235,6 +235,9 @@ def test_one_tells_for_all() -> None:
     assert type(_instead(theirs, store, 2, 4)) is ToldByAnother
     assert _instead(ValueError("another shard"), store, 3, 4) is None
     assert type(_instead(lost, store, 0, 4)) is ToldByAnother
+    store, known = dist.HashStore(), ToldByAnother("a full disk")
+    assert _instead(known, store, 0, 4) is None  # as it is; who lost contact now may be the first to tell
+    assert type(_instead(lost, store, 1, 4)) is ConnectionError
     for _ in range(2):  # a person's Ctrl-C is never turned into an error
         assert _instead(KeyboardInterrupt(), store, 0, 4) is None
 

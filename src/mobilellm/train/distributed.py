@@ -149,6 +149,8 @@ def _instead(error: BaseException, store: Any, rank: int, size: int) -> Connecti
 
     Who fails by itself leaves a mark before it goes, so that who then loses contact knows that it was told.
     """
+    if isinstance(error, ToldByAnother):
+        return None
     lost = isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
     lost = lost and _OF_NCCL_ITSELF.search(str(error)) is None
     text = f"{type(error).__name__}: {error}"

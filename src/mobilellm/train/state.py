@@ -40,7 +40,7 @@ from mobilellm.train.checkpoint_files import (
     strangers,
     write_state,
 )
-from mobilellm.train.distributed import World, reshard
+from mobilellm.train.distributed import ToldByAnother, World, reshard
 from mobilellm.train.settings import CheckpointSettings
 
 _FILE_BYTES = 2**28
@@ -126,9 +126,10 @@ class Checkpointer:
         except OSError as error:  # who fails removes the folder: not while others are still at work in it
             problem = error
         everywhere = world.gather((sums, problem))
-        for _, found in everywhere:
-            if found is not None:
-                raise found
+        if problem is not None:
+            raise problem
+        if told := [str(found) for _, found in everywhere if found is not None]:
+            raise ToldByAnother(told[0])
         if world.is_first:
             write_state(
                 temporary, state, {name: value for each, _ in everywhere for name, value in each.items()}
