@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,18 @@ def test_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             example["tokens"], skip_special=False
         )
     assert found["examples"][0]["line"] > 2
+
+
+def test_json_where_the_output_is_not_unicode(folder: Path) -> None:
+    """What ASCII lacks is escaped as JSON has it, not as Python has."""
+    written(folder / "talks.jsonl", [{"prompt": "é 🙂", "completion": "the sea"}])
+    words = ["data", "show", str(folder / "talks.jsonl"), "--tokenizer", str(folder / "tokenizer"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mobilellm", *words],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    (example,) = json.loads(done.stdout)["examples"]
+    assert "é 🙂" in "".join(part["text"] for part in example["parts"])
 
 
 @pytest.mark.parametrize(
