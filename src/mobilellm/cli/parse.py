@@ -14,6 +14,8 @@ from mobilellm.cli.complaints import complaint, misused_flag
 
 _FEWEST_COLUMNS = 40
 """On a terminal of a few columns tyro never ends, and takes all memory meanwhile."""
+_TEXTS = ("--message", "--system", "--stop", "--prompt", "--sample.prompts", "--document-separator")
+"""Flags of texts, in which a ~ is a ~."""
 _LONGEST_FLAGS = 120
 """Columns in which no pair of flags is broken, and there is one panel beside no other."""
 
@@ -55,7 +57,8 @@ def parse(verb: str, module: ModuleType, typed: Sequence[str]) -> Any:
 def _at_home(word: str) -> str:
     """The shell leaves the ~ of --out=~/run as it is, and a folder of that name would be made."""
     flag, _, value = word.partition("=")
-    return f"{flag}={os.path.expanduser(value)}" if flag[:2] == "--" and value[:2] == "~/" else word
+    is_path = flag[:2] == "--" and value[:2] == "~/" and flag not in _TEXTS
+    return f"{flag}={os.path.expanduser(value)}" if is_path else word
 
 
 @contextlib.contextmanager
