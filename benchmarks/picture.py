@@ -3,7 +3,7 @@
     python benchmarks/picture.py docs/images/measured.png
 
 Nothing is measured here; every bar is a ratio that a benchmark wrote, of one interleaved run. Needs the
-extra `data` or `train` (matplotlib).
+extra `plots` (matplotlib).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def ratios(results: Path) -> list[Ratio]:
         Ratio("run", "Q4_0, after 512", *_benched(decode, "125m:Q4_0", 512)),
         Ratio("run", "blocks run twice, Q4_0, after 512", *_benched(decode, "ls-125m:Q4_0", 512)),
         Ratio("run", "a prompt of 512, Q8_0", *_benched(prefill, "125m:Q8_0", 512)),
-        Ratio("serve", "one stream, Q8_0", "llama-cpp-python", served["ratios"]["to_peer_one"]),
-        Ratio("serve", "eight streams, Q8_0", "llama-cpp-python", served["ratios"]["to_peer_eight"]),
+        Ratio("serve", "one stream, Q8_0", "llama-server", served["ratios"]["to_llama_server_one"]),
+        Ratio("serve", "eight streams, Q8_0", "llama-server", served["ratios"]["to_llama_server_eight"]),
     ]
 
 

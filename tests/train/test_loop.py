@@ -54,7 +54,7 @@ from mobilellm.train.guard import TrainingError
 from mobilellm.train.loop import train
 from mobilellm.train.loss import weighted_loss
 from mobilellm.train.metrics import Record, read_metrics
-from mobilellm.train.settings import BatchSettings, TrainSettings
+from mobilellm.train.settings import BatchSettings, ScheduleSettings, TrainSettings
 from mobilellm.train.state import load_weights
 
 # What a run records
@@ -459,7 +459,7 @@ def test_a_full_disk_while_saving(tmp_path: Path, runner: Runner, unkilled: Path
 
 
 def test_refuses_a_checkpoint_of_other_settings(tmp_path: Path) -> None:
-    tiny_run(tmp_path, on_record=stop_at(3))
+    tiny_run(tmp_path, on_record=stop_at(6))
     before = (tmp_path / "metrics.jsonl").read_bytes()
     newest = re.escape(str(checkpoints(tmp_path / "checkpoints")[-1]))
     for changes, words in (
@@ -473,6 +473,29 @@ def test_refuses_a_checkpoint_of_other_settings(tmp_path: Path) -> None:
         tiny_run(tmp_path, config=replace(LS, repeats=3))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert tiny_run(tmp_path).done == 10
+
+
+def test_a_run_at_its_peak_is_made_longer_or_shorter(tmp_path: Path) -> None:
+    """Bit for bit the run it would have been from the start; in the decay that can no longer be."""
+
+    def scheduled(steps: int, **schedule: float) -> TrainSettings:
+        return replace(
+            tiny_settings(steps=steps),
+            schedule=ScheduleSettings(name="wsd", warmup_steps=2, decay_fraction=0.3, **schedule),
+        )
+
+    for number, others in enumerate((scheduled(20), scheduled(8), scheduled(10, final_fraction=0.5))):
+        whole, run = tmp_path / f"whole {number}", tmp_path / f"run {number}"
+        tiny_run(whole, others)
+        tiny_run(run, scheduled(10), on_record=stop_at(4))
+        assert tiny_run(run, others).done == others.steps
+        assert_same_run(run, whole)
+    tiny_run(tmp_path / "decaying", scheduled(10), on_record=stop_at(8))
+    with pytest.raises(ValueError, match="steps = 10, not 20"):
+        tiny_run(tmp_path / "decaying", scheduled(20))
+    tiny_run(tmp_path / "further", scheduled(20), on_record=stop_at(8))
+    with pytest.raises(ValueError, match="steps = 20, not 4"):
+        tiny_run(tmp_path / "further", scheduled(4))
 
 
 def test_refuses_other_data(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mobilellm.atomic import hold, sync
 from mobilellm.data.shards import file_sha256
+from mobilellm.train.schedule import learning_rate_factor
+from mobilellm.train.settings import ScheduleSettings
 
 if TYPE_CHECKING:
     from mobilellm.train.distributed import World
@@ -125,19 +127,34 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def difference(path: Path, state: RunState, identity: dict[str, Any]) -> str | None:
-    """How the run of a checkpoint differs from the one of `identity`, as an error says it."""
+    """How the run of a checkpoint differs from the one of `identity`, as an error says it.
+
+    Another length or schedule is the same run while no step that is done would have had another learning
+    rate: a run by `wsd` can be made longer, or be let decay, from any checkpoint at its peak.
+    """
     ours = json.loads(json.dumps(identity))
-    differences = [
-        f"{name} = {state.identity.get(name)!r}, not {ours.get(name)!r}"
-        for name in sorted(ours.keys() | state.identity.keys())
-        if ours.get(name) != state.identity.get(name)
-    ]
-    if not differences:
+    differing = {
+        name for name in ours.keys() | state.identity.keys() if ours.get(name) != state.identity.get(name)
+    }
+    ahead, done = {name for name in differing if name == "steps" or name.startswith("schedule.")}, state.step
+    if ahead and done <= ours["steps"] and _rates(ours, done) == _rates(state.identity, done):
+        differing -= ahead
+    if not differing:
         return None
+    differences = [
+        f"{name} = {state.identity.get(name)!r}, not {ours.get(name)!r}" for name in sorted(differing)
+    ]
     return (
         f"{path}: belongs to a run with other settings ({'; '.join(differences)}); "
         "use another folder or the same settings"
     )
+
+
+def _rates(identity: Mapping[str, Any], steps: int) -> list[float]:
+    """What the first `steps` steps of a run had as learning rate, as fractions of its peak."""
+    fields = {name: identity.get(f"schedule.{name}") for name in ScheduleSettings.__dataclass_fields__}
+    schedule = ScheduleSettings(**{name: value for name, value in fields.items() if value is not None})
+    return [learning_rate_factor(step, identity["steps"], schedule) for step in range(steps)]
 
 
 def damage(path: Path, sums: Mapping[str, Any]) -> str:
