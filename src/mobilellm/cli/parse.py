@@ -33,13 +33,15 @@ def parse(verb: str, module: ModuleType, typed: Sequence[str]) -> Any:
             module.Arguments, prog=f"mobilellm {verb}", description=module.__doc__, args=words, **options
         )
 
-    if any("=" in word or not word for word in typed):
+    def help_text() -> str:
         subcommand = [] if typed[0].startswith("-") else typed[:1]
         whole = io.StringIO()
         with contextlib.redirect_stdout(whole), _columns(_LONGEST_FLAGS), contextlib.suppress(SystemExit):
             read([*subcommand, "--help"])
-        if misused := misused_flag(typed, whole.getvalue()):
-            raise ValueError(misused)
+        return whole.getvalue()
+
+    if any("=" in word or not word for word in typed) and (misused := misused_flag(typed, help_text())):
+        raise ValueError(misused)
     box, plain = io.StringIO(), io.StringIO()
     # tyro colours its help on a terminal whatever NO_COLOR says; what is no terminal it does not colour.
     uncoloured = contextlib.redirect_stdout(plain) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
@@ -51,7 +53,7 @@ def parse(verb: str, module: ModuleType, typed: Sequence[str]) -> Any:
         if not stop.code:
             print(plain.getvalue(), end="")
             raise
-    raise ValueError(complaint(box.getvalue(), verb, typed))
+    raise ValueError(complaint(box.getvalue(), verb, typed, help_text))
 
 
 def _at_home(word: str) -> str:
