@@ -97,7 +97,7 @@ def test_json_where_the_output_is_not_unicode(folder: Path) -> None:
     [
         (["show", "x.jsonl"], "give --model, whose tokenizer and template are used, or --tokenizer"),
         (["show", "--tokenizer", "x"], "name at least one file of conversations"),
-        (["hide", "x.jsonl"], "needs the word show first"),
+        (["hide", "x.jsonl"], "needs the word show or batch first"),
         (["show", "absent.jsonl", "--tokenizer", "TOKENIZER"], "absent.jsonl: no such file of conversations"),
         (["show", "x", "--tokenizer", "TOKENIZER", "-n", "-1"], "-1 must be 0 or above"),
     ],
