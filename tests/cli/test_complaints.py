@@ -89,6 +89,9 @@ from .refusals import refusal
         ),
         ("train tiny-cpu --data.train nowhere", "(mobilellm prepare TEXT --tokenizer DIR --out FOLDER makes"),
         # A flag where there is none.
+        ("chat --sytem x m", "chat: --sytem is not known, did you mean --system? (mobilellm chat --help"),
+        ("chat --json --sytem=x m", "chat: --sytem is not known, did you mean --system?"),
+        ("eval ppl --dat x m", "eval ppl: --dat is not known, did you mean --data?"),
         ("chat --model m", "chat: MODEL goes without a flag: mobilellm chat MODEL (mobilellm chat --help"),
     ],
 )

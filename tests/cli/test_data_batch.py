@@ -6,12 +6,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from chat_data import conversations
 
+from mobilellm.cli.data_batch import _read_in
 from mobilellm.cli.main import _main
+from mobilellm.data.chat_loader import ChatRows
 from mobilellm.data.loader import PackedLoader
 from mobilellm.data.shards import read_split
-from mobilellm.tokenizer import Tokenizer
+from mobilellm.tokenizer import BOS_ID, Tokenizer
 from mobilellm.train.recipe import load_recipe
 
 from .test_train import command, written_place
@@ -58,6 +62,19 @@ def test_as_a_person_reads_it(stopped: Path, capsys: pytest.CaptureFixture[str])
     assert "not both finite" in shown
     assert "sequence 2 of " in shown
     assert "more: --skip 2" in shown
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_conversations_are_whole_and_without_padding(packing: bool, tmp_path: Path) -> None:
+    talks = conversations(tmp_path, 9)
+    rows = ChatRows(talks, 150, seed=1, packing=packing)
+    batch = rows.batch(0, rows.num_rows)
+    assert (batch.weights[:, -1] == 0).any()
+    read = [token for row in range(rows.num_rows) for token in _read_in(batch, row)]
+    wanted = [part.tolist() for part in np.split(talks.tokens, talks.ends[:-1])]
+    begins = [place for place, token in enumerate(read) if token == BOS_ID]
+    found = [part.tolist() for part in np.split(np.array(read), begins[1:])]
+    assert sorted(found) == sorted(wanted)
 
 
 def test_refusals(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,12 +80,24 @@ def test_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["examples"][0]["line"] > 2
 
 
+def test_json_where_the_output_is_not_unicode(folder: Path) -> None:
+    """What ASCII lacks is escaped as JSON has it, not as Python has."""
+    written(folder / "talks.jsonl", [{"prompt": "é 🙂", "completion": "the sea"}])
+    words = ["data", "show", str(folder / "talks.jsonl"), "--tokenizer", str(folder / "tokenizer"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mobilellm", *words],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    (example,) = json.loads(done.stdout)["examples"]
+    assert "é 🙂" in "".join(part["text"] for part in example["parts"])
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["show", "x.jsonl"], "give --model, whose tokenizer and template are used, or --tokenizer"),
         (["show", "--tokenizer", "x"], "name at least one file of conversations"),
-        (["hide", "x.jsonl"], "needs the word show first"),
+        (["hide", "x.jsonl"], "needs the word show or batch first"),
         (["show", "absent.jsonl", "--tokenizer", "TOKENIZER"], "absent.jsonl: no such file of conversations"),
         (["show", "x", "--tokenizer", "TOKENIZER", "-n", "-1"], "-1 must be 0 or above"),
     ],

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from absent_packages import without
+from mobilellm.cli import chat
 from mobilellm.cli.main import VERBS, _main, _with_flags, one_line
+from mobilellm.cli.parse import parse
 from mobilellm.layouts import config_json
 from mobilellm.presets import preset
 
@@ -72,6 +74,12 @@ def test_the_home_folder_after_an_equals_sign(tmp_path: Path, monkeypatch: pytes
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["t.json"]
+
+
+def test_a_text_after_an_equals_sign_is_left_as_it_is() -> None:
+    assert parse("chat", chat, ["m", "--system=~/x", "--message=~/y", "--save=~/z"]) == chat.Arguments(
+        "m", message=("~/y",), system="~/x", save=Path.home() / "z"
+    )
 
 
 def test_a_closed_stream_is_not_the_next_file(tmp_path: Path) -> None:

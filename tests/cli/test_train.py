@@ -631,6 +631,7 @@ def test_refuses_wrong_flags(place: Path, tmp_path: Path, capsys: pytest.Capture
             assert word in said
     assert not list(tmp_path.iterdir())
     assert "name a recipe first: " in refused(capsys, ["train", "--steps", "3"])
+    assert "name a recipe first: " in refused(capsys, ["train", "--sample.prompts", "x" * 300, "tiny-cpu"])
     assert "no such recipe file; recipes of the package are" in refused(capsys, ["train", "absent"])
 
 

@@ -17,7 +17,8 @@ from mobilellm.data import words as words_module
 from mobilellm.data.cuts import Cuts
 from mobilellm.data.encoder import Encoder
 from mobilellm.sentencepiece_model import LAYOUT_HEAD, SPACE
-from mobilellm.tokenizer import Tokenizer, merges_of
+from mobilellm.tokenizer import Tokenizer
+from mobilellm.tokenizer_merges import merges_of
 from tokenizer_oracles import HARD_TEXTS, TEXTS, small, trained
 
 

@@ -106,6 +106,18 @@ def until(page: Page, expression: str) -> None:
 # Talking
 
 
+def test_what_a_wrong_setting_holds_up_is_not_lost(page: Page, script: Script) -> None:
+    page.click("#show-settings")
+    page.fill("#max_tokens", "-1")
+    send(page, "Hi you")
+    until(page, "document.getElementById('prompt').value === 'Hi you'")
+    assert script.requests == []
+    page.fill("#max_tokens", "8")
+    page.click("#send")
+    answered(page)
+    assert said(page) == ["Hi you", "Hello there."]
+
+
 def test_sends_and_shows_the_answer(page: Page, script: Script) -> None:
     page.click("#show-settings")
     page.fill("#system", "Be brief.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _FLAG_COLUMN = 4
 _KINDS = {"int()": "a whole number", "float": "a number"}
@@ -20,8 +20,11 @@ _KINDS_OR_NONE = {
 }
 
 
-def complaint(box: str, verb: str, typed: Sequence[str]) -> str:
-    """The box that tyro drew about what was typed after `mobilellm VERB`, in one line."""
+def complaint(box: str, verb: str, typed: Sequence[str], help_text: Callable[[], str] = str) -> str:
+    """The box that tyro drew about what was typed after `mobilellm VERB`, in one line.
+
+    `help_text` is asked where the box does not tell which flags there are.
+    """
     said, *others = _paragraphs(box)
     text = " ".join(line.strip() for line in said)
     program = next(iter(re.findall(r"\(applied to (mobilellm [^)]+)\)", text)), None) or _helped(others, verb)
@@ -30,8 +33,10 @@ def complaint(box: str, verb: str, typed: Sequence[str]) -> str:
         what = _missing(said, others)
     elif text.startswith("Unrecognized"):
         what = _unknown(said, others, typed, program)
+    elif found := re.match(r"Missing value for argument '([^-].*)'\. Expected 1 values\.", text):
+        what = _flag_in_place_of(found[1], typed, flags_with_kinds(help_text()), program)
     else:
-        what = _in_our_words(text, program)
+        what = _in_our_words(text)
     return _told(what, program)
 
 
@@ -138,7 +143,16 @@ def _likeliest(flag: str, others: Sequence[Sequence[str]]) -> str:
     return perhaps(flag, others_than_it) or (f", did you mean {others_than_it[0]}?" if others_than_it else "")
 
 
-def _in_our_words(text: str, program: str) -> str:
+def _flag_in_place_of(name: str, typed: Sequence[str], known: Mapping[str, str], program: str) -> str:
+    """A flag that there is not, where what has no flag was looked for."""
+    flags = [word.partition("=")[0] for word in typed if word.startswith("-")]
+    unknown = next((flag for flag in flags if flag not in known), None)
+    if unknown is None or unknown.lstrip("-") == name:
+        return f"{name.upper()} goes without a flag: {program} {name.upper()}"
+    return f"{unknown} is not known{perhaps(unknown, known)}"
+
+
+def _in_our_words(text: str) -> str:
     of_a_number = (
         r"Error parsing (\S+): (?:invalid literal for (int\(\))|could not convert string to (float))"
     )
@@ -154,10 +168,7 @@ def _in_our_words(text: str, program: str) -> str:
         choices = sorted(each for each in re.findall(r"'([^']*)'", found[3]) if each != "None")
         return f"{found[2]} {found[1]!r} must be {_listed(choices, 'or')}{perhaps(found[1], choices)}"
     if found := re.match(r"Missing value for argument '(.*)'\. Expected 1 values\.", text):
-        name, typed_as_flag = found[1].upper(), not found[1].startswith("-")
-        return (
-            f"{name} goes without a flag: {program} {name}" if typed_as_flag else f"{found[1]} needs a value"
-        )
+        return f"{found[1]} needs a value"
     if found := re.match(r"Expected one of \{(.*)\}\.", text):
         return f"needs one of {found[1]}"
     return text

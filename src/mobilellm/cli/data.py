@@ -79,7 +79,7 @@ def run(arguments: Arguments) -> None:
     template = _template(arguments)
     summary = _read(arguments, template)
     if arguments.json:
-        print(json.dumps(_described(arguments, template.tokenizer, summary), ensure_ascii=False))
+        print(json.dumps(_described(arguments, template.tokenizer, summary)))
         return
     for place, conversation in summary.examples:
         _show(template.tokenizer, place, conversation)

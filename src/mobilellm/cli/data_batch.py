@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
 
 from mobilellm.chat.visible import visible
@@ -47,13 +48,13 @@ def run(arguments: Arguments) -> None:
         {
             "sequence": row + 1,
             "targets": int((batch.weights[row] > 0).sum()),
-            "text": spelt(text.tokenizer, [*batch.tokens[row].tolist(), int(batch.targets[row, -1])]),
+            "text": spelt(text.tokenizer, _read_in(batch, row)),
         }
         for row in rows
     ]
     told |= {"sequences": len(batch.tokens), "length": batch.tokens.shape[1]}
     if arguments.json:
-        print(json.dumps(told | {"shown": shown}, ensure_ascii=False))
+        print(json.dumps(told | {"shown": shown}))
         return
     print(f"step {told['step']}: {told['reason']}\n")
     for each in shown:
@@ -61,6 +62,20 @@ def run(arguments: Arguments) -> None:
         print(f"{head}\n{visible(each['text'])}\n")
     if rest := len(batch.tokens) - rows.stop:
         print(f"{rest:,} more: --skip {rows.stop}, or a larger -n")
+
+
+def _read_in(batch: Batch, row: int) -> list[int]:
+    """A row's tokens up to the last target that counts: nothing after it, padding mostly, is in the loss.
+
+    Where conversations share a row, the last token of each is a target alone, and stands in its place.
+    """
+    counted = np.flatnonzero(batch.weights[row])
+    end = int(counted[-1]) + 1 if counted.size else 0
+    tokens, targets = batch.tokens[row, :end].tolist(), batch.targets[row, :end].tolist()
+    read: list[int] = []
+    for token, target, following in zip(tokens, targets, [*tokens[1:], None], strict=True):
+        read += [token] if target == following else [token, target]
+    return read
 
 
 def _told(file: Path) -> dict[str, Any]:

@@ -122,7 +122,8 @@ def _run(verb: str, rest: list[str]) -> None:
         verb, rest = f"{verb} {rest[0]}", rest[1:]
     elif (word := _NEED_A_WORD.get(verb)) is not None:
         if not {"-h", "--help"} & set(rest):
-            raise ValueError(f"{verb}: needs the word {word} first: mobilellm {verb} {word} …")
+            words = " or ".join(each for of, each in _WITH_A_WORD if of == verb)
+            raise ValueError(f"{verb}: needs the word {words} first: mobilellm {verb} {word} …")
         name, verb = verb, f"{verb} {word}"
     module = import_module(f"mobilellm.cli.{name or verb.replace('-', '_')}")
     module.run(parse(verb, module, rest))

@@ -14,6 +14,8 @@ from mobilellm.cli.complaints import complaint, misused_flag
 
 _FEWEST_COLUMNS = 40
 """On a terminal of a few columns tyro never ends, and takes all memory meanwhile."""
+_TEXTS = ("--message", "--system", "--stop", "--prompt", "--sample.prompts", "--document-separator")
+"""Flags of texts, in which a ~ is a ~."""
 _LONGEST_FLAGS = 120
 """Columns in which no pair of flags is broken, and there is one panel beside no other."""
 
@@ -31,13 +33,15 @@ def parse(verb: str, module: ModuleType, typed: Sequence[str]) -> Any:
             module.Arguments, prog=f"mobilellm {verb}", description=module.__doc__, args=words, **options
         )
 
-    if any("=" in word or not word for word in typed):
+    def help_text() -> str:
         subcommand = [] if typed[0].startswith("-") else typed[:1]
         whole = io.StringIO()
         with contextlib.redirect_stdout(whole), _columns(_LONGEST_FLAGS), contextlib.suppress(SystemExit):
             read([*subcommand, "--help"])
-        if misused := misused_flag(typed, whole.getvalue()):
-            raise ValueError(misused)
+        return whole.getvalue()
+
+    if any("=" in word or not word for word in typed) and (misused := misused_flag(typed, help_text())):
+        raise ValueError(misused)
     box, plain = io.StringIO(), io.StringIO()
     # tyro colours its help on a terminal whatever NO_COLOR says; what is no terminal it does not colour.
     uncoloured = contextlib.redirect_stdout(plain) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
@@ -49,13 +53,14 @@ def parse(verb: str, module: ModuleType, typed: Sequence[str]) -> Any:
         if not stop.code:
             print(plain.getvalue(), end="")
             raise
-    raise ValueError(complaint(box.getvalue(), verb, typed))
+    raise ValueError(complaint(box.getvalue(), verb, typed, help_text))
 
 
 def _at_home(word: str) -> str:
     """The shell leaves the ~ of --out=~/run as it is, and a folder of that name would be made."""
     flag, _, value = word.partition("=")
-    return f"{flag}={os.path.expanduser(value)}" if flag[:2] == "--" and value[:2] == "~/" else word
+    is_path = flag[:2] == "--" and value[:2] == "~/" and flag not in _TEXTS
+    return f"{flag}={os.path.expanduser(value)}" if is_path else word
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -92,7 +93,7 @@ def recipe_named(name: str) -> Recipe:
 
 def _refuse_folder(name: str) -> None:
     """A run named in place of its recipe."""
-    if name not in recipe_names() and (Path(name) / "recipe.toml").is_file():
+    if name and name not in recipe_names() and os.path.isfile(os.path.join(name, "recipe.toml")):
         run = shlex.quote(name.rstrip("/") or name)
         raise ValueError(
             f"{name}: is a run; it goes on with: {program()} train {run}/recipe.toml --out {run}"

@@ -27,7 +27,12 @@ const turns = new Turns({
   again: () => run((talk) => talk.again(settings.values())),
   edit: (number) => composer.edit(number),
 });
-const composer = new Composer((text, from) => run(() => talk.say(text, settings.values(), from)));
+const composer = new Composer((text, from) =>
+  run(
+    () => talk.say(text, settings.values(), from),
+    () => composer.takeBack(text, from),
+  ),
+);
 const list = new ConversationList({ open, remove });
 
 let backend = null;
@@ -79,10 +84,12 @@ function begin(conversation) {
   composer.focus();
 }
 
-async function run(action) {
+/** Have the model write, unless a setting is none: then `refused` is called. */
+async function run(action, refused = () => {}) {
   if (!talk || talk.isAnswering) return;
   const invalid = settings.firstInvalid();
   if (invalid) {
+    refused();
     notice.show(`${invalid.labels[0].firstChild.textContent.trim()}: ${invalid.validationMessage}`);
     return;
   }
