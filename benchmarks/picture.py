@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mobilellm.atomic import atomic_write
-from mobilellm.report.plots import LIGHT
+from mobilellm.report.speed import Bar, Panel, speed_picture
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -41,19 +41,20 @@ def ratios(results: Path) -> list[Ratio]:
         json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("train", "finetune", "eval", "generate", "serve")
     )
+    scored, torch = scored["bfloat16"], torch["bfloat16"]
     decode, prefill = results / "bench-decode.json", results / "bench-prefill.json"
     return [
-        Ratio("train", "pretraining, 125M, 1 × 512 tokens", "Trainer", _faster(train["125m"], "trainer")),
-        Ratio("train", "pretraining, 7M", "Trainer", _faster(train["tiny-later"], "trainer")),
+        Ratio("train", "pretraining, 125M, 1 × 512", "Trainer", _faster(train["125m"], "trainer")),
+        Ratio("train", "pretraining, 7M", "Trainer", _faster(train["tiny"], "trainer")),
         Ratio("train", "fine-tuning, 125M", "TRL", _faster(tuned["125m"], "trl-rows", "trl")),
-        Ratio("evaluate", "the eight tasks, 125M", "lm-eval", _speed(scored["bfloat16"], "zero_shot")),
-        Ratio("evaluate", "perplexity, 125M", "transformers", _speed(scored["bfloat16"], "perplexity")),
-        Ratio("run", "in PyTorch, bfloat16", "transformers", torch["bfloat16"]["decode"]["ratio_of_speed"]),
+        Ratio("evaluate", "the eight tasks, 125M", "lm-eval", scored["zero_shot"]["ratio_of_speed"]),
+        Ratio("evaluate", "perplexity, 125M", "transformers", scored["perplexity"]["ratio_of_speed"]),
+        Ratio("run", "in PyTorch, bfloat16", "transformers", torch["decode"]["ratio_of_speed"]),
         Ratio("run", "Q8_0, first tokens", *_benched(decode, "125m:Q8_0", 0)),
         Ratio("run", "Q8_0, after 512", *_benched(decode, "125m:Q8_0", 512)),
         Ratio("run", "Q4_0, first tokens", *_benched(decode, "125m:Q4_0", 0)),
         Ratio("run", "Q4_0, after 512", *_benched(decode, "125m:Q4_0", 512)),
-        Ratio("run", "blocks run twice, Q4_0, after 512", *_benched(decode, "ls-125m:Q4_0", 512)),
+        Ratio("run", "LS-125M Q4_0, after 512", *_benched(decode, "ls-125m:Q4_0", 512)),
         Ratio("run", "a prompt of 512, Q8_0", *_benched(prefill, "125m:Q8_0", 512)),
         Ratio("serve", "one stream, Q8_0", "llama-server", served["ratios"]["to_llama_server_one"]),
         Ratio("serve", "eight streams, Q8_0", "llama-server", served["ratios"]["to_llama_server_eight"]),
@@ -64,10 +65,6 @@ def _faster(shape: Mapping[str, Any], *rivals: str) -> float:
     """Than the fastest of them."""
     found: list[float] = [shape["ratios"][f"ours / {rival}"]["tokens_per_second"] for rival in rivals]
     return min(found)
-
-
-def _speed(scored: Mapping[str, Any], kind: str) -> float:
-    return float(scored[kind]["ratio_of_speed"])
 
 
 def _benched(path: Path, model: str, tokens: int) -> tuple[str, float]:
@@ -84,33 +81,9 @@ def _benched(path: Path, model: str, tokens: int) -> tuple[str, float]:
 
 
 def drawn(ratios: list[Ratio]) -> bytes:
-    """As PNG: a bar a ratio, a colour a part of a model's life, a line where the rival stands."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    parts = list(dict.fromkeys(ratio.part for ratio in ratios))
-    colours = dict(zip(parts, LIGHT.runs, strict=False))
-    figure = Figure(figsize=(8.4, 0.3 * len(ratios) + 1.1), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for place, ratio in enumerate(ratios):
-        axes.barh(place, ratio.value, height=0.72, color=colours[ratio.part])
-        told = f"{ratio.value:.1f}× {ratio.rival}"
-        axes.text(ratio.value + 0.08, place, told, va="center", fontsize=9, color=LIGHT.ink)
-    axes.axvline(1, color=LIGHT.ink, linewidth=1)
-    axes.text(1, -0.75, "the rival", ha="center", fontsize=8.5, color=LIGHT.ink)
-    names = [f"{ratio.part}: {ratio.what}" for ratio in ratios]
-    axes.set_yticks(range(len(ratios)), names, fontsize=9, color=LIGHT.ink)
-    axes.set_ylim(len(ratios) - 0.4, -0.6)
-    axes.set_xlim(0, max(ratio.value for ratio in ratios) * 1.24)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    """As PNG: a bar a ratio, a colour a part of a model's life."""
+    bars = [Bar(each.what, each.part, each.value, f"{each.value:.1f}× {each.rival}") for each in ratios]
+    return speed_picture([Panel("", "times as fast as the rival", bars)], "")
 
 
 if __name__ == "__main__":
